@@ -1,0 +1,247 @@
+"""What is wrong with a value, where, and what was expected instead: pydantic's findings in this project's words."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from flowstill.errors import RecipeError, did_you_mean, nearest
+
+Loc = tuple[str | int, ...]
+
+_EXPECTED = {
+    "int_": "a whole number",
+    "float_": "a number",
+    "finite_number": "a finite number",
+    "bool_": "true or false",
+    "string_type": "a text",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "dataclass_": "a mapping",
+    "model_attributes_type": "a mapping",
+    "greater_than_equal": "at least {ge}",
+    "greater_than": "more than {gt}",
+    "less_than_equal": "at most {le}",
+    "less_than": "less than {lt}",
+    "too_long": "at most {max_length} items",
+    "too_short": "at least {min_length} items",
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: where it stands below the value that was checked, and what is said about it.
+
+    owner: the dataclass that has no key named ``loc[-1]``, where that is the problem.
+    """
+
+    loc: Loc
+    text: str
+    owner: type | None = None
+
+    def sentence(self, more: Iterable[str] = ()) -> str:
+        """The text, with the nearest of the owner's keys (and of ``more``) where a key is unknown."""
+        if self.owner is None:
+            return self.text
+        return f"{self.text}. {did_you_mean(str(self.loc[-1]), [*field_names(self.owner), *more])}".strip()
+
+
+class Problems(RecipeError):
+    """All that is wrong with one value, a line for each problem."""
+
+    def __init__(self, what: str, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(f"{path_text((what, *p.loc))}: {p.sentence()}" for p in self.problems))
+
+
+def path_text(loc: Loc) -> str:
+    """A place as text.
+
+    >>> path_text(("jobs", "student", "stages", 0, "lr"))
+    'jobs.student.stages[0].lr'
+    """
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).removeprefix(".")
+
+
+def field_names(kind: Any) -> tuple[str, ...]:
+    """The fields of a dataclass made by ``specification``, in order; none for another type."""
+    return tuple(_fields(kind))
+
+
+def members(kind: Any) -> tuple[Any, ...]:
+    """The types that a value may have, without None and without what ``Annotated`` adds.
+
+    >>> members(Annotated[int, "positive"] | None)
+    (<class 'int'>,)
+    """
+    if get_origin(kind) is Annotated:
+        return members(get_args(kind)[0])
+    if get_origin(kind) in (Union, types.UnionType):
+        return tuple(m for argument in get_args(kind) if argument is not type(None) for m in members(argument))
+    return (kind,)
+
+
+def shown(value: Any) -> str:
+    """A given value, short enough for a message.
+
+    >>> shown("abc"), shown(True), shown(None)
+    ("'abc'", 'true', 'nothing')
+    """
+    if value is None or isinstance(value, bool):
+        return {None: "nothing", True: "true", False: "false"}[value]
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def problems_of(error: ValidationError, kind: Any) -> list[Problem]:
+    """All problems of a validation against ``kind``: one for a value, not one for each type that it might have had."""
+    found = [
+        _Finding(e["loc"], e["type"], e["input"], e.get("ctx", {}), e["msg"]) for e in error.errors(include_url=False)
+    ]
+    return _read(found, kind, "")
+
+
+@dataclass(frozen=True)
+class _Finding:
+    """One of pydantic's errors, its loc counted from the value being read."""
+
+    loc: Loc
+    type: str
+    input: Any
+    context: dict[str, Any]
+    message: str
+
+
+def _read(found: list[_Finding], kind: Any, hint: str) -> list[Problem]:
+    """The problems of a value that should be a ``kind``. hint: how a reader would say what may stand here."""
+    problems = [p for finding in found if not finding.loc for p in _here(finding, kind, hint)]
+    below: dict[str | int, list[_Finding]] = {}
+    for finding in found:
+        if finding.loc:
+            below.setdefault(finding.loc[0], []).append(replace(finding, loc=finding.loc[1:]))
+    kinds = members(kind)
+    if len(kinds) > 1:
+        return problems + (_best_branch(below, kinds, hint) if below else [])
+    for part, findings in below.items():
+        problems += _part(part, findings, kinds[0])
+    return list(dict.fromkeys(problems))
+
+
+def _part(part: str | int, found: list[_Finding], kind: Any) -> list[Problem]:
+    """The problems of one field, item or key of a ``kind``."""
+    first = found[0]
+    if part == "[key]":
+        return [Problem((), f"a name is a text, not {shown(first.input)}; put it in quotes")]
+    if first.type in ("unexpected_keyword_argument", "invalid_key") and not first.loc:
+        return [Problem((part,), "unknown key", owner=kind)]
+    fields = list(_fields(kind))
+    if isinstance(part, int) and part < len(fields):
+        part = fields[part]  # an argument given by position
+    if first.type == "unexpected_positional_argument" and not first.loc:
+        return [Problem((), f"takes {len(fields)} values at most, got {shown(first.input)} as well")]
+    if first.type == "missing" and not first.loc:
+        if isinstance(part, int):
+            return [Problem((), f"expected {len(get_args(kind))} items, got {shown(first.input)}")]
+        return [Problem((), f"{part!r} is missing")]
+    inner, hint = _inner(kind, part)
+    return [replace(p, loc=(part, *p.loc)) for p in _read(found, inner, hint)]
+
+
+def _here(finding: _Finding, kind: Any, hint: str) -> list[Problem]:
+    """The problems with a value as a whole."""
+    if finding.type in ("value_error", "assertion_error"):
+        cause = finding.context["error"]
+        return list(cause.problems) if isinstance(cause, Problems) else [Problem((), str(cause))]
+    return [
+        Problem((), f"expected {hint or _expected(finding, kind)}, got {shown(_given(finding))}{_near(finding, kind)}")
+    ]
+
+
+def _best_branch(branches: dict[str | int, list[_Finding]], kinds: tuple[Any, ...], hint: str) -> list[Problem]:
+    """Where a value may have several types: the problems of the one that was meant, or one that names them all."""
+    meant = [(label, found) for label, found in branches.items() if _was_meant(found, _branch(label, kinds))]
+    if len(meant) == 1:
+        label, found = meant[0]
+        return _read(found, _branch(label, kinds), hint="")
+    first = [(found[0], _branch(label, kinds)) for label, found in branches.items()]
+    expected = hint or " or ".join(dict.fromkeys(_expected(finding, kind) for finding, kind in first))
+    near = next((text for finding, kind in first if (text := _near(finding, kind))), "")
+    return [Problem((), f"expected {expected}, got {shown(_given(first[0][0]))}{near}")]
+
+
+def _was_meant(found: list[_Finding], kind: Any) -> bool:
+    """Whether a value is of the right sort for ``kind``, so that its problems lie deeper."""
+    if any(not f.loc and f.type not in ("value_error", "assertion_error") for f in found):
+        return False
+    required = [f for f in _fields(kind).values() if f.is_required()]
+    missing = [f for f in found if len(f.loc) == 1 and f.type == "missing"]
+    return not required or len(missing) < len(required)
+
+
+def _branch(label: str | int, kinds: tuple[Any, ...]) -> Any:
+    """The type that pydantic calls ``label``: a class's name, or the value of its tag."""
+    for kind in kinds:
+        tags = {f.default for f in _fields(kind).values() if isinstance(f.default, str)}
+        if label == getattr(kind, "__name__", "") or label in tags:
+            return kind
+    return next((k for k in kinds if str(label).startswith(getattr(get_origin(k), "__name__", "?").lower())), Any)
+
+
+def _inner(kind: Any, part: str | int) -> tuple[Any, str]:
+    """The type of one field or item of a ``kind``, and the hint that its annotation gives."""
+    if part in _fields(kind):
+        field = _fields(kind)[str(part)]
+        return field.annotation, field.description or ""
+    origin, arguments = get_origin(kind), get_args(kind)
+    inner: Any = Any
+    if origin is dict:
+        inner = arguments[1]
+    elif origin in (tuple, list) and isinstance(part, int):
+        endless = origin is list or arguments[-1] is Ellipsis
+        inner = arguments[0 if endless else min(part, len(arguments) - 1)]
+    extras = get_args(inner)[1:] if get_origin(inner) is Annotated else ()
+    return inner, next((e.description for e in extras if isinstance(e, FieldInfo) and e.description), "")
+
+
+def _fields(kind: Any) -> dict[str, FieldInfo]:
+    """The same with what pydantic knows of each."""
+    return getattr(kind, "__pydantic_fields__", {})
+
+
+def _choices(finding: _Finding, kind: Any) -> list[Any]:
+    """The values that are allowed where a literal, or the tag of a mapping, was expected."""
+    if finding.type.startswith("union_tag"):
+        name = str(finding.context["discriminator"]).strip("'")
+        return [_fields(k)[name].default for k in members(kind) if name in _fields(k)]
+    literals = [k for k in members(kind) if get_origin(k) is Literal]
+    return [choice for literal in literals for choice in get_args(literal)] if finding.type == "literal_error" else []
+
+
+def _given(finding: _Finding) -> Any:
+    return finding.context.get("tag", finding.input)
+
+
+def _expected(finding: _Finding, kind: Any) -> str:
+    choices = _choices(finding, kind)
+    if choices:
+        return " or ".join([", ".join(repr(c) for c in choices[:-1]), repr(choices[-1])]).removeprefix(" or ")
+    if finding.type.startswith("dataclass_") or finding.type == "missing":
+        required = [repr(name) for name, field in _fields(kind).items() if field.is_required()]
+        return f"a mapping with {' and '.join(required)}" if required else "a mapping"
+    for start, text in _EXPECTED.items():
+        if finding.type.startswith(start):
+            return text.format(**{k: f"{v:g}" for k, v in finding.context.items() if isinstance(v, (int, float))})
+    return finding.message.removeprefix("Input should be ")
+
+
+def _near(finding: _Finding, kind: Any) -> str:
+    given = _given(finding)
+    choices = [c for c in _choices(finding, kind) if isinstance(c, str)]
+    near = nearest(given, choices) if isinstance(given, str) else []
+    return f". Did you mean {near[0]!r}?" if near else ""
