@@ -1,0 +1,24 @@
+"""Networks: the papers' own, timm's, torchvision's and the user's, by name; their weights and their size."""
+
+from flowstill.nets.checkpoints import read_weights, save_weights
+from flowstill.nets.counts import Counts, count
+from flowstill.nets.create import NAME_FORMS, build, create, known_nets
+from flowstill.nets.factories import needs_trust
+from flowstill.nets.resnet import ResNet
+from flowstill.nets.spec import Net
+from flowstill.nets.weights import load_weights
+
+__all__ = [
+    "NAME_FORMS",
+    "Counts",
+    "Net",
+    "ResNet",
+    "build",
+    "count",
+    "create",
+    "known_nets",
+    "load_weights",
+    "needs_trust",
+    "read_weights",
+    "save_weights",
+]

@@ -1,0 +1,117 @@
+"""Files of weights: read without running anything, written without time stamps."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from flowstill.errors import NetworkError, nearest
+from flowstill.files import atomic_write
+
+State = dict[str, Tensor]
+_INSIDE = ("state_dict", "model", "student")  # where training scripts keep a network in their checkpoints
+_WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
+
+
+def save_weights(network: nn.Module | Mapping[str, Tensor], path: str | Path) -> None:
+    """Write a network's state, or a state dict, as safetensors: the same weights give the same bytes.
+
+    Tensors that share memory are written each; memory formats are not kept. The file is there wholly or not at all.
+
+    Raises: NetworkError where a value is no tensor or holds no data; OSError where the file cannot be written.
+    """
+    state = network.state_dict() if isinstance(network, nn.Module) else network
+    plain: State = {}
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor) or tensor.is_meta:
+            kind = "a meta tensor without data" if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
+            raise NetworkError(f"{path}: {name!r} is {kind}; only tensors with data can be saved.")
+        # A clone each, as safetensors refuses shared memory and gaps.
+        plain[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+    atomic_write(path, safetensors.torch.save(plain, metadata={"format": "pt"}))
+
+
+def read_weights(path: str | Path) -> State:
+    """The tensors in a safetensors file or a ``torch.save`` checkpoint, on the CPU, by their names in the bare network.
+
+    A checkpoint may hold its state dict under ``state_dict``, ``model`` or ``student``. The names lose the prefixes of
+    DistributedDataParallel and ``torch.compile``. Nothing in the file is ever run.
+
+    Raises: NetworkError where the file is missing, damaged, no checkpoint, or holds more than tensors and plain data.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise NetworkError(f"No weights file {str(path)!r}: {_instead(path)}")
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+        content = safetensors.torch.load_file(path) if start[8:] == b"{" else _load(path)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        if named is None and not start.startswith(b"\x80"):
+            raise _unreadable(path, error) from None
+        raise NetworkError(
+            f"{path} was not loaded, as it could run code: it holds "
+            f"{named[1] if named else 'a pickle'}, not only tensors. Where you trust its source, load it there, "
+            "write its state dict with safetensors.torch.save_file, and give that file."
+        ) from None
+    except Exception as error:  # damage shows in many ways: zip, struct, safetensors, ...
+        raise _unreadable(path, error) from None
+    return _bare(_tensors(content, path))
+
+
+def _instead(path: Path) -> str:
+    if path.is_dir():
+        return "it is a folder; name the file in it."
+    if not path.parent.is_dir():
+        return f"there is no folder {str(path.parent)!r}."
+    near = nearest(path.name, (p.name for p in path.parent.iterdir()))
+    return f"did you mean {near[0]!r}, in the same folder?" if near else "check the path."
+
+
+def _load(path: Path) -> Any:
+    with path.open("rb") as file, warnings.catch_warnings():  # a file, as torch.load goes by the endings of names
+        warnings.simplefilter("ignore")  # what torch warns of here, it also raises
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _unreadable(path: Path, error: Exception) -> NetworkError:
+    if path.stat().st_size == 0:
+        return NetworkError(f"{path} is empty. Write the file anew, or name another.")
+    reason = re.split(r"\.\s|\n", f"{type(error).__name__}: {error}")[0]
+    return NetworkError(
+        f"{path} is no checkpoint, or a damaged one ({reason}). "
+        "Weights are read from safetensors, and from torch.save(network.state_dict(), FILE)."
+    )
+
+
+def _tensors(content: Any, path: Path) -> State:
+    """The state dict in a checkpoint's content."""
+    if isinstance(content, Mapping):
+        for key in _INSIDE:
+            if isinstance(content.get(key), Mapping):
+                return _tensors(content[key], path)
+        if content and all(isinstance(value, Tensor) for value in content.values()):
+            return {str(name): tensor for name, tensor in content.items()}
+        held = f"a dict of {', '.join(map(repr, list(content)[:3])) or 'nothing'}"
+    else:
+        held = f"a {type(content).__name__}"
+    raise NetworkError(
+        f"{path} holds {held}, no state dict. Expected tensors by name, alone or under {', '.join(map(repr, _INSIDE))}."
+    )
+
+
+def _bare(state: State) -> State:
+    """The names without what wrappers put before all of them."""
+    for prefix in _WRAPPERS * 2:  # they nest, either way round
+        if all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return state

@@ -1,0 +1,118 @@
+"""Networks made by a user's own function: ``path/file.py:factory``. Naming one runs the file."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import sys
+import traceback
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from flowstill.errors import NetworkError, did_you_mean, nearest
+
+_MARK = ".py:"
+
+
+def needs_trust(name: str) -> bool:
+    """Whether building a network of this name runs code from a file.
+
+    >>> needs_trust("nets/mine.py:make"), needs_trust("timm:resnet18")
+    (True, False)
+    """
+    return _MARK in name
+
+
+def make(name: str, num_classes: int | None, in_channels: int, options: dict[str, Any]) -> nn.Module:
+    """Import the file and call the factory with those of the arguments that its signature takes.
+
+    ``num_classes`` and ``in_channels`` are left out where it takes none, ``num_classes`` also where it is None.
+
+    Raises: NetworkError where the file or the factory is missing, an option is unknown, the user's code raises (named
+    with file and line), or what it returns is no network.
+    """
+    file, _, factory = name.rpartition(":")
+    path = Path(file).expanduser()
+    function = _find(_module(path), factory, path)
+    arguments = _arguments(function, name, num_classes, in_channels, options)
+    network = _run(lambda: function(**arguments), path, f"{name} failed")
+    if not isinstance(network, nn.Module):
+        raise NetworkError(f"{name} returned {_kind(network)}, no torch.nn.Module. Return the network itself.")
+    lazy = [key for key, tensor in network.state_dict(keep_vars=True).items() if is_lazy(tensor)]
+    if lazy:
+        raise NetworkError(f"{name}: {lazy[0]!r} has no size yet. Run one forward in the factory, or give the size.")
+    return network
+
+
+def _module(path: Path) -> types.ModuleType:
+    """Run the file as a module of a private name, without leaving compiled files beside it."""
+    if not path.is_file():
+        folder = path.parent
+        near = nearest(path.name, (p.name for p in folder.glob("*.py"))) if folder.is_dir() else []
+        raise NetworkError(f"No file {str(path)!r}. " + (f"Did you mean {near[0]!r}?" if near else "Check the path."))
+    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
+    module = types.ModuleType(f"_flowstill_{path.stem}_{digest}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # dataclasses and pickle look there
+    _run(lambda: _execute(path, module.__dict__), path, f"{path} cannot be imported")
+    return module
+
+
+def _execute(path: Path, namespace: dict[str, Any]) -> None:
+    exec(compile(path.read_bytes(), str(path), "exec", dont_inherit=True), namespace)
+
+
+def _find(module: types.ModuleType, factory: str, path: Path) -> Callable[..., Any]:
+    function: Callable[..., Any] | None = getattr(module, factory, None)
+    if callable(function):
+        return function
+    own = [
+        name
+        for name, value in vars(module).items()
+        if callable(value) and not name.startswith("_") and getattr(value, "__module__", None) == module.__name__
+    ]
+    what = "does not define" if function is None else "has no function but a value of the name"
+    raise NetworkError(f"{path} {what} {factory!r}. {did_you_mean(factory, own)}".rstrip())
+
+
+def _arguments(
+    function: Callable[..., Any], name: str, num_classes: int | None, in_channels: int, options: dict[str, Any]
+) -> dict[str, Any]:
+    parameters = inspect.signature(function).parameters.values()
+    taken = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    for option in options:
+        if option not in taken and not takes_all:
+            free = [t for t in taken if t not in ("num_classes", "in_channels")]
+            near = did_you_mean(option, free) if free else "It takes no options."
+            raise NetworkError(f"{name} takes no option {option!r}. {near}".rstrip())
+    given = {"in_channels": in_channels} | ({} if num_classes is None else {"num_classes": num_classes})
+    arguments = {key: value for key, value in given.items() if key in taken or takes_all} | options
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    lacking = [key for key in needed if key not in arguments or key not in taken]
+    if lacking:
+        raise NetworkError(f"{name} needs {', '.join(map(repr, lacking))}: give it as an option, or give it a default.")
+    return arguments
+
+
+def _run(call: Callable[[], Any], path: Path, what: str) -> Any:
+    """Run the user's code; an error in it is told with the last line of the file that it passed through."""
+    try:
+        return call()
+    except (Exception, SystemExit) as error:
+        if isinstance(error, SyntaxError) and error.filename == str(path):
+            line = error.lineno
+        else:
+            lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+            line = lines[-1] if lines else None
+        place = f"{path}:{line}" if line else str(path)
+        raise NetworkError(f"{what}: {place}: {type(error).__name__}: {error}") from error
+
+
+def _kind(value: object) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"

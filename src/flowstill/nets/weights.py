@@ -1,0 +1,98 @@
+"""Weights from a file into a network, with the head replaced where the classes differ."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from flowstill.errors import NetworkError, nearest
+from flowstill.nets.checkpoints import read_weights
+
+_SHOWN = 3  # how many of the wrong parameters an error names
+_log = logging.getLogger("flowstill")
+
+
+def load_weights(network: nn.Module, path: str | Path) -> list[str]:
+    """Read a file's weights into ``network``, and say what was done beyond that.
+
+    A classifier head of another number of classes keeps its fresh weights: that is a Linear or 1x1 convolution whose
+    outputs alone differ. On ``meta``, names and shapes are checked and nothing is copied.
+
+    Returns: notices, also logged as warnings to ``flowstill``.
+    Raises: NetworkError where the file cannot be read, or names or shapes do not fit; the network is then untouched.
+    """
+    state = read_weights(path)
+    own = network.state_dict()
+    where = f"{path} does not fit {type(network).__name__}"
+    _check_names(own, state, where)
+    other = {name: state[name] for name in own if name in state and state[name].shape != own[name].shape}
+    heads = _heads(network, other)
+    if any(_owner(name) not in heads for name in other):
+        shapes = [f"{n!r} is {tuple(t.shape)} there and {tuple(own[n].shape)} here" for n, t in other.items()]
+        raise NetworkError(
+            f"{where}: {', '.join(shapes[:_SHOWN])}{_more(shapes)}. Is its width, or another option, a different one?"
+        )
+    if not any(tensor.is_meta for tensor in own.values()):
+        network.load_state_dict({n: t for n, t in state.items() if _owner(n) not in heads}, strict=False)
+    notices = [
+        f"{path}: the head {head!r} is for {theirs} classes, the network for {ours}; it starts from fresh weights."
+        for head, (theirs, ours) in heads.items()
+    ]
+    for notice in notices:
+        _log.warning(notice)
+    return notices
+
+
+def head_classes(network: nn.Module, path: str | Path) -> int | None:
+    """How many classes the head in the file has, where that is not what ``network`` has; else None.
+
+    Raises: NetworkError where the file cannot be read.
+    """
+    state = read_weights(path)
+    own = network.state_dict()
+    heads = _heads(network, {n: t for n, t in state.items() if n in own and own[n].shape != t.shape})
+    return next((theirs for theirs, _ in heads.values()), None)
+
+
+def _owner(name: str) -> str:
+    """The path of the module that a parameter belongs to."""
+    return name.rpartition(".")[0]
+
+
+def _heads(network: nn.Module, other: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
+    """Linear and 1x1 convolution layers of which only the number of outputs differs: path -> (in the file, here).
+
+    In the middle of a network that cannot be: the layer that follows would differ too.
+    """
+    heads = {}
+    for path, module in network.named_modules():
+        theirs = other.get(f"{path}.weight" if path else "weight")
+        pointwise = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)
+        if theirs is not None and (pointwise or isinstance(module, nn.Linear)):
+            ours = module.get_parameter("weight")
+            if theirs.shape[1:] == ours.shape[1:]:
+                heads[path] = (theirs.shape[0], ours.shape[0])
+    return heads if len(set(heads.values())) == 1 else {}
+
+
+def _check_names(own: Mapping[str, Tensor], state: Mapping[str, Tensor], where: str) -> None:
+    # Checkpoints older than PyTorch 0.4.1 do not count BatchNorm's batches.
+    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
+    extra = sorted(state.keys() - own.keys())
+    problems = []
+    if missing:
+        problems.append(f"it lacks {', '.join(map(repr, missing[:_SHOWN]))}{_more(missing)}")
+    if extra:
+        near = {name: nearest(name, missing) for name in extra[:_SHOWN]}
+        shown = [f"{name!r} (is it {like[0]!r}?)" if like else repr(name) for name, like in near.items()]
+        problems.append(f"the network has no {', '.join(shown)}{_more(extra)}")
+    if problems:
+        hint = "" if own.keys() & state.keys() else " No name is shared: these are weights of another network."
+        raise NetworkError(f"{where}: {'; '.join(problems)}.{hint}")
+
+
+def _more(names: Sequence[str]) -> str:
+    return f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
