@@ -1,0 +1,99 @@
+"""Random changes of whole batches on their device, each image's drawn from (seed, epoch, its index) alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flowstill.data.keyed import Purpose, below, bits, key_of, uniform
+from flowstill.data.spec import Augment
+
+FIXED = 65536  # coordinates of rotation are 16.16 fixed-point numbers: the same on every device, and those of Pillow
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What is done to each of B images, on the CPU.
+
+    flip: (B,) bool, mirrored left to right. angle: (B,) float64, degrees counter-clockwise about the centre.
+    move: (B, 2, 2) int64: first by the crop, then by the shift, so many pixels down and to the right.
+    """
+
+    flip: Tensor
+    angle: Tensor
+    move: Tensor
+
+
+def draw(augment: Augment, seed: int, index: Tensor, epoch: Tensor) -> Drawn | None:
+    """The changes of the images of rows ``index`` in their ``epoch``, both (B,) int64 on the CPU; None without any.
+
+    Each is uniform: a fair coin, whole pixels in [-n, n], angles in [-n, n).
+    """
+    if not (augment.flip or augment.crop or augment.shift or augment.rotate):
+        return None
+    random = bits(key_of(seed, Purpose.AUGMENT), epoch, index, torch.arange(6)[:, None])
+    reach = [augment.crop, augment.crop, augment.shift, augment.shift]
+    moves = [below(numbers, 2 * most + 1) - most for numbers, most in zip(random[:4], reach, strict=True)]
+    return Drawn(
+        flip=(random[4] < 0) & augment.flip,
+        angle=(2 * uniform(random[5]) - 1) * augment.rotate,
+        move=torch.stack(moves, 1).view(-1, 2, 2),
+    )
+
+
+def changed(pixels: Tensor, drawn: Drawn | None, mean: Tensor, std: Tensor) -> Tensor:
+    """Images (B, C, H, W) uint8, changed and normalised: (value - mean) / std, float32.
+
+    mean, std: (C,) float32 on the device of ``pixels``, in units of its values. What comes in from outside an image is
+    0 after normalisation.
+    """
+    inside = None
+    if drawn is not None:
+        source, inside = _sources(drawn, pixels)
+        flat = source.flatten(1)[:, None].expand(-1, pixels.shape[1], -1)
+        pixels = pixels.flatten(2).gather(2, flat).view(pixels.shape)
+    images = pixels.float().sub_(mean.view(-1, 1, 1)).mul_((1 / std).view(-1, 1, 1))
+    return images if inside is None else images.mul_(inside[:, None].float())
+
+
+def _sources(drawn: Drawn, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each pixel comes from, (B, H, W) int64 as y * W + x, and whether that is in the image, (B, H, W) bool.
+
+    Read from the result backwards: shift, crop, rotation, flip.
+    """
+    height, width = pixels.shape[-2:]
+    move = drawn.move.to(pixels.device, non_blocking=True)
+    y, y_inside = _moved(height, move[:, :, 0])
+    x, x_inside = _moved(width, move[:, :, 1])
+    y, x = y[:, :, None], x[:, None, :]
+    inside = y_inside[:, :, None] & x_inside[:, None, :]
+    if drawn.angle.any():
+        y, x = _rotated(y, x, drawn.angle, height, width)
+        inside = inside & (y >= 0) & (y < height) & (x >= 0) & (x < width)
+    y, x = y.clamp(0, height - 1), x.clamp(0, width - 1)
+    flip = drawn.flip.to(pixels.device, non_blocking=True)[:, None, None]
+    return y * width + torch.where(flip, width - 1 - x, x), inside
+
+
+def _moved(length: int, move: Tensor) -> tuple[Tensor, Tensor]:
+    """One axis under crop and shift, ``move`` (B, 2): the places read, (B, length), and whether both find an image."""
+    cropped = torch.arange(length, device=move.device) - move[:, 1:]
+    place = cropped - move[:, :1]
+    inside = (cropped >= 0) & (cropped < length) & (place >= 0) & (place < length)
+    return place, inside
+
+
+def _rotated(y: Tensor, x: Tensor, angle: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Places after rotation by ``angle``, (B, H, W) each, nearest neighbour: what Pillow's ``rotate`` reads."""
+    radians = torch.deg2rad(angle)
+    cos, sin = radians.cos(), radians.sin()
+    middle_y, middle_x = height / 2, width / 2
+    start_x = middle_x - cos * middle_x + sin * middle_y + (cos - sin) / 2
+    start_y = middle_y - sin * middle_x - cos * middle_y + (sin + cos) / 2
+    matrix = torch.stack([cos, -sin, start_x, sin, cos, start_y])
+    fixed = torch.floor(matrix * FIXED + 0.5).long().to(x.device, non_blocking=True)[:, :, None, None]
+    read_x = (fixed[0] * x + fixed[1] * y + fixed[2]) >> 16
+    read_y = (fixed[3] * x + fixed[4] * y + fixed[5]) >> 16
+    return read_y, read_x

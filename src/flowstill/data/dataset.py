@@ -1,0 +1,159 @@
+"""A data set ready for training: batches on the device, augmented and normalised, the same however asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from flowstill.data.augment import changed, draw
+from flowstill.data.batch import Batch
+from flowstill.data.keyed import Purpose, key_of
+from flowstill.data.order import Rows, batches, in_order, stratified
+from flowstill.data.spec import Data
+from flowstill.errors import DataError
+
+Stream = Literal["labelled", "all"]
+
+
+class Images(Protocol):
+    """Where pixels come from: ``memory.Decoded`` or ``streaming.Streamed``."""
+
+    def batches(
+        self, split: str, plan: Iterable[Rows], *, seed: int | None, device: torch.device
+    ) -> Iterator[tuple[Rows, Tensor]]:
+        """The images of each batch of ``plan``, (B, C, H, W) uint8 on the device.
+
+        seed: of what is drawn while decoding; None shows them as in a test.
+        """
+
+    def statistics(self, rows: Tensor) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of each channel over the training images ``rows``, in units of 0 to 255."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the content."""
+
+
+class ImageData:
+    """Training and test images of one set, made by ``open_data``.
+
+    shape: (C, H, W) of an image. classes: their names, by number. mean, std: of each channel over the training images,
+    as shares of 255; batches are normalised with them. seed: of what is held out and what is labelled.
+    """
+
+    def __init__(
+        self, spec: Data, images: Images, shape: tuple[int, int, int], classes: tuple[str, ...],
+        labels: dict[str, Tensor], seed: int,
+    ) -> None:  # fmt: skip
+        self.spec, self.shape, self.classes, self.seed = spec, shape, classes, seed
+        self._images, self._labels = images, labels
+        self._train_rows = torch.arange(len(labels["train"]))
+        if spec.hold_out:
+            self._train_rows, self._test_rows, self._test_split = *self._hold_out(), "train"
+        else:
+            self._test_rows, self._test_split = torch.arange(len(labels["test"])), "test"
+        self.labelled_rows()
+        mean, std = images.statistics(self._train_rows)
+        self.mean = tuple(value / 255 for value in mean)
+        self.std = tuple(value / 255 for value in std)
+
+    def _hold_out(self) -> tuple[Tensor, Tensor]:
+        """The rows that remain to train on, and those held out. Raises: DataError if a class has none left."""
+        labels, count = self._labels["train"], self.spec.hold_out
+        held = stratified(labels, count, key=key_of(self.seed, Purpose.HOLD_OUT), proportional=True)
+        mask = torch.ones(len(labels), dtype=torch.bool)
+        mask[held] = False
+        left = labels[mask].bincount(minlength=len(self.classes))
+        if not left.all():
+            raise DataError(
+                f"'hold_out' is {count}, which leaves no training image of class {self.classes[int(left.argmin())]!r}: "
+                f"{self.spec.name!r} has {len(labels)} training images. Hold out fewer."
+            )
+        return mask.nonzero().flatten(), held
+
+    @property
+    def train_size(self) -> int:
+        """How many images there are to train on, with a label or without."""
+        return len(self._train_rows)
+
+    @property
+    def labelled_size(self) -> int:
+        """How many of them the task may use."""
+        return self.spec.labels or self.train_size
+
+    @property
+    def test_size(self) -> int:
+        """How many images there are to test on."""
+        return len(self._test_rows)
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of images and labels as they are before augmentation, the same wherever they lie."""
+        return self._images.fingerprint
+
+    def labelled_rows(self, labels: int | None = None) -> Tensor:
+        """The rows of the training set whose labels the task may see, (n,) int64, ascending.
+
+        labels: how many; None for as many as the specification says. Of each class equally many, as far as they go; a
+        smaller number takes a part of what a larger one takes.
+
+        Raises: DataError if they are fewer than the classes, or more than the training images.
+        """
+        count = labels or self.spec.labels
+        if count is None:
+            return self._train_rows
+        if not len(self.classes) <= count <= self.train_size:
+            raise DataError(
+                f"'labels' is {count}, but {self.spec.name!r} has {len(self.classes)} classes and {self.train_size} "
+                f"training images. Choose from {len(self.classes)} to {self.train_size}."
+            )
+        chosen = stratified(self._labels["train"][self._train_rows], count, key=key_of(self.seed, Purpose.LABELS))
+        return self._train_rows[chosen]
+
+    def train_batches(
+        self, stream: Stream, *, batch: int, steps: int, start: int = 0, seed: int = 0, labels: int | None = None,
+        device: torch.device | str = "cpu", rank: int = 0, world: int = 1,
+    ) -> Iterator[Batch]:  # fmt: skip
+        """``steps`` batches of an endless sequence, from number ``start`` on.
+
+        stream: "labelled", the images whose labels the task may see, or "all", where the labels of the others are -1.
+        seed: of order and augmentation. labels: how many, instead of the specification's. rank, world: the processes
+        that share each batch; their parts, in the order of ranks, are what one process would see.
+
+        Raises: DataError if an image cannot be read, or if a batch has fewer images than there are processes.
+        """
+        labelled = self.labelled_rows(labels)
+        known = torch.full_like(self._labels["train"], -1)
+        known[labelled] = self._labels["train"][labelled]
+        rows = labelled if stream == "labelled" else self._train_rows
+        plan = batches(rows, batch=batch, start=start, steps=steps, seed=seed, rank=rank, world=world)
+        return self._augmented(plan, known, start, start + steps, seed, torch.device(device))
+
+    def _augmented(
+        self, plan: Iterable[Rows], known: Tensor, start: int, steps: int, seed: int, device: torch.device
+    ) -> Iterator[Batch]:
+        mean, std = self._scale(device)
+        for step, (taken, pixels) in enumerate(self._images.batches("train", plan, seed=seed, device=device), start):
+            images = changed(pixels, draw(self.spec.augment, seed, taken.index, taken.epoch), mean, std)
+            shown = known[taken.index].to(device, non_blocking=True)
+            yield Batch(images, shown, taken.index, taken.epoch, step, steps)
+
+    def test_batches(
+        self, *, batch: int, device: torch.device | str = "cpu", rank: int = 0, world: int = 1
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """All test images once: (B, C, H, W) float32, normalised, and their labels, (B,) int64, both on the device.
+
+        The last batch may be smaller. rank, world: each process sees its contiguous share of the images.
+        """
+        device = torch.device(device)
+        labels = self._labels[self._test_split]
+        plan = in_order(self._test_rows, batch=batch, rank=rank, world=world)
+        mean, std = self._scale(device)
+        for taken, pixels in self._images.batches(self._test_split, plan, seed=None, device=device):
+            yield changed(pixels, None, mean, std), labels[taken.index].to(device, non_blocking=True)
+
+    def _scale(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        return 255 * torch.tensor(self.mean, device=device), 255 * torch.tensor(self.std, device=device)

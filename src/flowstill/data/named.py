@@ -1,0 +1,76 @@
+"""The data sets known by name, and what is known of them without opening them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flowstill.data.spec import Data
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a network must know of a data set: the images' (C, H, W) and the number of classes."""
+
+    shape: tuple[int, int, int]
+    classes: int
+
+
+@dataclass(frozen=True)
+class Named:
+    """A data set known by name.
+
+    hub: its name on the Hugging Face hub, None where it is built in. tests: the split that serves as the test set.
+    fixed: whether all images have the size in ``facts``; otherwise they are photographs, brought to it. classes: their
+    names, where copies of the set may come without.
+    """
+
+    about: str
+    facts: Facts
+    hub: str | None = None
+    tests: str = "test"
+    fixed: bool = True
+    classes: tuple[str, ...] = ()
+
+
+NAMED = {
+    "digits": Named("scikit-learn's scans of handwritten digits, 1 297 + 500, built in", Facts((1, 8, 8), 10)),
+    "mnist": Named("handwritten digits, 60 000 + 10 000", Facts((1, 28, 28), 10), "ylecun/mnist"),
+    "cifar10": Named(
+        "small photographs, 50 000 + 10 000",
+        Facts((3, 32, 32), 10),
+        "uoft-cs/cifar10",
+        classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+    ),
+    "cifar100": Named("small photographs, 50 000 + 10 000, fine labels", Facts((3, 32, 32), 100), "uoft-cs/cifar100"),
+    "cub200": Named(
+        "birds of 200 species, 5 994 + 5 794 photographs",
+        Facts((3, 224, 224), 200),
+        "bentrevett/caltech-ucsd-birds-200-2011",
+        fixed=False,
+    ),
+    "imagenet": Named(
+        "ILSVRC 2012, 1.28 million photographs, tested on the 50 000 for validation",
+        Facts((3, 224, 224), 1000),
+        "ILSVRC/imagenet-1k",
+        tests="validation",
+        fixed=False,
+    ),
+}
+
+
+def data_facts(data: Data | str) -> Facts | None:
+    """What is known of a data set from its name, ``size`` and ``channels`` alone; None if it must be opened first.
+
+    >>> data_facts("cifar10")
+    Facts(shape=(3, 32, 32), classes=10)
+    >>> data_facts(Data("mnist", size=32, channels=3))
+    Facts(shape=(3, 32, 32), classes=10)
+    >>> data_facts("owner/set") is None
+    True
+    """
+    spec = Data(data) if isinstance(data, str) else data
+    if spec.name not in NAMED:
+        return None
+    facts = NAMED[spec.name].facts
+    channels, height, width = facts.shape
+    return Facts((spec.channels or channels, spec.size or height, spec.size or width), facts.classes)

@@ -1,0 +1,77 @@
+"""Opens a data set: finds it, checks it, decodes it if it fits in memory."""
+
+from __future__ import annotations
+
+import math
+
+from flowstill.data.classes import class_names
+from flowstill.data.dataset import ImageData, Images
+from flowstill.data.decode import TESTED_SHARE, Form, channels_of, open_image
+from flowstill.data.locate import Source, find_source
+from flowstill.data.memory import Decoded
+from flowstill.data.named import NAMED, data_facts
+from flowstill.data.spec import Data
+from flowstill.data.splits import Split, digits_splits, folder_splits
+from flowstill.data.streaming import Streamed
+from flowstill.errors import DataError
+
+IN_MEMORY = 4 * 2**30  # bytes of decoded images up to which a set is held in memory
+
+
+def open_data(spec: Data, *, seed: int = 0) -> ImageData:
+    """The images that ``spec`` names, ready for training. seed: of what is held out and what is labelled.
+
+    Raises: DataError if they are missing or unfit: the text names the file or row, and what to do.
+
+    >>> data = open_data(Data("digits", labels=200))
+    >>> data.shape, len(data.classes), data.train_size, data.labelled_size, data.test_size
+    ((1, 8, 8), 10, 1297, 200, 500)
+    """
+    train, test = _splits(find_source(spec), spec)
+    facts = data_facts(spec)
+    named = NAMED.get(spec.name)
+    classes = class_names(train, test, facts.classes if facts else None, named.classes if named else ())
+    form = _form(spec, train)
+    splits = {"train": train, "test": test} if test is not None else {"train": train}
+    decoded = sum(map(len, splits.values())) * math.prod(form.shape)
+    images: Images
+    if spec.augment.resized_crop or decoded > IN_MEMORY:
+        images = Streamed(splits, form, workers=spec.workers, random_areas=spec.augment.resized_crop)
+    else:
+        images = Decoded(splits, form)
+    labels = {name: split.labels for name, split in splits.items()}
+    return ImageData(spec, images, form.shape, classes, labels, seed)
+
+
+def _splits(source: Source, spec: Data) -> tuple[Split, Split | None]:
+    """Training and test images; no test images where some of the training images are held out instead."""
+    with_test = spec.hold_out == 0
+    if source.kind == "digits":
+        train, test = digits_splits()
+        return train, test if with_test else None
+    if source.kind == "folder":
+        return folder_splits(source, with_test=with_test)
+    # Reading tables takes a library that is slow to import.
+    from flowstill.data.tables import hub_splits, parquet_splits
+
+    return (hub_splits if source.kind == "hub" else parquet_splits)(source, with_test=with_test)
+
+
+def _form(spec: Data, train: Split) -> Form:
+    """What all images are brought to: by the specification, by the name, or else as the first training image is."""
+    named, facts = NAMED.get(spec.name), data_facts(spec)
+    channels: int | None = spec.channels
+    size = spec.size
+    if facts and named and not named.fixed:
+        channels, size = channels or facts.shape[0], size or facts.shape[1]
+    if spec.augment.resized_crop and size is None:
+        raise DataError(f"'resized_crop' brings areas of {spec.name!r} to one size: set 'size' to it, in pixels.")
+    first = open_image(train, 0)
+    height, width = (size, size) if size else (first.height, first.width)
+    shape = (channels or channels_of(first, train, 0), height, width)
+    if facts and shape != facts.shape:
+        raise DataError(
+            f"{train.where(0)} has (channels, height, width) {shape}; {spec.name!r} has {facts.shape}. Is it another "
+            "set? Give its folder's name to use it as it is, or set 'size' and 'channels'."
+        )
+    return Form(shape, channels, size, TESTED_SHARE if spec.augment.resized_crop else 1.0)
