@@ -1,0 +1,97 @@
+"""A network as a tree of named modules: its names, what is wrapped around it, what its modules give."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from itertools import dropwhile
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from flowstill.errors import TapError
+
+
+def module_names(network: nn.Module) -> list[str]:
+    """The paths of all modules within the network, in its order, as they are without wrappers.
+
+    >>> module_names(nn.DataParallel(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sequential(nn.ReLU()))))
+    ['0', '1', '1.0']
+    """
+    return [name for name, _ in unwrapped(network).named_modules() if name]
+
+
+def module_at(network: nn.Module, path: str) -> nn.Module:
+    """The module at ``path``, ``""`` for the network. Raises: TapError with the three nearest names."""
+    network = unwrapped(network)
+    try:
+        return network.get_submodule(path)
+    except AttributeError:
+        near = difflib.get_close_matches(path, module_names(network), n=3, cutoff=0.0)
+        nearest = f"The nearest: {', '.join(map(repr, near))}." if near else "It has no modules inside."
+        raise TapError(f"{type(network).__name__} has no module {path!r} to tap. {nearest}") from None
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """The network without DDP, DataParallel and torch.compile around it."""
+    return list(_wrappers(network))[-1]
+
+
+def synchronises_gradients(network: nn.Module) -> bool:
+    """Whether a DDP around the network would reduce the gradients of its next backward."""
+    return any(isinstance(w, DistributedDataParallel) and w.require_backward_grad_sync for w in _wrappers(network))
+
+
+def is_compiled(network: nn.Module) -> bool:
+    """Whether torch.compile was put around the network or a part of it, or ``compile()`` called on one."""
+    return any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in network.modules())
+
+
+def inplace_beside(network: nn.Module, path: str, itself: bool) -> str | None:
+    """The first module that works in place among those beside ``path`` and after it, or from ``path`` itself on.
+
+    >>> inplace_beside(nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(inplace=True)), "0", itself=False)
+    '1'
+    """
+    parent, _, name = path.rpartition(".")
+    after = dropwhile(lambda child: child[0] != name, module_at(network, parent).named_children())
+    if not itself:
+        next(after, None)
+    beside = (inner for child, module in after for inner in module.named_modules(prefix=child))
+    found = next((inner for inner, module in beside if getattr(module, "inplace", False)), None)
+    return f"{parent}.{found}".strip(".") if found else None
+
+
+def tensors_in(value: object) -> Iterator[Tensor]:
+    """The tensors in what a module gives or takes, in order: mappings, sequences and dataclasses are looked into."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from tensors_in(tuple(value.values()))
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from tensors_in(part)
+    elif is_dataclass(value):
+        yield from tensors_in(tuple(getattr(value, part.name) for part in fields(value)))
+
+
+def logits_in(output: Any) -> Tensor:
+    """The tensor itself, the field or key ``logits``, or the first tensor. Raises: TapError if there is none."""
+    if isinstance(output, Tensor):
+        return output
+    named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    found = named if isinstance(named, Tensor) else next(tensors_in(output), None)
+    if found is None:
+        raise TapError(f"The network's forward gives {type(output).__name__}, in which there is no tensor for logits.")
+    return found
+
+
+def _wrappers(network: nn.Module) -> Iterator[nn.Module]:
+    """The module itself, then what it wraps, down to the network."""
+    inner: object = network
+    while isinstance(inner, nn.Module):
+        yield inner
+        parallel = isinstance(inner, (DataParallel, DistributedDataParallel))
+        inner = inner.module if parallel else inner._modules.get("_orig_mod")
