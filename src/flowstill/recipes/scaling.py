@@ -1,0 +1,43 @@
+"""A recipe made shorter or longer, all its schedules together."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, TypeVar
+
+from flowstill.recipes.schema import AdaptiveClip, Constant, Cosine, Linear, Milestones, Recipe, Stage
+
+T = TypeVar("T")
+
+
+def scaled(recipe: Recipe, factor: float) -> Recipe:
+    """The recipe with every count of steps multiplied by ``factor``: stages, milestones, the clip's epochs.
+
+    Each is rounded; a stage and an epoch keep one step at least, and a stage begins with its first values whatever
+    the factor.
+
+    >>> from flowstill.recipes.schema import Data, Job, Recipe, Stage, Update
+    >>> stage = Stage("task", 64000, {"student": {"lr": {0: 0.1, 32000: 0.01}}}, ((Update(task="labels"),),))
+    >>> short = scaled(Recipe("r", Data("digits"), {"student": Job("resnet8", (stage,))}), 0.02)
+    >>> short.jobs["student"].stages[0].steps, short.jobs["student"].stages[0].players["student"].lr
+    (1280, Milestones(milestones={0: 0.1, 640: 0.01}))
+    """
+    return _scaled(recipe, factor)
+
+
+def _scaled(value: T, factor: float) -> T:
+    made: Any = value
+    if isinstance(value, (Constant, Milestones, Linear, Cosine)):
+        made = value.scaled(factor)
+    elif isinstance(value, dict):
+        made = {key: _scaled(item, factor) for key, item in value.items()}
+    elif isinstance(value, tuple):
+        made = tuple(_scaled(item, factor) for item in value)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: _scaled(getattr(value, f.name), factor) for f in dataclasses.fields(value)}
+        if isinstance(value, Stage):
+            fields["steps"] = max(1, round(value.steps * factor))
+        if isinstance(value, AdaptiveClip):
+            fields["epoch_steps"] = max(1, round(value.epoch_steps * factor))
+        made = dataclasses.replace(value, **fields)
+    return made  # type: ignore[no-any-return]  # of the value's own type

@@ -1,0 +1,66 @@
+"""What a recipe file may say in short at its top: ``teacher``, ``student`` and ``stages`` mean two jobs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flowstill.recipes.places import Document
+
+SHORTHAND = ("teacher", "student", "stages")
+
+
+def expand(document: Document) -> None:
+    """Move ``teacher``, ``student`` and ``stages`` from the top of a recipe's data to ``jobs``.
+
+    ``teacher: resnet26`` is a job of that network; ``student`` with ``stages`` beside it is taught by ``teacher``.
+    Both may stand beside ``jobs``, but no job may be given twice. Problems are noted in the document.
+    """
+    data = document.data
+    given = data.get("jobs", {})
+    if not isinstance(given, dict):  # the schema will say so; nothing can be put beside it
+        document.data = {key: value for key, value in data.items() if key not in SHORTHAND}
+        return
+    if not any(key in data for key in ("jobs", *SHORTHAND)):
+        return
+    has_student = "student" in data
+    jobs: dict[Any, Any] = {}
+    for key in [key for key in data if key in ("jobs", "teacher", "student")]:
+        value = data.pop(key)
+        if key == "jobs":
+            jobs |= {name: job for name, job in value.items() if name not in jobs}
+        elif key in given:
+            document.say((key,), f"job {key!r} stands under 'jobs' as well; give it once")
+        else:
+            jobs[key] = value
+            _move(document, (key,), ("jobs", key))
+    data["jobs"] = jobs
+    jobs_as_mappings(document)
+    student = None if "student" in given else jobs.get("student")
+    has_stages, stages = "stages" in data, data.pop("stages", None)
+    if has_stages and not has_student:
+        document.say(("stages",), "'stages' at the top belong to a 'student' at the top, and there is none")
+    if not isinstance(student, dict):
+        return  # no student at the top, or one that is refused as it is
+    if has_stages and "stages" in student:
+        document.say(("stages",), "the student has stages of its own as well; give them once")
+    elif has_stages:
+        student["stages"] = stages
+        _move(document, ("stages",), ("jobs", "student", "stages"))
+    if "teacher" in jobs:
+        student.setdefault("teacher", "teacher")
+
+
+def jobs_as_mappings(document: Document) -> None:
+    """A job given as a network's name alone becomes ``{network: NAME}``."""
+    jobs = document.data.get("jobs")
+    if isinstance(jobs, dict):
+        for name, job in jobs.items():
+            if isinstance(job, str):
+                jobs[name] = {"network": job}
+
+
+def _move(document: Document, old: tuple[str, ...], new: tuple[str, ...]) -> None:
+    """Note that what stood at ``old``, and below, now stands at ``new``."""
+    places = document.places
+    for path in [path for path in places if path[: len(old)] == old]:
+        places[(*new, *path[len(old) :])] = places.pop(path)
