@@ -1,0 +1,5 @@
+"""The command line: one short file for each command, which parses, calls and prints."""
+
+from flowstill.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,74 @@
+"""The commands together, and what becomes of an error: one text on standard error, exit code 2."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from flowstill.cli.check import check
+from flowstill.cli.demo import demo
+from flowstill.cli.evaluate import evaluate
+from flowstill.cli.inspect import inspect
+from flowstill.cli.listing import show_list
+from flowstill.cli.train import train
+from flowstill.errors import FlowstillError
+
+BAD_INPUT, INTERRUPTED = 2, 130
+
+app = typer.Typer(
+    add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
+app.command("demo")(demo)
+app.command("train")(train)
+app.command("check")(check)
+app.command("inspect")(inspect)
+app.command("evaluate")(evaluate)
+app.command("list")(show_list)
+
+
+@app.callback(invoke_without_command=True)
+def flowstill(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Teach a small vision network by the flow between the layers of a large one.
+
+    Begin with `flowstill demo`: a teacher, a student alone, and a student that was taught, in a few minutes.
+    """
+    if version:
+        from importlib.metadata import version as version_of
+
+        print(f"flowstill {version_of('flowstill')}")
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0, 2 for bad input, 130 if interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # an arrow must not stop a command where the terminal has none
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(arguments, prog_name="flowstill", standalone_mode=False)
+    except FlowstillError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except (KeyboardInterrupt, typer.Abort):
+        print("stopped", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        usage = getattr(error, "format_message", None)  # what typer raises of a wrong command, option or value
+        if usage is None:
+            raise
+        context = getattr(error, "ctx", None)
+        hint = f"\nSee `{context.command_path} --help`." if context else ""
+        text = usage().replace("Value error, ", "")  # pydantic's words, in some versions of typer
+        print(f"error: {text}{hint}", file=sys.stderr)
+        return BAD_INPUT
+    return code if isinstance(code, int) else 0

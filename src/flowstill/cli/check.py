@@ -1,0 +1,69 @@
+"""``flowstill check``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from flowstill.cli.options import DataRoot, RecipeName, Scale, Seed, Settings, TrustCode
+
+if TYPE_CHECKING:
+    from flowstill.recipes.check import JobPlan
+    from flowstill.recipes.schema import Recipe
+
+
+def check(
+    recipe: RecipeName,
+    settings: Settings = None,
+    scale: Scale = 1.0,
+    seed: Seed = None,
+    data_root: DataRoot = None,
+    trust_code: TrustCode = False,
+) -> None:
+    """Say what a recipe would do, without doing it.
+
+    Builds all networks, taps and pairs on tensors that hold nothing; reads images only where nothing else tells
+    their size.
+    """
+    from flowstill.data import data_facts, find_source, open_data
+    from flowstill.recipes.check import check as plan
+    from flowstill.recipes.load import load_recipe
+
+    loaded = load_recipe(
+        recipe, set=tuple(settings or ()), scale=scale, seed=seed, data_root=data_root, trust_code=trust_code
+    )
+    find_source(loaded.data)  # says what is missing, without opening a file
+    facts = data_facts(loaded.data)
+    if facts is None:
+        opened = open_data(loaded.data, seed=loaded.seed)
+        shape, classes = opened.shape, len(opened.classes)
+    else:
+        shape, classes = facts.shape, facts.classes
+    plans = plan(loaded, shape, classes)
+    size = "x".join(map(str, shape))
+    print(f"{loaded.name}: {loaded.about}" if loaded.about else loaded.name)
+    print(f"data {loaded.data.name}: {size}, {classes} classes, batch {loaded.data.batch}")
+    for name in (name for group in loaded.groups() for name in group):
+        print()
+        _show_job(loaded, plans[name])
+
+
+def _show_job(recipe: Recipe, plan: JobPlan) -> None:
+    """A job's network, its stages and what each term reads."""
+    from flowstill.recipes.dump import plain
+
+    job = recipe.jobs[plan.name]
+    origin = f", taught by {job.teacher}" if job.teacher else ""
+    counts = plan.counts
+    print(f"{plan.name}: {plan.network}, {counts.parameters:,} parameters, {counts.macs / 1e6:,.2f} M MACs{origin}")
+    if job.weights:
+        print(f"  weights from {job.weights}; not trained")
+        return
+    for stage in job.stages:
+        print(f"  stage {stage.name}: {stage.steps:,} updates")
+        for player, moves in stage.players.items():
+            print(f"    {player}: {moves.optimizer.name}, learning rate {plain(moves.lr)}")
+        for term, teacher, student in dict.fromkeys(plan.terms[stage.name]):
+            print(f"    {term}")
+            for owner, taps in ((job.teacher or "", teacher), (plan.name, student)):
+                if taps:
+                    print(f"      {owner}: {', '.join(taps)}")

@@ -1,0 +1,21 @@
+"""``flowstill demo``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def demo(
+    out: Annotated[Path, typer.Option(metavar="RUN", help="The run's folder.")] = Path("runs/digits"),
+) -> None:
+    """Teach a small network by a large one, on handwritten digits, in a few minutes on any machine.
+
+    Run it again to go on after an interruption, or to see the table of the finished run.
+    """
+    from flowstill.cli.training import train_and_show
+    from flowstill.recipes.load import load_recipe
+
+    train_and_show(load_recipe("digits"), out, resume=True)

@@ -1,0 +1,132 @@
+"""``flowstill inspect``."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flowstill.cli.console import plain_table, show_table
+from flowstill.cli.options import whole_number
+from flowstill.errors import NetworkError, ShapeError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from flowstill.sections import Section
+
+Shape = tuple[int, int, int]
+
+
+def inspect(
+    net: Annotated[
+        str, typer.Argument(metavar="NET", help="resnet26, timm:NAME, torchvision:NAME or file.py:factory.")
+    ],
+    against: Annotated[
+        str | None, typer.Option(metavar="NET", help="Pair the sections with those of this network, the student.")
+    ] = None,
+    image_size: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="224, 224x160 (HxW) or 1x28x28 (CxHxW).  [default: the network's]"),
+    ] = None,
+    classes: Annotated[int, typer.Option(parser=whole_number, metavar="N", help="How many classes the head has.")] = 10,
+) -> None:
+    """Show a network's sections, where they can be tapped, its parameters and multiply-accumulates."""
+    shape = parse_size(image_size) if image_size else default_shape(net)
+    networks = {name: build(name, shape, classes) for name in filter(None, (net, against))}
+    sections = {name: show_network(name, network, shape) for name, network in networks.items()}
+    if against:
+        show_pairs(net, sections[net], against, sections[against])
+
+
+def show_network(net: str, network: nn.Module, shape: Shape) -> list[Section]:
+    """Print what a network is made of; returns its sections."""
+    from flowstill.nets import count
+    from flowstill.sections import find_sections
+
+    counts, sections = count(network, shape), find_sections(network, (2, *shape))
+    print(f"{net}: {counts.parameters:,} parameters, {counts.macs / 1e6:,.2f} M MACs for {_by(shape)}")
+    table = plain_table("section", "size", "entry", "CxHxW", "first block", "CxHxW", "exit", "CxHxW")
+    for number, section in enumerate(sections):
+        table.add_row(str(number), _by(section.size), *_taps(section))
+    show_table(table)
+    print()
+    return sections
+
+
+def show_pairs(net: str, teacher: list[Section], against: str, student: list[Section]) -> None:
+    """Print the sections of two networks side by side, what is left over, and whether FSP fits."""
+    from flowstill.knowledge import knowledge_class
+    from flowstill.sections import align_sections, unpaired
+
+    pairs = align_sections(teacher, student)
+    table = plain_table("pair", "size", net, "size", against)
+    for number, pair in enumerate(pairs):
+        sides = [text for section in (pair.teacher, pair.student) for text in (_by(section.size), _flow(section))]
+        table.add_row(str(number), *sides)
+    show_table(table)
+    for name, sections in ((net, teacher), (against, student)):
+        left = [f"{sections.index(section)} ({_by(section.size)})" for section in unpaired(sections, pairs)]
+        if left:
+            print(f"left unpaired of {name}: section {', '.join(left)}")
+    try:
+        knowledge_class("fsp")().build(pairs)
+    except ShapeError as error:
+        print(f"FSP does not fit: {error}")
+    else:
+        print("FSP fits: both networks have the same channels at every tap.")
+
+
+def build(net: str, shape: Shape, classes: int) -> nn.Module:
+    """The network, without memory for its weights."""
+    import torch
+
+    from flowstill.nets import create
+
+    with torch.device("meta"):
+        return create(net, classes, shape[0])
+
+
+def parse_size(text: str) -> Shape:
+    """An image's shape as the user writes it. Raises: NetworkError.
+
+    >>> parse_size("32"), parse_size("224x160"), parse_size("1x28x28")
+    ((3, 32, 32), (3, 224, 160), (1, 28, 28))
+    """
+    if not re.fullmatch(r"[1-9]\d{0,4}(x[1-9]\d{0,4}){0,2}", text):
+        raise NetworkError(f"--image-size {text!r}: write 224, 224x160 (height x width) or 1x28x28 (channels first).")
+    numbers = [int(part) for part in text.split("x")]
+    channels = numbers[0] if len(numbers) == 3 else 3
+    return channels, numbers[-2] if len(numbers) > 1 else numbers[-1], numbers[-1]
+
+
+def default_shape(net: str) -> Shape:
+    """The images that a network was made for: those of its training, 32 pixels for the CIFAR networks, else 224."""
+    origin, _, name = net.partition(":")
+    if origin == "timm":
+        import timm
+
+        known = timm.get_pretrained_cfg(name, allow_unregistered=True)
+        if known is not None:
+            channels, height, width = known.input_size
+            return channels, height, width
+    return (3, 224, 224) if name else (3, 32, 32)
+
+
+def _by(numbers: tuple[int, ...]) -> str:
+    return "x".join(map(str, numbers))
+
+
+def _taps(section: Section) -> list[str]:
+    """Entry, first and exit, each with its shape."""
+    points = (
+        (section.entry, section.entry_shape),
+        (section.first, section.first_shape),
+        (section.exit, section.exit_shape),
+    )
+    return [text for tap, shape in points for text in (str(tap), _by(shape))]
+
+
+def _flow(section: Section) -> str:
+    return f"{section.entry} → {section.exit}"

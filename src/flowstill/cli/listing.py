@@ -1,0 +1,58 @@
+"""``flowstill list``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from flowstill.cli.console import plain_table, show_table
+
+
+class Kind(StrEnum):
+    """What can be listed."""
+
+    nets = "nets"
+    methods = "methods"
+    data = "data"
+    recipes = "recipes"
+
+
+def show_list(what: Annotated[Kind, typer.Argument(metavar="nets|methods|data|recipes", help="What to list.")]) -> None:
+    """List what there is to choose from."""
+    rows = {Kind.nets: nets, Kind.methods: methods, Kind.data: data, Kind.recipes: recipes}[what]()
+    table = plain_table("name", "about", *(["paper"] if what is Kind.methods else []))
+    for row in rows:
+        table.add_row(*row)
+    show_table(table)
+
+
+def nets() -> Iterable[tuple[str, str]]:
+    """Networks by name."""
+    from flowstill.nets import NAME_FORMS, known_nets
+
+    return (known_nets() | NAME_FORMS).items()
+
+
+def methods() -> Iterable[tuple[str, str, str]]:
+    """Kinds of knowledge that a term can name."""
+    from flowstill.knowledge import REGISTRY, knowledge_class
+
+    kinds = {name: knowledge_class(name) for name in REGISTRY}
+    return [(name, kind.summary, kind.paper) for name, kind in kinds.items()]
+
+
+def data() -> Iterable[tuple[str, str]]:
+    """Data sets by name."""
+    from flowstill.data import NAMED
+
+    return [(name, known.about) for name, known in NAMED.items()]
+
+
+def recipes() -> Iterable[tuple[str, str]]:
+    """Packaged recipes."""
+    from flowstill.recipes.load import recipe_names
+
+    return recipe_names().items()

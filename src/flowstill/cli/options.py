@@ -1,0 +1,61 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Precision(StrEnum):
+    """The choices of ``--precision``."""
+
+    auto = "auto"
+    float32 = "32"
+    bf16 = "bf16"
+
+
+def number(given: object) -> float:
+    """A number as the user writes it; the error repeats what was written."""
+    try:
+        return float(str(given))
+    except ValueError:
+        raise typer.BadParameter(f"expected a number, got {str(given)!r}.") from None
+
+
+def whole_number(given: object) -> int:
+    """A whole number as the user writes it; the error repeats what was written."""
+    try:
+        return int(str(given))
+    except ValueError:
+        raise typer.BadParameter(f"expected a whole number, got {str(given)!r}.") from None
+
+
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A packaged recipe (see `flowstill list recipes`) or a YAML file.")
+]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, as `train --out` makes it.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change a value of the recipe, such as student.seed=5. Repeatable."
+    ),
+]
+Scale = Annotated[
+    float, typer.Option(parser=number, metavar="FACTOR", help="Stretch all schedules: 0.02 for a short trial.")
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(parser=whole_number, metavar="N", help="Draw everything from this seed.  [default: the recipe's]"),
+]
+DataRoot = Annotated[
+    str | None, typer.Option(metavar="FOLDER", help="Where data sets lie, such as FOLDER/cifar10/train.parquet.")
+]
+TrustCode = Annotated[
+    bool, typer.Option("--trust-code", help="Allow networks that the recipe takes from Python files.")
+]
+Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or mps.")]
+Devices = Annotated[int, typer.Option(parser=whole_number, metavar="N", help="How many devices share each batch.")]
+PrecisionOption = Annotated[Precision, typer.Option("--precision", help="auto measures which is quickest, once.")]

@@ -1,0 +1,56 @@
+"""``flowstill train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flowstill.cli.options import (
+    DataRoot,
+    Device,
+    Devices,
+    Precision,
+    PrecisionOption,
+    RecipeName,
+    Scale,
+    Seed,
+    Settings,
+    TrustCode,
+)
+
+
+def train(
+    recipe: RecipeName,
+    out: Annotated[Path | None, typer.Option(metavar="RUN", help="The run's folder.  [default: runs/RECIPE]")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in the folder, if there is one.")
+    ] = False,
+    settings: Settings = None,
+    scale: Scale = 1.0,
+    seed: Seed = None,
+    data_root: DataRoot = None,
+    device: Device = "auto",
+    devices: Devices = 1,
+    precision: PrecisionOption = Precision.auto,
+    trust_code: TrustCode = False,
+) -> None:
+    """Run a recipe's jobs and keep all that happens in a folder.
+
+    A killed run goes on with --resume, with the numbers that it would have given uninterrupted.
+    """
+    from flowstill.cli.training import train_and_show
+    from flowstill.recipes.load import load_recipe
+
+    loaded = load_recipe(
+        recipe, set=tuple(settings or ()), scale=scale, seed=seed, data_root=data_root, trust_code=trust_code
+    )
+    train_and_show(
+        loaded,
+        out or Path("runs", loaded.name),
+        resume=resume,
+        device=device,
+        devices=devices,
+        precision=precision.value,
+    )

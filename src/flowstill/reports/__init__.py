@@ -1,0 +1,7 @@
+"""What came out of a run: a table for the terminal, a page for the browser. Reads run folders and nothing else."""
+
+from flowstill.reports.page import write_report
+from flowstill.reports.results import Result, results
+from flowstill.reports.table import results_tables, table_text
+
+__all__ = ["Result", "results", "results_tables", "table_text", "write_report"]

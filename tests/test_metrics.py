@@ -1,0 +1,91 @@
+"""Measurements: kept exactly, and after a kill as if it had not been."""
+
+import math
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from flowstill.errors import RunError
+from flowstill.runs import MetricsLog, Run
+
+
+def log_steps(log: MetricsLog, steps: range) -> None:
+    for step in steps:
+        log.log("student", "task", step, {"train/labels": 1 / step, "lr": 0.1})
+        if step % 4 == 0:
+            log.log("student", "task", step, {"test/accuracy": 10.0 * step})
+
+
+def events(folder: Path, tag: str) -> list[tuple[int, float]]:
+    reader = EventAccumulator(str(folder))
+    reader.Reload()
+    return [(event.step, event.value) for event in reader.Scalars(tag)]
+
+
+def test_measurements_come_back_as_they_were(tmp_path):
+    log = MetricsLog(tmp_path)
+    values = {"train/a": 0.1 + 0.2, "train/b": 1e-300, "train/c": math.inf}
+    log.log("teacher", 'stage, "one"', 3, values)
+    log.log("teacher", "two", 1, {"lr": math.nan})
+    log.close()
+    assert (tmp_path / "metrics.csv").read_text().startswith("job,stage,step,metric,value\n")
+    rows = Run(tmp_path).metrics()
+    assert [tuple(row) for row in rows[:3]] == [("teacher", 'stage, "one"', 3, m, v) for m, v in values.items()]
+    assert math.isnan(rows[3].value)
+
+
+def test_a_line_that_a_kill_cut_off_is_left_out(tmp_path):
+    log = MetricsLog(tmp_path)
+    log_steps(log, range(1, 4))
+    log.close()
+    path = tmp_path / "metrics.csv"
+    whole = Run(tmp_path).metrics()
+    path.write_bytes(path.read_bytes() + b"student,task,4,train/labels,0.2")
+    assert Run(tmp_path).metrics() == whole
+    path.write_bytes(path.read_bytes() + b"\nstudent,task,many,lr,0.1\n")
+    with pytest.raises(RunError, match="job,stage,step,metric,value"):
+        Run(tmp_path).metrics()
+
+
+def test_after_truncation_both_logs_are_as_if_never_interrupted(tmp_path):
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    straight.mkdir()
+    resumed.mkdir()
+    log = MetricsLog(straight)
+    log_steps(log, range(1, 21))
+    log.close()
+
+    log = MetricsLog(resumed)
+    log_steps(log, range(1, 11))
+    position = log.position()
+    log_steps(log, range(11, 16))
+    log.log("student", "later", 1, {"lr": 7.0})  # a stage begun after the state was saved
+    log.flush()
+    log = MetricsLog(resumed)  # the first is gone without being closed, as when killed
+    log.truncate(position)
+    log_steps(log, range(11, 17))
+    log.close()
+    log_steps(log, range(17, 21))  # opened anew, what was logged since stays
+    log.log("student", "later", 1, {"lr": 5.0})
+    log.close()
+
+    first, second = (straight / "metrics.csv").read_bytes(), (resumed / "metrics.csv").read_bytes()
+    assert second == first + b"student,later,1,lr,5.0\n"
+    for tag in ("train/labels", "test/accuracy"):
+        shown = events(resumed / "tensorboard/student/task", tag)
+        assert shown == events(straight / "tensorboard/student/task", tag)
+        assert len(shown) == (20 if tag == "train/labels" else 5)
+    assert events(resumed / "tensorboard/student/later", "lr") == [(1, 5.0)]
+
+
+def test_truncating_to_nothing_and_beyond_the_end(tmp_path):
+    log = MetricsLog(tmp_path)
+    log.truncate(0)  # no file yet
+    log_steps(log, range(1, 4))
+    log.truncate(0)
+    log_steps(log, range(1, 2))
+    end = log.position()
+    assert [row.step for row in Run(tmp_path).metrics()] == [1, 1]
+    with pytest.raises(RunError, match="shorter"):
+        log.truncate(end + 1)
