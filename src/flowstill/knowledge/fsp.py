@@ -1,0 +1,257 @@
+"""The flow of the solution procedure (FSP): how a network gets from one layer to another.
+
+Yim, Joo, Bae, Kim: "A Gift from Knowledge Distillation: Fast Optimization, Network Minimization and Transfer
+Learning", CVPR 2017. The inner products of two layers' channels say which features of the one go with which of the
+other (Eq. 1); a student that has the teacher's inner products solves the problem the teacher's way, whatever its own
+maps look like (Eq. 2).
+
+What the paper leaves open, and what is done about it in public code:
+
+* The equal weights alpha_i of Eq. 2 have no printed value. The official code of Lee et al. (ECCV 2018) divides the
+  summed squares by the number of entries of all matrices, and so does ``equal``. RepDistiller takes the mean over
+  each matrix (``element_mean``); torchdistill does not square the norms, which is another loss than Eq. 2.
+* The two layers are "the first and last layers in a section", elsewhere a module's "inputs and outputs". Most code,
+  and ``sections`` here, goes from what enters a section to what leaves it: only this reading needs the pooling that
+  the paper speaks of, and only this one says anything of sections of one block, as ResNet-8 has.
+* The paper's pooling is max-pooling. RepDistiller pools by averages, which is another matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from flowstill.data.batch import Batch
+from flowstill.errors import RecipeError, ShapeError
+from flowstill.knowledge.base import Knowledge, Loss, Setting
+from flowstill.sections import Pairs, Section
+from flowstill.specification import specification
+from flowstill.taps import Flow, Reading
+
+Weighting = Literal["equal", "sum", "element_mean"] | tuple[Annotated[float, Field(ge=0)], ...]
+
+
+def fsp_matrix(front: Tensor, back: Tensor) -> Tensor:
+    """Flow between two feature maps, Eq. 1 of Yim et al. (2017).
+
+    G[b, i, j] = 1/(h w) * sum_st front[b, i, s, t] * back[b, j, s, t]
+
+    Of two maps of different size the larger is max-pooled to the smaller's height h and width w; where the ratio is
+    not whole, as from 15 to 7, by adaptive max-pooling, which the paper does not need. Half precision is read as it
+    is and summed in float32, also under autocast; memory layouts are taken as they come.
+
+    Args:
+        front: (N, m, H, W), the map that comes first in the network.
+        back: (N, n, h, w).
+
+    Returns:
+        (N, m, n), float32, or float64 if either map is.
+
+    Raises:
+        ShapeError: not two (N, C, H, W) maps of one batch, or neither is the larger.
+
+    >>> fsp_matrix(torch.ones(1, 2, 4, 4), 3 * torch.ones(1, 1, 4, 4))
+    tensor([[[3.],
+             [3.]]])
+    """
+    size = _common_size(front, back)
+    front, back = _max_pooled(front, size), _max_pooled(back, size)
+    dtype = torch.promote_types(torch.promote_types(front.dtype, back.dtype), torch.float32)
+    with _without_autocast(front.device):
+        rows, columns = front.to(dtype).flatten(2), back.to(dtype).flatten(2)  # views, channels-last or not
+        return rows @ columns.mT / rows.shape[2]
+
+
+def fsp_loss(student_matrices: Sequence[Tensor], teacher_matrices: Sequence[Tensor], alphas: Sequence[float]) -> Tensor:
+    """Distance between two networks' flows, Eq. 2 of Yim et al. (2017).
+
+    L = 1/N * sum_b sum_i alpha_i * ||G_i^T[b] - G_i^S[b]||_F^2
+
+    Args:
+        student_matrices: one (N, m_i, n_i) for each flow i.
+        teacher_matrices: the same shapes.
+        alphas: the weight of each flow.
+
+    Raises:
+        ShapeError: a student's matrix has another shape than the teacher's.
+
+    >>> fsp_loss([torch.zeros(4, 2, 3)], [torch.ones(4, 2, 3)], [1.0])
+    tensor(6.)
+    """
+    distances = []
+    for student, teacher, alpha in zip(student_matrices, teacher_matrices, alphas, strict=True):
+        if student.shape != teacher.shape:
+            raise ShapeError(f"FSP matrices of {tuple(student.shape)} (student) and {tuple(teacher.shape)} (teacher) "
+                             "differ: both networks need the same channels, and the same images.")  # fmt: skip
+        distances.append(alpha * (teacher - student).square().sum(dim=(1, 2)).mean())
+    return torch.stack(distances).sum()
+
+
+def flow_weights(weighting: Weighting, shapes: Sequence[tuple[int, int]]) -> tuple[float, ...]:
+    """The alpha_i of Eq. 2 for matrices of these shapes (m_i, n_i).
+
+    ``equal``: all the same, as in the paper; their common value, which it does not print, is 1 / sum_i m_i n_i, so
+    that the loss does not grow with the network's width. ``sum``: all 1, the plain sum of squares; sum_i m_i n_i
+    times as large as ``equal``, it can diverge at the paper's learning rate of 1e-3. ``element_mean``: 1 / (m_i n_i),
+    the mean over each matrix; not the paper's, for it favours narrow sections, 8 : 4 : 1 in a CIFAR ResNet.
+    Numbers: taken as they are.
+
+    Raises:
+        RecipeError: another count of numbers than of matrices.
+
+    >>> flow_weights("equal", [(1, 2), (2, 4)])
+    (0.1, 0.1)
+    >>> flow_weights("element_mean", [(1, 2), (2, 4)])
+    (0.5, 0.125)
+    """
+    sizes = [m * n for m, n in shapes]
+    if weighting == "equal":
+        return (1 / sum(sizes),) * len(sizes)
+    if weighting == "sum":
+        return (1.0,) * len(sizes)
+    if weighting == "element_mean":
+        return tuple(1 / size for size in sizes)
+    if len(weighting) != len(sizes):
+        raise RecipeError(f"FSP: weighting has {len(weighting)} numbers {weighting}, but {len(sizes)} sections are "
+                          "trained; give one for each, in order, or 'equal'.")  # fmt: skip
+    return weighting
+
+
+class FSPLoss(Loss):
+    """Eq. 2 between a student's reading and a teacher's matrices; no parameters of its own."""
+
+    storable = True
+
+    def __init__(self, teacher: Sequence[Flow], student: Sequence[Flow], alphas: Sequence[float]) -> None:
+        super().__init__()
+        self.teacher_flows, self.student_flows, self.alphas = tuple(teacher), tuple(student), tuple(alphas)
+        self.teacher_taps = tuple(dict.fromkeys(tap for flow in teacher for tap in (flow.front, flow.back)))
+        self.student_taps = tuple(dict.fromkeys(tap for flow in student for tap in (flow.front, flow.back)))
+
+    @torch.no_grad()
+    def target(self, teacher: Reading | None, batch: Batch | None = None) -> tuple[Tensor, ...]:
+        """The teacher's matrices, one (N, m_i, n_i) for each section."""
+        if teacher is None:
+            raise ValueError("FSP matrices are made from a teacher's reading, and there is none")
+        return _matrices(teacher, self.teacher_flows)
+
+    def forward(self, student: Reading, target: Sequence[Tensor]) -> Tensor:
+        """Eq. 2, a scalar of float32: mean over the batch, weighted sum over the sections."""
+        return fsp_loss(_matrices(student, self.student_flows), target, self.alphas)
+
+
+@specification
+class FSP(Knowledge):
+    """The student's FSP matrices are drawn to the teacher's; no labels are needed.
+
+    weighting: the alpha_i of Eq. 2, see ``flow_weights``; or a number for each section that is trained.
+    flows: ``sections`` from what enters a section to what leaves it (the default; front maps are max-pooled where a
+    section shrinks them); ``inside`` from the output of its first block to its last, which in a section of one block
+    is the Gram matrix of that one map.
+    sections: numbers, from 0, of the sections to train, None for all. Section 4.1.1 of the paper: "each module can be
+    trained independently".
+    """
+
+    summary: ClassVar[str] = "how features flow through each section (FSP matrices); needs equal channels"
+    paper: ClassVar[str] = "Yim et al., CVPR 2017"
+
+    name: Literal["fsp"] = "fsp"
+    weighting: Weighting = "equal"
+    flows: Literal["sections", "inside"] = "sections"
+    sections: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.sections is not None and not 0 < len(self.sections) == len(set(self.sections)):
+            raise ValueError(f"sections {self.sections}: name at least one section, and none twice; or leave it out")
+
+    def build(self, pairs: Pairs, setting: Setting | None = None) -> FSPLoss:
+        """The loss for these pairs of sections.
+
+        Raises:
+            ShapeError: a teacher's matrix has another shape than its student's, or there are no pairs.
+            RecipeError: a section that does not exist, or another count of weights than of sections.
+        """
+        numbers = range(len(pairs)) if self.sections is None else self.sections
+        if not pairs:
+            raise ShapeError("FSP needs at least one pair of sections, and these networks have none.")
+        if max(numbers) >= len(pairs):
+            raise RecipeError(f"FSP: no section {max(numbers)}: the networks pair in {len(pairs)} sections, numbered "
+                              f"from 0 to {len(pairs) - 1}; change 'sections'.")  # fmt: skip
+        teacher = [self._flow(pairs[number].teacher) for number in numbers]
+        student = [self._flow(pairs[number].student) for number in numbers]
+        _check_channels(numbers, teacher, student)
+        alphas = flow_weights(self.weighting, [shape for _, shape in teacher])
+        return FSPLoss([flow for flow, _ in teacher], [flow for flow, _ in student], alphas)
+
+    def _flow(self, section: Section) -> tuple[Flow, tuple[int, int]]:
+        """The flow in a section, and its matrix's shape."""
+        if self.flows == "inside":
+            return Flow(section.first, section.exit), (section.first_shape[0], section.exit_shape[0])
+        return section.flow, (section.entry_shape[0], section.exit_shape[0])
+
+
+def _check_channels(
+    numbers: Sequence[int], teacher: list[tuple[Flow, tuple[int, int]]], student: list[tuple[Flow, tuple[int, int]]]
+) -> None:
+    """Eq. 2 subtracts matrices, so their shapes must agree. Raises: ShapeError naming every section at fault."""
+    wrong, fit = [], []
+    for number, (its, (m, n)), (own, (i, j)) in zip(numbers, teacher, student, strict=True):
+        if (m, n) == (i, j):
+            fit.append(number)
+        else:
+            wrong.append(f"section {number}: {m}x{n} in the teacher ({its.front} -> {its.back}), "
+                         f"{i}x{j} in the student ({own.front} -> {own.back})")  # fmt: skip
+    if wrong:
+        subset = f", or train only what fits: 'sections: {fit}'" if fit else ""
+        raise ShapeError(f"FSP needs equal channels, but its matrices differ in {'; in '.join(wrong)}. "
+                         f"Give the student the teacher's widths{subset}, or transfer what needs no equal channels, "
+                         "such as 'attention'.")  # fmt: skip
+
+
+def _matrices(reading: Reading, flows: Sequence[Flow]) -> tuple[Tensor, ...]:
+    matrices = []
+    for flow in flows:
+        try:
+            matrices.append(fsp_matrix(reading[flow.front], reading[flow.back]))
+        except ShapeError as error:
+            raise ShapeError(f"Flow {flow.front} -> {flow.back}: {error}") from None
+    return tuple(matrices)
+
+
+def _common_size(front: Tensor, back: Tensor) -> tuple[int, int]:
+    """Height and width of the smaller map. Raises: ShapeError."""
+    shapes = f"front {tuple(front.shape)} and back {tuple(back.shape)}"
+    if front.ndim != 4 or back.ndim != 4:
+        raise ShapeError(f"An FSP matrix needs two maps (N, channels, height, width), not {shapes}.")
+    if front.shape[0] != back.shape[0]:
+        raise ShapeError(f"An FSP matrix needs two maps of the same images; {shapes} differ in number.")
+    (high, wide), (height, width) = front.shape[2:], back.shape[2:]
+    if (high - height) * (wide - width) < 0:
+        raise ShapeError(f"An FSP matrix needs one map to be the larger; of {shapes} one is higher, the other wider.")
+    return min(high, height), min(wide, width)
+
+
+def _max_pooled(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Max-pool (N, C, H, W) to (N, C, *size); maps of that size come back as they are."""
+    (high, wide), (height, width) = maps.shape[2:], size
+    if (high, wide) == size:
+        return maps
+    if maps.device.type == "cpu" and not maps.requires_grad:
+        # On CPUs max_pool2d is vectorised for channels-last alone: half the time, the copy included. Where a gradient
+        # comes back the copy gains nothing: that gradient is channels-last, and the network's others are not.
+        maps = maps.contiguous(memory_format=torch.channels_last)
+    if high % height == 0 and wide % width == 0:
+        return F.max_pool2d(maps, (high // height, wide // width))
+    return F.adaptive_max_pool2d(maps, size)
+
+
+def _without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast would round the products to bfloat16; devices without it, such as ``meta``, refuse the context."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()

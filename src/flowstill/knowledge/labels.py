@@ -1,0 +1,56 @@
+"""The task itself: cross-entropy against the labels."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from flowstill.data.batch import Batch
+from flowstill.errors import ShapeError
+from flowstill.knowledge.base import Knowledge, Loss, Setting
+from flowstill.sections import Pairs
+from flowstill.specification import specification
+from flowstill.taps import Reading
+
+
+class LabelLoss(Loss):
+    """Mean cross-entropy over the images whose label is known."""
+
+    student_logits = True
+
+    def __init__(self, smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.smoothing = smoothing
+
+    def target(self, teacher: Reading | None, batch: Batch | None = None) -> Tensor:
+        """The batch's labels, (B,) int64, -1 where unknown."""
+        if batch is None:
+            raise ValueError("labels come from a batch")
+        return batch.labels
+
+    def forward(self, student: Reading, target: Tensor) -> Tensor:
+        """Cross-entropy of (B, classes) logits, float32; 0 if no image of the batch has a label."""
+        if student.logits is None:
+            raise ShapeError("The task needs logits, but the student's forward stopped before them.")
+        total = F.cross_entropy(
+            student.logits.float(), target, ignore_index=-1, label_smoothing=self.smoothing, reduction="sum"
+        )
+        return total / (target != -1).sum().clamp(min=1)  # PyTorch's mean is NaN where no label is known
+
+
+@specification
+class Labels(Knowledge):
+    """Cross-entropy with the labels; no teacher."""
+
+    summary: ClassVar[str] = "the labels themselves (the task); needs no teacher"
+    needs_teacher: ClassVar[bool] = False
+
+    name: Literal["labels"] = "labels"
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    def build(self, pairs: Pairs, setting: Setting | None = None) -> LabelLoss:
+        """The task's loss; ``pairs`` is not used."""
+        return LabelLoss(self.smoothing)

@@ -1,0 +1,92 @@
+"""Soft logits: the teacher's softened predictions (Hinton, Vinyals and Dean 2015)."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from flowstill.data.batch import Batch
+from flowstill.errors import ShapeError
+from flowstill.knowledge.base import Knowledge, Loss, Setting
+from flowstill.sections import Pairs
+from flowstill.specification import specification
+from flowstill.taps import Reading
+
+Divergence = Literal["kl", "cross_entropy"]
+
+
+def soft_logits_loss(
+    student: Tensor, teacher: Tensor, temperature: float = 4.0, divergence: Divergence = "kl", squared: bool = True
+) -> Tensor:
+    """How far the student's softened predictions are from the teacher's, mean over the batch.
+
+    P = softmax(logits / temperature); ``kl`` is sum P_T log(P_T / P_S), ``cross_entropy`` is -sum P_T log P_S, which has
+    the same gradient. ``squared`` multiplies by temperature^2, so that the gradient's size does not depend on it.
+
+    Args: student, teacher (B, classes). Returns: a float32 scalar (float64 for float64), at least 0.
+
+    >>> import torch
+    >>> logits = torch.tensor([[1.0, 2.0, 3.0]])
+    >>> soft_logits_loss(logits, logits).item()
+    0.0
+    """
+    student, teacher = (logits if logits.element_size() == 8 else logits.float() for logits in (student, teacher))
+    target, ours = F.softmax(teacher / temperature, 1), F.log_softmax(student / temperature, 1)
+    if divergence == "kl":
+        loss = F.kl_div(ours, F.log_softmax(teacher / temperature, 1), log_target=True, reduction="batchmean")
+    else:
+        loss = -(target * ours).sum(1).mean()
+    return loss * temperature**2 if squared else loss
+
+
+class SoftLogitsLoss(Loss):
+    """``soft_logits_loss`` of two readings."""
+
+    teacher_logits = True
+    student_logits = True
+    storable = True
+
+    def __init__(self, temperature: float, divergence: Divergence, squared: bool) -> None:
+        super().__init__()
+        self.temperature, self.divergence, self.squared = temperature, divergence, squared
+
+    def target(self, teacher: Reading | None, batch: Batch | None = None) -> Tensor:
+        """The teacher's logits, (B, classes), float32."""
+        assert teacher is not None
+        assert teacher.logits is not None
+        return teacher.logits.detach().float()
+
+    def forward(self, student: Reading, target: Tensor) -> Tensor:
+        """A float32 scalar. Raises: ShapeError if teacher and student know different numbers of classes."""
+        assert student.logits is not None
+        if student.logits.shape != target.shape:
+            raise ShapeError(
+                f"Soft logits need the same classes in both networks, but the teacher gives {target.shape[1]} and the "
+                f"student {student.logits.shape[1]}. Fine-tune the teacher on the student's task first."
+            )
+        return soft_logits_loss(student.logits, target, self.temperature, self.divergence, self.squared)
+
+
+@specification
+class SoftLogits(Knowledge):
+    """The teacher's softened predictions. Weigh it against the task by the terms' weights: a, and 1 - a for the labels.
+
+    temperature: 4 is what public code uses with a = 0.9; FSP's FitNet baseline uses 3 with a weight falling from 4 to 1.
+    divergence: KL as in Hinton et al., or the cross-entropy H(P_T, P_S) of FitNets (Romero et al. 2015, Eq. 2).
+    squared: multiply by temperature^2, as Hinton et al. advise; FitNets does not.
+    """
+
+    summary: ClassVar[str] = "the teacher's softened predictions; needs the same classes in both networks"
+    paper: ClassVar[str] = "Hinton, Vinyals and Dean 2015, Distilling the Knowledge in a Neural Network"
+
+    name: Literal["soft_logits"] = "soft_logits"
+    temperature: Annotated[float, Field(gt=0)] = 4.0
+    divergence: Divergence = "kl"
+    squared: bool = True
+
+    def build(self, pairs: Pairs, setting: Setting | None = None) -> SoftLogitsLoss:
+        """The loss; ``pairs`` is not used."""
+        return SoftLogitsLoss(self.temperature, self.divergence, self.squared)
