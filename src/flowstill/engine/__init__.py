@@ -1,0 +1,5 @@
+"""Runs recipes, on Lightning Fabric: one loop for every method."""
+
+from flowstill.engine.training import evaluate, train
+
+__all__ = ["evaluate", "train"]

@@ -1,0 +1,70 @@
+"""How good a network is: accuracy on the test images, alone or as a mean of several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric, Metric
+from torchmetrics.classification import MulticlassAccuracy
+
+from flowstill.engine.learner import as_inputs
+
+if TYPE_CHECKING:
+    from flowstill.data import ImageData
+
+
+@torch.no_grad()
+def evaluate_networks(
+    fabric: Fabric, networks: Sequence[nn.Module], data: ImageData, *, channels_last: bool = False,
+    mean: Literal["softmax", "logits"] = "softmax", batch: int = 500,
+) -> dict[str, float]:  # fmt: skip
+    """Top-1 and top-5 accuracy in percent and mean cross-entropy of the networks' mean output on the test images.
+
+    One network is itself whatever ``mean`` says. Networks are left in the mode they came in.
+    """
+    classes = len(data.classes)
+    top1 = MulticlassAccuracy(classes, average="micro").to(fabric.device)
+    top5 = MulticlassAccuracy(classes, average="micro", top_k=min(5, classes)).to(fabric.device)
+    loss = MeanMetric().to(fabric.device)
+    training = [network.training for network in networks]
+    for network in networks:
+        network.eval()
+    for images, labels in data.test_batches(
+        batch=batch, device=fabric.device, rank=fabric.global_rank, world=fabric.world_size
+    ):
+        with fabric.autocast():
+            outputs = [_logits(network(as_inputs(images, channels_last))) for network in networks]
+        logs = F.log_softmax(outputs[0], 1) if len(outputs) == 1 else _together(outputs, mean)
+        top1.update(logs, labels)
+        top5.update(logs, labels)
+        loss.update(F.nll_loss(logs, labels), weight=len(labels))
+    for network, mode in zip(networks, training, strict=True):
+        network.train(mode)
+    result = {"accuracy": _percent(top1), "loss": float(loss.compute())}
+    return {**result, "top5": _percent(top5)} if classes > 5 else result
+
+
+def _percent(share: Metric) -> float:
+    """In percent, without the digits that float32 makes up."""
+    return round(100 * float(share.compute()), 4)
+
+
+def _logits(output: object) -> Tensor:
+    first = getattr(output, "logits", output)
+    if isinstance(first, (tuple, list)):
+        first = first[0]
+    assert isinstance(first, Tensor)
+    return first.float()
+
+
+def _together(outputs: Sequence[Tensor], mean: Literal["softmax", "logits"]) -> Tensor:
+    """Log-probabilities of the mean of several outputs."""
+    stacked = torch.stack(list(outputs))
+    if mean == "logits":
+        return F.log_softmax(stacked.mean(0), 1)
+    return F.log_softmax(stacked, 2).logsumexp(0) - torch.log(torch.tensor(float(len(outputs))))

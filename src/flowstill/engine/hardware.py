@@ -1,0 +1,40 @@
+"""From a device's name to Lightning Fabric."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import torch
+from lightning_fabric import Fabric
+
+from flowstill.engine.precision import Precision
+from flowstill.errors import RecipeError, did_you_mean
+
+
+def choose_device(name: str, devices: int = 1) -> str:
+    """``auto``, ``cpu``, ``cuda`` or ``mps`` -> the one that will be used. Raises: RecipeError."""
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = "cuda" if there["cuda"] else "cpu"
+    if name not in there:
+        raise RecipeError(f"--device {name!r} is no device. {did_you_mean(name, ['auto', *there])}")
+    if not there[name]:
+        here = ", ".join(repr(n) for n, ok in there.items() if ok)
+        raise RecipeError(f"--device {name!r}: this machine (or this build of torch) has none. There is {here}.")
+    most = {"cpu": os.cpu_count() or 1, "cuda": torch.cuda.device_count(), "mps": 1}[name]
+    if not 1 <= devices <= most:
+        raise RecipeError(f"--devices {devices}: {name} has {most} here; give a number from 1 to {most}.")
+    return name
+
+
+def make_fabric(device: str, devices: int, precision: Precision) -> Fabric:
+    """Fabric on ``devices`` devices; more than one means that many processes (DDP)."""
+    log = logging.getLogger("lightning_fabric.utilities.rank_zero")
+    level = log.level
+    log.setLevel(logging.WARNING)  # it announces the precision, which is ours to say
+    try:
+        return Fabric(accelerator=device, devices=devices, strategy="ddp_spawn" if devices > 1 else "auto",
+                      precision=precision.fabric)  # fmt: skip
+    finally:
+        log.setLevel(level)

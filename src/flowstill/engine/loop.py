@@ -1,0 +1,126 @@
+"""The one loop: runs a stage of one job, or of several in lockstep over one teacher."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from flowstill.data.batch import Batch
+from flowstill.engine.feed import Feed
+from flowstill.engine.learner import as_inputs
+from flowstill.engine.progress import Watch
+from flowstill.engine.runner import StageRunner
+from flowstill.taps import Reading, Tap, Tapped
+
+OnStep = Callable[[str, str, int], None]  # job, stage, steps of the stage done
+
+
+@dataclass
+class Meter:
+    """Losses that add up on the device until somebody looks."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    count: int = 0
+
+    def add(self, losses: dict[str, Tensor]) -> None:
+        """Add one step's losses; nothing leaves the device."""
+        for name, loss in losses.items():
+            self.sums[name] = self.sums[name] + loss if name in self.sums else loss.clone()
+        self.count += 1
+
+    def means(self) -> dict[str, float]:
+        """The means since the last look, on the host; starts anew."""
+        values = {name: float(total) / max(1, self.count) for name, total in self.sums.items()}
+        self.sums, self.count = {}, 0
+        return values
+
+
+class StageLoop:
+    """Steps ``start`` to the end of a stage, for the jobs in ``runners``."""
+
+    def __init__(
+        self, fabric: Fabric, runners: dict[str, StageRunner], teacher: nn.Module | None, feed: Feed, *,
+        start: int = 0, channels_last: bool = False,
+    ) -> None:  # fmt: skip
+        self.fabric, self.runners, self.teacher, self.feed = fabric, runners, teacher, feed
+        self.step, self.channels_last = start, channels_last
+        self.stages = {job: runner.stage for job, runner in runners.items()}
+        self.steps = next(iter(self.stages.values())).steps
+        self.meters = {job: Meter() for job in runners}
+        self._tapped: dict[tuple[tuple[Tap, ...], bool], Tapped] = {}
+
+    def advance(self) -> None:
+        """One step: one batch, one reading of the teacher for all, each job's updates of this slot."""
+        batch = replace(batch := self.feed(self.step), images=as_inputs(batch.images, self.channels_last),
+                        steps=self.steps)  # fmt: skip
+        slots = {job: runner.slot(self.step) for job, runner in self.runners.items()}
+        teacher = self._read_teacher(batch, slots)
+        for job, runner in self.runners.items():
+            losses: dict[str, Tensor] = {}
+            for number in slots[job]:
+                for name, loss in runner.update(number, batch, teacher, self.step).items():
+                    losses[name if name not in losses else f"{runner.stage.updates[number].player}.{name}"] = loss
+            self.meters[job].add(losses)
+        self.step += 1
+
+    def _read_teacher(self, batch: Batch, slots: dict[str, list[int]]) -> Reading | None:
+        """What all updates of this step need of the teacher, in one forward that stops after the last of it."""
+        needs = [runner.teacher_needs(slots[job]) for job, runner in self.runners.items()]
+        taps = tuple(dict.fromkeys(tap for some, _ in needs for tap in some))
+        logits = any(some for _, some in needs)
+        if self.teacher is None or not (taps or logits):
+            return None
+        if (taps, logits) not in self._tapped:
+            self._tapped[taps, logits] = Tapped(self.teacher, taps, until="logits" if logits else "taps")
+        with torch.no_grad(), self.fabric.autocast():
+            reading: Reading = self._tapped[taps, logits](batch.images)
+        return reading
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the rest of the stage depends on."""
+        return {"step": self.step, "runners": {job: runner.state() for job, runner in self.runners.items()},
+                "meters": {job: {"sums": m.sums, "count": m.count} for job, m in self.meters.items()}}  # fmt: skip
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from ``state``; the feed must have been made for its step."""
+        for job, runner in self.runners.items():
+            runner.load(state["runners"][job])
+            saved = state["meters"][job]
+            sums = {name: total.to(self.fabric.device) for name, total in saved["sums"].items()}
+            self.meters[job] = Meter(sums, saved["count"])
+
+
+class Pace:
+    """Images a second since the last look."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch, self._since, self._steps = batch, time.perf_counter(), 0
+
+    def step(self) -> None:
+        """One more batch is done."""
+        self._steps += 1
+
+    def speed(self) -> float:
+        """Images a second; starts anew."""
+        now = time.perf_counter()
+        speed = self.batch * self._steps / max(now - self._since, 1e-9)
+        self._since, self._steps = now, 0
+        return speed
+
+
+def marks(steps: int, count: int) -> set[int]:
+    """``count`` steps spread over a stage, its last among them.
+
+    >>> sorted(marks(100, 4)), sorted(marks(2, 4))
+    ([25, 50, 75, 100], [1, 2])
+    """
+    return {max(1, round(steps * k / count)) for k in range(1, count + 1)}
+
+
+__all__ = ["Meter", "OnStep", "Pace", "StageLoop", "Watch", "marks"]

@@ -1,0 +1,81 @@
+"""A player at work: its parameters, its optimiser, its learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowstill.transfer.recoding import Recoder
+from flowstill.transfer.stages import Optimizer, Player
+
+
+class Mover:
+    """A stage's player with a fresh optimiser over its modules' parameters."""
+
+    def __init__(self, player: Player, parameters: Sequence[nn.Parameter]) -> None:
+        self.player = player
+        self.parameters = list(parameters)
+        self.optimizer = make_optimizer(player.optimizer, self.parameters)
+        self.recoder = Recoder(player.recode, self.parameters) if player.recode else None
+
+    def lr(self, step: int, steps: int) -> float:
+        """The learning rate at ``step`` of the stage."""
+        return self.player.lr.at(step, steps)
+
+    def decayed(self, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """The gradients with the L2 term added, for rules that look at it; parameters without gradient stay without."""
+        decay = self.player.optimizer.weight_decay
+        return [g if g is None or not self._decays(p) else g.add(p.detach(), alpha=decay)
+                for p, g in zip(self.parameters, gradients, strict=True)]  # fmt: skip
+
+    def _decays(self, parameter: nn.Parameter) -> bool:
+        return self.player.optimizer.decay == "all" or parameter.ndim > 1
+
+    def step(self, gradients: Sequence[Tensor | None], lr: float) -> None:
+        """One step. A parameter without gradient neither moves nor decays."""
+        if self.recoder is not None:
+            gradients = self.recoder(gradients)
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    @property
+    def second_order(self) -> bool:
+        """Whether the gradients are themselves differentiated, and so need a graph."""
+        return self.player.recode is not None and self.player.recode.mode == "double_backward"
+
+    def state(self) -> dict[str, Any]:
+        """All that its next step depends on, beside the parameters."""
+        return {"optimizer": self.optimizer.state_dict(), "recoder": self.recoder and self.recoder.state_dict()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from ``state``."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.recoder is not None:
+            self.recoder.load_state_dict(state["recoder"])
+
+
+def make_optimizer(spec: Optimizer, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    """torch's optimiser for ``spec``; the learning rate is set at each step."""
+    weights = [p for p in parameters if spec.decay == "all" or p.ndim > 1]
+    others = [p for p in parameters if spec.decay != "all" and p.ndim <= 1]
+    groups = [{"params": weights, "weight_decay": spec.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]
+    if spec.name == "sgd":
+        # The fused kernel walks over all parameters at once; on a small network the step's time is mostly that walk.
+        sgd = torch.optim.SGD(groups, lr=0.0, momentum=spec.momentum, nesterov=spec.nesterov, fused=True)
+        # It wants all momenta to begin at once, but an update may be the first to reach a parameter; zeros are the same.
+        for parameter in parameters if spec.momentum else ():
+            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return sgd
+    if spec.name == "rmsprop":
+        return torch.optim.RMSprop(groups, lr=0.0, momentum=spec.momentum)
+    kind = torch.optim.Adam if spec.name == "adam" else torch.optim.AdamW
+    return kind(groups, lr=0.0, fused=True)

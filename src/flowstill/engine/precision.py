@@ -1,0 +1,75 @@
+"""Which number format and memory layout: measured once at the start of a run, then kept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+Asked = Literal["auto", "32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Precision:
+    """dtype: ``32`` or ``bf16`` (autocast, weights stay float32). layout: ``contiguous`` (NCHW) or ``channels_last``."""
+
+    dtype: Literal["32", "bf16"] = "32"
+    layout: Literal["contiguous", "channels_last"] = "contiguous"
+
+    @property
+    def fabric(self) -> Literal["32-true", "bf16-mixed"]:
+        """Fabric's name for the dtype."""
+        return "bf16-mixed" if self.dtype == "bf16" else "32-true"
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """torch's name for the layout."""
+        return torch.channels_last if self.layout == "channels_last" else torch.contiguous_format
+
+    def __str__(self) -> str:
+        return f"{'bf16' if self.dtype == 'bf16' else 'float32'}, {self.layout.replace('_', '-')}"
+
+
+def choose(asked: Asked, make: Callable[[], nn.Module], shape: tuple[int, ...], batch: int, device: Any) -> Precision:
+    """What was asked for, or for ``auto`` the quickest by a few training steps of the network on random images.
+
+    ``auto`` tries float32 and bf16 on a CPU, bf16 alone on a GPU that has it; each in both layouts. ``make`` builds the
+    network; nothing of the measurement stays behind. shape: (C, H, W).
+    """
+    if asked != "auto":
+        return Precision(asked)
+    device = torch.device(device)
+    dtypes: tuple[Literal["32", "bf16"], ...] = ("32", "bf16")
+    if device.type == "cuda":
+        dtypes = ("bf16",) if torch.cuda.is_bf16_supported(including_emulation=False) else ("32",)
+    candidates = [Precision(dtype, layout) for dtype in dtypes for layout in ("contiguous", "channels_last")]
+    with torch.random.fork_rng(devices=[]):
+        network = make().to(device).train()
+    # A fraction of the batch is enough to tell them apart, and keeps the start short.
+    images = torch.zeros(max(2, min(batch, 64)), *shape, device=device).normal_(
+        generator=torch.Generator(device).manual_seed(0)
+    )
+    seconds = {candidate: _step_time(candidate, network, images) for candidate in candidates}
+    return min(seconds, key=lambda candidate: seconds[candidate])
+
+
+def _step_time(precision: Precision, network: nn.Module, images: torch.Tensor, repeats: int = 3) -> float:
+    """The shortest of a few forward and backward passes, in seconds."""
+    network = network.to(memory_format=precision.memory_format)
+    images = images.contiguous(memory_format=precision.memory_format)
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=precision.dtype == "bf16"):
+            logits = network(images)
+        torch.autograd.backward(F.cross_entropy(logits.float(), logits.argmax(1)))
+        network.zero_grad()
+        if images.is_cuda:
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return min(times[1:])

@@ -1,0 +1,262 @@
+"""Runs a recipe's jobs, one group after another, and keeps the run folder so that a killed run goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from flowstill.engine.evaluation import evaluate_networks
+from flowstill.engine.feed import Feed
+from flowstill.engine.interruption import Interruption
+from flowstill.engine.loop import OnStep, Pace, StageLoop, marks
+from flowstill.engine.precision import Precision
+from flowstill.engine.progress import Watch
+from flowstill.engine.runner import StageRunner
+from flowstill.engine.seeds import derive, random_states, restore_random_states
+from flowstill.knowledge.base import Setting
+from flowstill.nets import build, load_weights
+from flowstill.recipes.check import JobPlan
+from flowstill.recipes.schema import AfterStage, Job, Recipe, Stage, Weights
+from flowstill.runs import Run, RunWriter
+
+if TYPE_CHECKING:
+    from flowstill.data import ImageData
+
+SAVE_EVERY = 30.0  # seconds between two saved states
+CURVE_POINTS = 10  # evaluations in a stage that trains the task
+LOG_POINTS = 50  # rows of losses in a stage
+
+
+class Session:
+    """One process's part in a run. Only the process of rank 0 writes."""
+
+    def __init__(
+        self, fabric: Fabric, recipe: Recipe, data: ImageData, writer: RunWriter, plans: dict[str, JobPlan],
+        precision: Precision, summary: dict[str, Any], watch: Watch, on_step: OnStep | None = None,
+    ) -> None:  # fmt: skip
+        self.fabric, self.recipe, self.data, self.writer, self.plans = fabric, recipe, data, writer, plans
+        self.precision, self.summary, self.watch, self.on_step = precision, summary, watch, on_step
+        self.channels_last = precision.layout == "channels_last"
+        self.networks: dict[str, nn.Module] = {}
+        self.interruption = Interruption()
+        self._saved = time.perf_counter()
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes the run folder."""
+        return self.fabric.global_rank == 0
+
+    def run(self) -> None:
+        """All jobs to their end, from the saved state on if there is one."""
+        state = self.writer.load_state()
+        if state is not None:
+            self.summary = json.loads(state["summary"])
+        if self.writes:
+            self.writer.metrics.truncate(state["metrics"] if state else 0)
+        with self.interruption:
+            for group in self.recipe.groups():
+                if all("accuracy" in self.summary["jobs"].get(name, {}) for name in group):
+                    continue
+                self._run_group(group, state if state and tuple(state["group"]) == group else None)
+                state = None
+                self._save(group)
+            for name, ensemble in self.recipe.ensembles.items():
+                members = [self.network(job) for job in ensemble.jobs]
+                scores = evaluate_networks(
+                    self.fabric, members, self.data, channels_last=self.channels_last, mean=ensemble.mean
+                )
+                self.summary["ensembles"][name] = scores
+        self.summary["finished"] = True
+        if self.writes:
+            self.writer.metrics.flush()
+            self.writer.write_summary(self.summary)
+            self.writer.drop_state()
+
+    def _run_group(self, group: tuple[str, ...], state: dict[str, Any] | None) -> None:
+        """Jobs in lockstep: stage by stage, each with its own player and optimiser."""
+        jobs = {name: self.recipe.jobs[name] for name in group}
+        first = jobs[group[0]]
+        networks = {name: self._start(name, job) for name, job in jobs.items()}
+        count = 0 if first.weights else len(first.stages)
+        seconds = state["seconds"] if state else 0.0
+        begun = time.perf_counter()
+        for number in range(state["stage"] if state else 0, count):
+            here = state if state and state["stage"] == number else None
+            self._run_stage(group, number, networks, here, seconds - begun)
+            for name in group:
+                self._keep_for_others(name, jobs[name].stages[number].name, networks[name])
+        seconds += time.perf_counter() - begun
+        for name, network in networks.items():
+            self._finish(name, jobs[name], network, seconds)
+
+    def _run_stage(
+        self,
+        group: tuple[str, ...],
+        number: int,
+        networks: dict[str, nn.Module],
+        state: dict[str, Any] | None,
+        clock: float,
+    ) -> None:
+        stages = {name: self.recipe.jobs[name].stages[number] for name in group}
+        stage, lead = stages[group[0]], self.recipe.jobs[group[0]]
+        torch.manual_seed(derive(self.recipe.seed, lead.seed, stage.name))
+        teacher = self.network(lead.teacher) if lead.teacher and any(s.needs_teacher for s in stages.values()) else None
+        runners = {}
+        for name in group:
+            setting = Setting(
+                teacher,
+                networks[name],
+                self.data.shape,
+                len(self.data.classes),
+                derive(self.recipe.seed, lead.seed, stage.name),
+            )
+            runners[name] = StageRunner(self.fabric, networks[name], stages[name], self.plans[name].pairs, setting)
+        start = state["loop"]["step"] if state else 0
+        loop = StageLoop(
+            self.fabric, runners, teacher, self._feed(stage, lead, start), start=start, channels_last=self.channels_last
+        )
+        if state:
+            loop.load(state["loop"])
+            restore_random_states(self.fabric, state["rng"])
+        self.watch.stage(" + ".join(group), stage.name, start, stage.steps)
+        pace, logged, measured = (
+            Pace(self.recipe.data.batch),
+            marks(stage.steps, LOG_POINTS),
+            marks(stage.steps, CURVE_POINTS),
+        )
+        while loop.step < stage.steps:
+            loop.advance()
+            pace.step()
+            self.watch.step()
+            if loop.step in logged:
+                self._log(loop, pace.speed())
+            if loop.step in measured and loop.step < stage.steps:
+                self._curve(loop)
+            if self.on_step:
+                self.on_step(group[0], stage.name, loop.step)
+            if self._should_save(loop.step in logged) and loop.step < stage.steps:
+                self._save(group, number, loop, clock + time.perf_counter())
+        self._log(loop, None)
+
+    def _feed(self, stage: Stage, job: Job, start: int) -> Feed:
+        data = self.recipe.data
+        return Feed(
+            self.data, stage.rhythm, batch=data.batch, unlabelled=data.unlabelled, labels=job.labels or data.labels,
+            start=start, steps=stage.steps - start, seed=derive(self.recipe.seed, job.seed, stage.name, "order"),
+            device=self.fabric.device, rank=self.fabric.global_rank, world=self.fabric.world_size,
+        )  # fmt: skip
+
+    def _log(self, loop: StageLoop, speed: float | None) -> None:
+        """Bring the losses to the host: into the metrics and onto the screen."""
+        for name, meter in loop.meters.items():
+            if not meter.count:
+                continue
+            means = meter.means()
+            stage = loop.stages[name]
+            rates = {f"lr/{player}" if len(stage.players) > 1 else "lr": spec.lr.at(loop.step - 1, stage.steps)
+                     for player, spec in stage.players.items()}  # fmt: skip
+            rows = {**{f"train/{term}": value for term, value in means.items()}, **rates}
+            if speed is not None:
+                rows["images_per_second"] = speed
+                self.watch.losses(means, speed)
+            if self.writes:
+                self.writer.metrics.log(name, stage.name, loop.step, rows)
+
+    def _curve(self, loop: StageLoop) -> None:
+        """Accuracy on the way, in stages that train the task."""
+        for name, runner in loop.runners.items():
+            if any(update.task for update in runner.stage.updates):
+                self._score(name, runner.stage.name, loop.step, runner.learner.student)
+
+    def _score(self, name: str, stage: str, step: int, network: nn.Module) -> dict[str, float]:
+        self._share_buffers(network)
+        scores = evaluate_networks(self.fabric, [network], self.data, channels_last=self.channels_last)
+        if self.writes:
+            self.writer.metrics.log(name, stage, step, {f"test/{metric}": value for metric, value in scores.items()})
+        return scores
+
+    def _start(self, name: str, job: Job) -> nn.Module:
+        """The job's network as its first stage finds it."""
+        torch.manual_seed(derive(self.recipe.seed, job.seed, "init"))
+        network = build(job.network, num_classes=len(self.data.classes), in_channels=self.data.shape[0])
+        if job.weights:
+            load_weights(network, job.weights)
+        elif isinstance(job.start, Weights):
+            load_weights(network, job.start.weights)
+        elif isinstance(job.start, AfterStage):
+            load_weights(network, self._stage_file(job.start.job, job.start.stage))
+        return placed(network, self.fabric, self.precision)
+
+    def network(self, name: str) -> nn.Module:
+        """A finished job's network, frozen, in eval mode."""
+        if name not in self.networks:
+            network = Run.open(self.writer.path).network(name, trust_code=True)
+            self.networks[name] = placed(network, self.fabric, self.precision)
+        return self.networks[name].requires_grad_(False).eval()
+
+    def _finish(self, name: str, job: Job, network: nn.Module, seconds: float) -> None:
+        """Measure and keep a network that is done."""
+        steps = 0 if job.weights else sum(stage.steps for stage in job.stages)
+        last = job.stages[-1] if job.stages and not job.weights else None
+        scores = self._score(name, last.name if last else "", last.steps if last else 0, network)
+        plan = self.plans[name]
+        paper = self.recipe.paper.accuracy.get(name) if self.recipe.paper else None
+        self.summary["jobs"][name] = {
+            **scores, "network": job.network.name, "about": job.about, "labels": job.labels or self.recipe.data.labels,
+            "parameters": plan.counts.parameters, "macs": plan.counts.macs, "steps": steps, "seconds": round(seconds, 2),
+            "teacher": job.teacher, **({"paper": paper} if paper is not None else {}),
+        }  # fmt: skip
+        self.networks[name] = network
+        if self.writes:
+            self.writer.save_network(name, network.state_dict())
+        self.watch.say(f"{name}: {scores['accuracy']:.2f} % after {steps} steps, {seconds:.0f} s")
+        self.fabric.barrier()
+
+    def _keep_for_others(self, name: str, stage: str, network: nn.Module) -> None:
+        """Other jobs may start from what this network is now."""
+        wanted = [AfterStage(name, stage) == job.start for job in self.recipe.jobs.values()]
+        if self.writes and any(wanted):
+            self.writer.save_network(f"{name}@{stage}", network.state_dict())
+        self.fabric.barrier()
+
+    def _stage_file(self, name: str, stage: str) -> str:
+        return str(self.writer.path / f"{name}@{stage}.safetensors")
+
+    def _should_save(self, looked: bool) -> bool:
+        """Every so many seconds, and at once when interrupted. All processes decide alike."""
+        if self.fabric.world_size == 1:
+            return self.interruption.asked or time.perf_counter() - self._saved > SAVE_EVERY
+        return looked and self.fabric.broadcast(time.perf_counter() - self._saved > SAVE_EVERY)
+
+    def _save(
+        self, group: tuple[str, ...], stage: int = 0, loop: StageLoop | None = None, seconds: float = 0.0
+    ) -> None:
+        """Write the state. Without a loop: the group is finished."""
+        rng = random_states(self.fabric)
+        if self.writes:
+            self.writer.metrics.flush()
+            state: dict[str, Any] = {
+                "summary": json.dumps(self.summary), "metrics": self.writer.metrics.position(),
+                "group": list(group) if loop else [], "stage": stage, "seconds": seconds, "rng": rng,
+            }  # fmt: skip
+            self.writer.save_state({**state, "loop": loop.state()} if loop else state)
+            self.writer.write_summary(self.summary)
+        self._saved = time.perf_counter()
+        if self.interruption.asked:
+            raise KeyboardInterrupt
+
+    def _share_buffers(self, network: nn.Module) -> None:
+        """BatchNorm statistics are each process's own; all take those of the first."""
+        if self.fabric.world_size > 1:
+            for buffer in network.buffers():
+                buffer.copy_(self.fabric.broadcast(buffer))
+
+
+def placed(network: nn.Module, fabric: Fabric, precision: Precision) -> nn.Module:
+    """The network on the device, its weights in the run's layout."""
+    return network.to(fabric.device).to(memory_format=precision.memory_format)

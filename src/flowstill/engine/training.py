@@ -1,0 +1,182 @@
+"""``train``: from a recipe to a run folder."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+from lightning_fabric import Fabric
+
+from flowstill.data import open_data
+from flowstill.engine.evaluation import evaluate_networks
+from flowstill.engine.hardware import choose_device, make_fabric
+from flowstill.engine.precision import Asked, Precision, choose
+from flowstill.engine.progress import Watch
+from flowstill.engine.session import Session, placed
+from flowstill.errors import RecipeError, RunError
+from flowstill.nets import build
+from flowstill.recipes.check import JobPlan, check
+from flowstill.recipes.load import dump_recipe, load_recipe
+from flowstill.recipes.schema import Recipe
+from flowstill.reports import write_report
+from flowstill.runs import Run, RunWriter
+
+if TYPE_CHECKING:
+    from flowstill.data import ImageData
+    from flowstill.engine.loop import OnStep
+
+
+def train(
+    recipe: Recipe | str | Path, out: str | Path, *, resume: bool = False, device: str = "auto", devices: int = 1,
+    precision: Asked = "auto", progress: bool | None = None, on_step: OnStep | None = None, **options: Any,
+) -> Run:  # fmt: skip
+    """Run a recipe's jobs and keep all that happens in the folder ``out``.
+
+    Everything is checked before the folder is made: the recipe, its networks and pairs, the data, the weights to start
+    from. With ``resume`` a killed run goes on at the step it had reached, with the numbers that it would have given
+    uninterrupted (on a CPU, bit for bit); an empty folder starts, a finished run is returned as it is.
+
+    Args:
+        recipe: a Recipe, the name of a packaged one, or the path of a YAML file.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``. devices: so many processes share each batch (DDP).
+        precision: ``auto`` measures which is quickest and keeps to it; ``32``; ``bf16``.
+        progress: None shows a progress bar if standard error is a terminal.
+        on_step: called after each step with the job, the stage and the steps of the stage done.
+        options: ``set``, ``scale``, ``seed``, ``data_root``, ``trust_code`` of ``load_recipe``, if ``recipe`` is a name.
+    Returns: the finished Run. Raises: FlowstillError on bad input; KeyboardInterrupt once the state is saved.
+    """
+    if precision not in ("auto", "32", "bf16"):
+        raise RecipeError(f"--precision {precision!r}: choose 'auto', '32' or 'bf16'.")
+    RunWriter.refuse(out, resume=resume)
+    if isinstance(recipe, Recipe):
+        if options:
+            raise RecipeError(
+                f"{', '.join(options)}: these change a recipe that is loaded by name, not a Recipe object."
+            )
+    else:
+        recipe = load_recipe(recipe, **options)
+    device = choose_device(device, devices)
+    past = _resumed(recipe, Path(out)) if resume else None
+    if past and past.finished:
+        return past
+    data = open_data(recipe.data, seed=recipe.seed)
+    plans = check(recipe, data.shape, len(data.classes))
+    facts = past.recipe["run"] if past else None
+    if facts and facts["data"]["fingerprint"] != data.fingerprint:
+        raise RunError(
+            f"{str(out)!r} was trained on other images than {recipe.data.name!r} holds now. Give another --out."
+        )
+    chosen = Precision(**facts["precision"]) if facts else _choose_precision(precision, recipe, data, plans, device)
+    writer = RunWriter.create(out, resume=resume)
+    if not past:
+        writer.write_recipe(
+            dump_recipe(recipe) + yaml.safe_dump({"run": _facts(chosen, device, devices, data)}, sort_keys=False)
+        )
+    if devices == 1:
+        _work(make_fabric(device, 1, chosen), recipe, out, plans, chosen, progress, on_step, data)
+    else:
+        # As a partial: Fabric walks through arguments, and stops at frozen dataclasses.
+        work = partial(_work, recipe=recipe, out=out, plans=plans, precision=chosen, progress=progress, on_step=on_step)
+        make_fabric(device, devices, chosen).launch(work)
+    run = Run.open(out)
+    write_report(run)
+    return run
+
+
+def _work(
+    fabric: Fabric, recipe: Recipe, out: str | Path, plans: dict[str, JobPlan], precision: Precision, progress: bool | None,
+    on_step: OnStep | None, data: ImageData | None = None,
+) -> None:  # fmt: skip
+    """One process's part."""
+    data = data or open_data(recipe.data, seed=recipe.seed)
+    show = progress if fabric.global_rank == 0 else False
+    summary = _blank_summary(recipe, precision, fabric)
+    devices = [fabric.device] if fabric.device.type == "cuda" else []
+    # The seeds set along the way stay in here.
+    with torch.random.fork_rng(devices=devices), Watch(show) as watch:
+        Session(fabric, recipe, data, RunWriter(Path(out)), plans, precision, summary, watch, on_step).run()
+
+
+def _resumed(recipe: Recipe, out: Path) -> Run | None:
+    """The run to go on with, None if the folder holds none. Raises: RunError if it is another recipe's."""
+    if not (out / "recipe.yaml").exists():
+        return None
+    run = Run.open(out)
+    before = load_recipe(out / "recipe.yaml", trust_code=True)
+    for part in ("name", "seed", "data", "jobs", "ensembles", "together"):
+        then, now = getattr(before, part), getattr(recipe, part)
+        if part == "data":  # the same images may lie elsewhere by now
+            then, now = replace(then, root=None), replace(now, root=None)
+        if then != now:
+            raise RunError(f"{str(out)!r} was started with another recipe: its {part!r} differs. "
+                           "Resume with the options it was started with, or give another --out.")  # fmt: skip
+    return run
+
+
+def _choose_precision(
+    asked: Asked, recipe: Recipe, data: ImageData, plans: dict[str, JobPlan], device: str
+) -> Precision:
+    """By the recipe's heaviest network, where most of the time goes."""
+    heaviest = recipe.jobs[max(plans, key=lambda name: plans[name].counts.macs)].network
+    return choose(asked, lambda: build(heaviest, num_classes=len(data.classes), in_channels=data.shape[0]),
+                  data.shape, recipe.data.batch, device)  # fmt: skip
+
+
+def _facts(precision: Precision, device: str, devices: int, data: ImageData) -> dict[str, Any]:
+    """What the recipe does not say and a resumed run must know."""
+    return {
+        "precision": {"dtype": precision.dtype, "layout": precision.layout}, "device": device, "devices": devices,
+        "data": {"channels": data.shape[0], "size": list(data.shape[1:]), "classes": len(data.classes),
+                 "class_names": list(data.classes), "fingerprint": data.fingerprint},
+        "versions": _versions(),
+    }  # fmt: skip
+
+
+def _versions() -> dict[str, str]:
+    packages = ("flowstill", "torch", "torchvision", "lightning-fabric", "timm", "datasets", "numpy")
+    there = {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions()}
+    return {"python": platform.python_version(), **{name: there[name] for name in packages if name in there}}
+
+
+def _blank_summary(recipe: Recipe, precision: Precision, fabric: Fabric) -> dict[str, Any]:
+    return {
+        "recipe": recipe.name, "finished": False, "seed": recipe.seed, "device": str(fabric.device.type),
+        "devices": fabric.world_size, "precision": {"dtype": precision.dtype, "layout": precision.layout},
+        "versions": _versions(), "jobs": {}, "ensembles": {},
+        "command": " ".join(["flowstill", *sys.argv[1:]]) if Path(sys.argv[0]).name == "flowstill" else "",
+    }  # fmt: skip
+
+
+def evaluate(run: Run | str | Path, *, device: str = "auto", data_root: str | None = None, trust_code: bool = False
+             ) -> dict[str, dict[str, float]]:  # fmt: skip
+    """Measure a run's networks anew on the test images, at the precision they were trained in.
+
+    Returns: job -> accuracy (top-1, percent), loss, and top5 where there are more than 5 classes.
+    Raises: RunError if a network is missing, DataError if the images are.
+    """
+    run = run if isinstance(run, Run) else Run.open(run)
+    recipe = load_recipe(run.path / "recipe.yaml", trust_code=True)
+    spec = replace(recipe.data, root=data_root) if data_root else recipe.data
+    data = open_data(spec, seed=recipe.seed)
+    precision = Precision(**run.recipe["run"]["precision"])
+    fabric = make_fabric(choose_device(device), 1, precision)
+    last = precision.layout == "channels_last"
+    trained = [name for name in recipe.jobs if (run.path / f"{name}.safetensors").exists()]
+    networks = {name: placed(run.network(name, trust_code=trust_code), fabric, precision) for name in trained}
+    if not networks:
+        raise RunError(f"{str(run.path)!r} has no trained network yet. Finish it with --resume.")
+    scores = {
+        name: evaluate_networks(fabric, [network], data, channels_last=last) for name, network in networks.items()
+    }
+    for name, ensemble in recipe.ensembles.items():
+        if all(job in networks for job in ensemble.jobs):
+            members = [networks[job] for job in ensemble.jobs]
+            scores[name] = evaluate_networks(fabric, members, data, channels_last=last, mean=ensemble.mean)
+    return scores

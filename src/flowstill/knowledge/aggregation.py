@@ -1,0 +1,274 @@
+"""Knowledge representing, the aggregation: several neighbouring layers of the teacher become one, which a student's follows.
+
+Liu, Wen, Gao, Tao, Chen, Osa, Kato: "Knowledge Representing: Efficient, Sparse Representation of Prior Knowledge for
+Knowledge Distillation", CVPR Workshops 2019. A deep teacher's layers are too many for a shallow student to follow one
+by one. Each group of c neighbours is therefore replaced by one layer W~, which learns what the whole group does to a map
+(Eq. 9); the student's features then follow those of W~ (Eq. 10), layer by layer.
+
+No code was published, and the paper leaves much open. What is built here is a reconstruction:
+
+* **Groups.** The paper aggregates "each three layer of teacher network" (c = 3, on ImageNet 4). A section's convolutions
+  are taken in groups of c, none reaching into the next section. That may give more groups than the student has layers
+  there (8 convolutions make 3 groups, ResNet-8 has 2), so that neighbouring groups are merged until none is left over.
+* **W~** is, for each group, a 3x3 convolution, BatchNorm and ReLU on the group's own input in the teacher, with the
+  group's stride. It has the width of the student's layer that will follow it. Where that is not the teacher's, the
+  paper's "identity mapping layer", a 1x1 convolution that begins as the identity, brings its features to the teacher's
+  width for Eq. 9; it trains with W~ and on its loss alone. On the student's side it could shrink what it compares.
+* **The cost** is printed as an L2 norm, not squared: here of each image's whole map, mean over the batch.
+* **mu** is "the standard deviation" as "a measures function", written as a function of W: that of the group's weights.
+  It is divided by its mean over the groups, so that gamma keeps one meaning. The text, which wants "to penalize more on
+  the layer with higher accumulation error", would also allow that of the residual (``measure="residual"``).
+* **The student's loss** between W~ and W^s is written for parameters, which cannot be compared where the widths of the
+  layers before differ. It is taken between features: the mean squared error, summed over the layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from flowstill.data.batch import Batch
+from flowstill.errors import RecipeError
+from flowstill.knowledge.base import Knowledge, Loss, Setting
+from flowstill.knowledge.groups import Group, find_groups
+from flowstill.knowledge.layers import Feature
+from flowstill.modules import module_at
+from flowstill.sections import Pairs
+from flowstill.specification import specification
+from flowstill.taps import Reading
+
+Measure = Literal["weights", "residual"]
+
+
+def transport_cost(teacher: Tensor, aggregated: Tensor, squared: bool = False) -> Tensor:
+    """What it costs to bring W~'s features to the teacher's, Eq. 9: ||F_{W_L} - F_{W~}||_2, mean over the images.
+
+    Args: teacher and aggregated (B, C, H, W). Returns: a scalar, float32 or better; its gradient at 0 is 0.
+
+    >>> transport_cost(torch.ones(5, 1, 2, 2), torch.zeros(5, 1, 2, 2))
+    tensor(2.)
+    """
+    residual = _precise(teacher) - _precise(aggregated)
+    norms: Tensor = torch.linalg.vector_norm(residual.flatten(1), dim=1)
+    return (norms.square() if squared else norms).mean()
+
+
+def measures(spreads: Tensor) -> Tensor:
+    """The mu of Eq. 9: standard deviations (groups,) over their mean; zeros if all are zero.
+
+    >>> measures(torch.tensor([1.0, 3.0]))
+    tensor([0.5000, 1.5000])
+    """
+    mean = spreads.mean()
+    return torch.where(mean > 0, spreads / mean, 0.0)
+
+
+def matching_loss(student: Sequence[Tensor], aggregated: Sequence[Tensor]) -> Tensor:
+    """The pound(W~, W^s) of Eq. 10: mean squared error between features, summed over the layers.
+
+    Args: for each layer (B, C, H, W) maps of both; the larger is average-pooled to the smaller's size.
+
+    >>> matching_loss([torch.ones(2, 1, 4, 4), torch.ones(2, 3, 2, 2)], [torch.zeros(2, 1, 4, 4), torch.zeros(2, 3, 2, 2)])
+    tensor(2.)
+    """
+    errors = []
+    for one, other in zip(student, aggregated, strict=True):
+        one, other = _same_size(_precise(one), _precise(other))
+        errors.append((one - other).square().mean())
+    return torch.stack(errors).sum()
+
+
+class AggregatedLayer(nn.Module):
+    """One W~: a 3x3 convolution, BatchNorm and ReLU in place of a group of the teacher's layers.
+
+    Where the teacher's own map is not rectified, as behind a linear bottleneck, there is no ReLU either. ``identity``
+    is the identity mapping layer from the student's width to the teacher's.
+    """
+
+    def __init__(self, before: Feature, after: Feature, channels: int) -> None:
+        super().__init__()
+        stride = [max(1, round(a / b)) for a, b in zip(before.shape[1:], after.shape[1:], strict=True)]
+        self.conv = nn.Conv2d(before.shape[0], channels, 3, (stride[0], stride[1]), padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(channels)
+        self.relu = nn.Identity() if after.signed else nn.ReLU()
+        same = channels == after.shape[0]
+        self.identity = nn.Identity() if same else nn.Conv2d(channels, after.shape[0], 1, bias=False)
+        # As a CIFAR ResNet's begin: "harder to converge, if the initialization on W~ is very different from W^s".
+        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+        if isinstance(self.identity, nn.Conv2d):
+            nn.init.dirac_(self.identity.weight)
+
+    def forward(self, maps: Tensor, observe: bool = True) -> Tensor:
+        """(B, C, H, W) of the teacher's, before the group -> F_{W~}, (B, student's channels, h, w).
+
+        observe: whether BatchNorm, in training, takes note of this batch; it normalises by it either way.
+        """
+        maps = self.conv(maps)
+        if observe or not self.training:
+            maps = self.bn(maps)
+        else:
+            maps = F.batch_norm(maps, None, None, self.bn.weight, self.bn.bias, training=True, eps=self.bn.eps)
+        return self.relu(maps)  # type: ignore[no-any-return]  # nn.Module calls are Any
+
+
+class Aggregate(nn.Module):
+    """All W~ of a stage, one for each group: what learns from the teacher and teaches the student."""
+
+    def __init__(self, groups: Sequence[Group], size: int) -> None:
+        super().__init__()
+        self.groups, self.size = tuple(groups), size
+        self.layers = nn.ModuleList(
+            AggregatedLayer(g.teacher.before, g.teacher.after, g.student.after.shape[0]) for g in self.groups
+        )
+
+    def forward(self, inputs: Sequence[Tensor], observe: bool = True) -> list[Tensor]:
+        """The teacher's maps before each group -> F_{W~} of each."""
+        return [layer(maps, observe) for layer, maps in zip(self.layers, inputs, strict=True)]
+
+    def mapped(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """The features at the teacher's width."""
+        identities = [layer.get_submodule("identity") for layer in self.layers]
+        return [identity(maps) for identity, maps in zip(identities, features, strict=True)]
+
+
+class AggregationLoss(Loss):
+    """Psi of Eq. 9 over all groups; the student is not read. Its modules, W~, have the role ``aggregate``."""
+
+    storable = True
+
+    def __init__(self, aggregate: Aggregate, spreads: Tensor, measure: Measure, squared: bool) -> None:
+        super().__init__()
+        self.aggregate, self.measure, self.squared = aggregate, measure, squared
+        ends = [feature for group in aggregate.groups for feature in (group.teacher.before, group.teacher.after)]
+        self.teacher_taps = tuple(dict.fromkeys(end.tap for end in ends))
+        self.register_buffer("mu", measures(spreads), persistent=False)  # from the teacher, whenever built
+
+    def parts(self) -> dict[str, nn.Module]:
+        """W~ with its identity mapping layers."""
+        return {"aggregate": self.aggregate}
+
+    def target(self, teacher: Reading | None, batch: Batch | None = None) -> tuple[Tensor, ...]:
+        """The teacher's maps before and after the groups, each once."""
+        assert teacher is not None
+        return tuple(teacher[tap].detach() for tap in self.teacher_taps)
+
+    def forward(self, student: Reading, target: Sequence[Tensor]) -> Tensor:
+        """sum_j mu_j ||F_{W_L, j} - F_{W~, j}||_2, a float32 scalar: mean over the batch."""
+        maps, groups = dict(zip(self.teacher_taps, target, strict=True)), self.aggregate.groups
+        features = self.aggregate.mapped(self.aggregate([maps[group.teacher.before.tap] for group in groups]))
+        pairs = [_same_size(maps[group.teacher.after.tap], f) for group, f in zip(groups, features, strict=True)]
+        costs = torch.stack([transport_cost(end, features, self.squared) for end, features in pairs])
+        return (self._measures(pairs).to(costs.dtype) * costs).sum()
+
+    def _measures(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        if self.measure == "weights":
+            return self.get_buffer("mu")
+        with torch.no_grad():
+            return measures(torch.stack([(_precise(a) - _precise(b)).std(correction=0) for a, b in pairs]))
+
+
+class MatchingLoss(Loss):
+    """The student's features against those of W~, which stay as they are."""
+
+    def __init__(self, aggregate: Aggregate) -> None:
+        super().__init__()
+        self._aggregate = (aggregate,)  # in a tuple: it is the other loss's module, registered and moved there
+        self.teacher_taps = tuple(dict.fromkeys(group.teacher.before.tap for group in aggregate.groups))
+        self.student_taps = tuple(dict.fromkeys(group.student.after.tap for group in aggregate.groups))
+
+    @torch.no_grad()
+    def target(self, teacher: Reading | None, batch: Batch | None = None) -> tuple[Tensor, ...]:
+        """F_{W~} of each group as W~ is now, for this batch; no statistics of W~ change."""
+        assert teacher is not None
+        (aggregate,) = self._aggregate
+        return tuple(aggregate([teacher[group.teacher.before.tap] for group in aggregate.groups], observe=False))
+
+    def forward(self, student: Reading, target: Sequence[Tensor]) -> Tensor:
+        """A float32 scalar, at least 0: mean over the batch."""
+        (aggregate,) = self._aggregate
+        return matching_loss([student[group.student.after.tap] for group in aggregate.groups], target)
+
+
+@specification
+class Aggregation(Knowledge):
+    """Groups of the teacher's layers, each represented by one layer W~ that trains with this loss (Eq. 9).
+
+    The term's weight is the paper's gamma. It reaches W~ alone: put the role ``aggregate`` among the player's modules.
+    Only ``aggregated``, in a later update, lets the student learn from it; ``alternating`` makes both.
+
+    layers: c, the most neighbours in a group, unless the student has too few layers: 3, on ImageNet 4.
+    measure: the mu of Eq. 9, the standard deviation of the group's ``weights`` or of its ``residual`` in the batch, in
+    both cases over its mean. squared: of the cost, the squared norm.
+    """
+
+    summary: ClassVar[str] = "what groups of layers do, learnt by one layer each for the student to follow; any widths"
+    paper: ClassVar[str] = "Liu et al. 2019, Knowledge Representing"
+
+    name: Literal["aggregation"] = "aggregation"
+    layers: Annotated[int, Field(ge=1)] = 3
+    measure: Measure = "weights"
+    squared: bool = False
+
+    def build(self, pairs: Pairs, setting: Setting | None = None) -> AggregationLoss:
+        """The loss with its W~, which goes into ``setting.shared`` as ``aggregate``.
+
+        Raises: RecipeError without a teacher, its sections, or one c in all of a stage; NetworkError if a section has
+        no convolutions that can be found.
+        """
+        if setting is None or setting.teacher is None or not pairs:
+            raise RecipeError(
+                "aggregation needs a teacher, and a section of it that is paired with one of the student's."
+            )
+        if "aggregate" not in setting.shared:
+            setting.shared["aggregate"] = Aggregate(find_groups(pairs, setting, self.layers), self.layers)
+        aggregate = setting.shared["aggregate"]
+        assert isinstance(aggregate, Aggregate)
+        if aggregate.size != self.layers:
+            raise RecipeError(f"aggregation: a stage has one aggregate, of groups of 'layers: {aggregate.size}' in one "
+                              f"term and of {self.layers} in another; give both the same.")  # fmt: skip
+        spreads = [_spread(setting.teacher, group.teacher.paths) for group in aggregate.groups]
+        return AggregationLoss(aggregate, torch.stack(spreads), self.measure, self.squared)
+
+
+@specification
+class Aggregated(Knowledge):
+    """The student's features follow those of W~, layer by layer (the first term of Eq. 10).
+
+    W~ is that of the stage's ``aggregation``, in an update before. The loss stands for pound(W~, W^s); no parameters.
+    """
+
+    summary: ClassVar[str] = "the features of W~, the layers that 'aggregation' trains; any widths"
+    paper: ClassVar[str] = "Liu et al. 2019, Knowledge Representing"
+
+    name: Literal["aggregated"] = "aggregated"
+
+    def build(self, pairs: Pairs, setting: Setting | None = None) -> MatchingLoss:
+        """The loss against the stage's W~. Raises: RecipeError if no ``aggregation`` comes before."""
+        aggregate = setting.shared.get("aggregate") if setting is not None else None
+        if not isinstance(aggregate, Aggregate):
+            raise RecipeError("aggregated needs what 'aggregation' trains: put a term 'aggregation' into an earlier update "
+                              "of the same stage.")  # fmt: skip
+        return MatchingLoss(aggregate)
+
+
+def _spread(teacher: nn.Module, paths: Sequence[str]) -> Tensor:
+    """The standard deviation of all weights of these convolutions together."""
+    weights = [module_at(teacher, path).get_parameter("weight").detach().flatten() for path in paths]
+    return torch.cat(weights).std(correction=0)
+
+
+def _same_size(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Both maps at the smaller's height and width, by average pooling."""
+    size = (min(one.shape[2], other.shape[2]), min(one.shape[3], other.shape[3]))
+    pooled = [maps if maps.shape[2:] == size else F.adaptive_avg_pool2d(maps, size) for maps in (one, other)]
+    return pooled[0], pooled[1]
+
+
+def _precise(maps: Tensor) -> Tensor:
+    """In float32 or better."""
+    return maps if maps.dtype == torch.float64 else maps.float()

@@ -1,0 +1,63 @@
+"""Neighbouring layers of a teacher put into groups, each with the student's layer that is to follow it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from flowstill.knowledge.base import Setting
+from flowstill.knowledge.layers import Layer, find_layers
+from flowstill.sections import Pairs
+
+
+@dataclass(frozen=True)
+class Group:
+    """Neighbouring layers of the teacher, and the student's layer that is to follow what stands for them."""
+
+    teacher: Layer
+    student: Layer
+
+
+def group_sizes(layers: int, size: int, at_most: int) -> list[int]:
+    """How many of ``layers`` neighbours go into each group: ``size``, the last group what is left.
+
+    While there are more than ``at_most`` groups, the two neighbours that are smallest together become one, of several
+    such the first.
+
+    >>> group_sizes(8, 3, 2), group_sizes(10, 3, 4), group_sizes(8, 4, 2)
+    ([3, 5], [3, 3, 3, 1], [4, 4])
+    """
+    sizes = [min(size, layers - start) for start in range(0, layers, size)]
+    while len(sizes) > at_most:
+        at = min(range(len(sizes) - 1), key=lambda i: sizes[i] + sizes[i + 1])
+        sizes[at : at + 2] = [sizes[at] + sizes[at + 1]]
+    return sizes
+
+
+def group_layers(layers: Sequence[Layer], size: int, at_most: int) -> list[Layer]:
+    """Neighbours put together as ``group_sizes`` says: from what enters the first to what the last hands on."""
+    groups, start = [], 0
+    for count in group_sizes(len(layers), size, at_most):
+        members = layers[start : start + count]
+        paths = tuple(path for layer in members for path in layer.paths)
+        groups.append(Layer(paths, members[0].before, members[-1].after))
+        start += count
+    return groups
+
+
+def find_groups(pairs: Pairs, setting: Setting, size: int) -> list[Group]:
+    """The groups of all pairs of sections, none larger than ``size`` unless the student has too few layers.
+
+    Of G groups and m layers of the student in a section, group j (from 1) is followed by layer ceil(j m / G): one by
+    one where they are equally many, and the last by the last.
+
+    Raises: NetworkError if a section has no convolution modules.
+    """
+    assert setting.teacher is not None
+    teacher = find_layers(setting.teacher, [pair.teacher for pair in pairs], setting.shape)
+    student = find_layers(setting.student, [pair.student for pair in pairs], setting.shape)
+    found = []
+    for its, own in zip(teacher, student, strict=True):
+        groups = group_layers(its, size, at_most=len(own))
+        found += [Group(group, own[-(-j * len(own) // len(groups)) - 1]) for j, group in enumerate(groups, start=1)]
+    return found

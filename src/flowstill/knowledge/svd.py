@@ -1,0 +1,259 @@
+"""Distilled feature vectors: which directions of feature space an image lives in, and how two layers' directions relate.
+
+Lee, Kim, Song: "Self-supervised Knowledge Distillation Using Singular Value Decomposition", ECCV 2018. The strongest
+right-singular vectors of a section's front and back maps (``truncated_svd``) are brought to the teacher's order and
+signs (Eq. 3-8) and compared entry with entry under a radial basis function (Eq. 9-10); the student imitates the result
+(Eq. 11). The maps' sizes may differ, in one network and between the two.
+
+What the paper leaves open, and what is done about it in public code:
+
+* Gradient. Eq. 1-2 is not the gradient of a truncated decomposition, see ``decomposition``; ``gradient: paper`` has it
+  as printed. The official code keeps five vectors whatever the rank, which is neither.
+* Reduction. Eq. 11 does not speak of the batch. The official code sums over it (``sum``), RepDistiller divides by its
+  size and leaves the half out; ``mean`` divides. A rank-1 loss is small, about 0.01 for an image and section: divided
+  by the batch it hardly moves a student that trains on labels at the same time. Hence ``sum``.
+* Signs. A singular vector's sign is arbitrary. Eq. 6 turns the student's vectors to the teacher's (``paper``), the
+  official code the teacher's to the student's (``official``). Front and back are turned independently, so under the
+  first the loss depends on the teacher's arbitrary signs, under the second on the student's. ``canonical`` gives the
+  teacher's vectors a non-negative sum, then follows Eq. 6: the loss depends on no arbitrary sign, and the first vector
+  of a map behind a ReLU has no negative entry.
+* Alignment. The argmax of Eq. 5 may take one student vector for two of the teacher's (``greedy``); ``hungarian`` takes
+  each once, with the largest sum of similarities. The student offers one vector more than the rank, as in the paper.
+* Scale. The official code multiplies by the square root of the rank, the paper does not: ``sqrt_rank``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from flowstill.data.batch import Batch
+from flowstill.errors import ShapeError
+from flowstill.knowledge.base import Knowledge, Loss, Setting
+from flowstill.knowledge.decomposition import Gradient, truncated_svd, without_autocast
+from flowstill.sections import Pairs
+from flowstill.specification import specification
+from flowstill.taps import Flow, Reading, Tap
+
+__all__ = ["SVD", "SVDLoss", "align", "canonical_signs", "dfv_loss", "feature_weights", "match", "rbf", "truncated_svd"]
+
+Matching = Literal["greedy", "hungarian"]
+Signs = Literal["canonical", "paper", "official"]
+
+
+def feature_weights(sigma: Tensor) -> Tensor:
+    """Singular values divided by their norm, Eq. 4 and 8. (B, k) -> (B, k); zeros stay zeros.
+
+    >>> feature_weights(torch.tensor([[4.0, 3.0]]))
+    tensor([[0.8000, 0.6000]])
+    """
+    norm: Tensor = torch.linalg.vector_norm(sigma, dim=1, keepdim=True)
+    return sigma / norm.clamp_min(torch.finfo(sigma.dtype).tiny)
+
+
+def canonical_signs(vectors: Tensor) -> Tensor:
+    """Each vector or its negative, whichever has the larger sum; at a tie, whose largest entry is positive.
+
+    (B, D, k) -> (B, D, k).
+
+    >>> canonical_signs(torch.tensor([[[0.6, -0.6], [-0.8, 0.6], [0.0, -0.5]]]))
+    tensor([[[-0.6000,  0.6000],
+             [ 0.8000, -0.6000],
+             [-0.0000,  0.5000]]])
+    """
+    total = vectors.sum(1, keepdim=True)
+    largest = vectors.gather(1, vectors.abs().argmax(1, keepdim=True))
+    tie = total.abs() <= 16 * torch.finfo(vectors.dtype).eps  # the sum of a unit vector, up to rounding
+    return torch.where(torch.where(tie, largest, total) < 0, -vectors, vectors)
+
+
+def match(teacher: Tensor, student: Tensor, matching: Matching = "greedy") -> tuple[Tensor, Tensor]:
+    """For each of the teacher's vectors the student's most like it, Eq. 5, and its sign, Eq. 6.
+
+    Likeness is the absolute cosine. The choice itself has no gradient.
+
+    Args:
+        teacher: (B, D, k), unit vectors or zeros.
+        student: (B, D, m), m at least k.
+        matching: ``greedy``, the best for each by itself; ``hungarian``, each at most once, the best sum.
+
+    Returns:
+        vectors (B, D, k) of the student and signs (B, 1, k), 1 or -1, which is 1 for orthogonal vectors.
+
+    Raises:
+        ShapeError: other images or channels, or fewer student vectors than teacher vectors.
+    """
+    if teacher.shape[:2] != student.shape[:2] or teacher.shape[2] > student.shape[2]:
+        raise ShapeError(
+            f"Singular vectors {tuple(teacher.shape)} of the teacher cannot be aligned with the student's "
+            f"{tuple(student.shape)}: images and channels must agree, and the student needs at least as many vectors."
+        )
+    with without_autocast(student.device):  # bfloat16 does not tell 0.700 from 0.701
+        cosines = teacher.detach().mT @ student.detach()
+    chosen = cosines.abs().argmax(2) if matching == "greedy" else _hungarian(cosines.abs())
+    vectors = student.gather(2, chosen[:, None].expand(-1, student.shape[1], -1))
+    signs = torch.where(cosines.gather(2, chosen[..., None]).mT < 0, -1, 1).to(vectors.dtype)
+    return vectors, signs
+
+
+def align(teacher: Tensor, student: Tensor, matching: Matching = "greedy") -> Tensor:
+    """The student's vectors in the teacher's order and with its signs, Eq. 5-6.
+
+    Arguments and errors as in ``match``. Returns: (B, D, k).
+
+    >>> teacher, student = torch.eye(3)[None, :, :2], -torch.eye(3)[None, :, [2, 1, 0]]
+    >>> torch.equal(align(teacher, student), teacher)
+    True
+    """
+    vectors, signs = match(teacher, student, matching)
+    return vectors * signs
+
+
+def rbf(front: Tensor, back: Tensor, beta: float = 8.0) -> Tensor:
+    """Distilled feature vectors, Eq. 9-10: how each front entry relates to each back entry.
+
+    DFV[b, m, n, l] = exp(-(front[b, m, l] - back[b, n, l])^2 / beta)
+
+    Args:
+        front: (B, D_F, k), weighted singular vectors of the front map.
+        back: (B, D_B, k).
+
+    Returns:
+        (B, D_F, D_B, k), in [exp(-4 / beta), 1] as the entries of unit vectors lie in [-1, 1].
+
+    >>> rbf(torch.tensor([[[1.0], [0.0]]]), torch.tensor([[[1.0]]]), beta=1.0).flatten()
+    tensor([1.0000, 0.3679])
+    """
+    return torch.exp((front[:, :, None] - back[:, None]).square() / -beta)
+
+
+def dfv_loss(student: Tensor, teacher: Tensor, reduction: Literal["sum", "mean"] = "sum") -> Tensor:
+    """One module's part of Eq. 11: ||DFV_T - DFV_S||^2 / 2, summed over the batch, or its mean.
+
+    >>> dfv_loss(torch.zeros(4, 2, 3, 1), torch.ones(4, 2, 3, 1)), dfv_loss(torch.zeros(4, 2), torch.ones(4, 2), "mean")
+    (tensor(12.), tensor(1.))
+    """
+    total = (teacher - student).square().sum() / 2
+    return total / max(1, len(student)) if reduction == "mean" else total
+
+
+@specification
+class SVD(Knowledge):
+    """The student's distilled feature vectors are drawn to the teacher's; no labels are needed.
+
+    rank: how many singular vectors of each map, the paper's k; fewer where a map has fewer channels or positions. The
+    paper's tables use 1, its Table 4 up to 16. beta: the width of the radial basis function, 8 in the paper.
+    reduction: ``sum`` over the batch, or ``mean``. alignment: ``greedy`` (Eq. 5) or ``hungarian``. signs: ``canonical``,
+    ``paper`` or ``official``. gradient: ``exact``, or Eq. 1-2 as printed (``paper``). sqrt_rank: times the square root
+    of the rank, as the official code has it. The module's text says what the paper and public code do about each.
+    """
+
+    summary: ClassVar[str] = "how singular vectors of a section's two ends relate; equal channels, any sizes"
+    paper: ClassVar[str] = "Lee et al., ECCV 2018"
+
+    name: Literal["svd"] = "svd"
+    rank: Annotated[int, Field(ge=1)] = 1
+    beta: Annotated[float, Field(gt=0)] = 8.0
+    reduction: Literal["sum", "mean"] = "sum"
+    alignment: Matching = "greedy"
+    signs: Signs = "canonical"
+    gradient: Gradient = "exact"
+    sqrt_rank: bool = False
+
+    def build(self, pairs: Pairs, setting: Setting | None = None) -> SVDLoss:
+        """The loss for these pairs of sections: one module (front, back) for what enters and what leaves each.
+
+        Raises:
+            ShapeError: a teacher's map has other channels than its student's, or there are no pairs.
+        """
+        if not pairs:
+            raise ShapeError("SVD needs at least one pair of sections, and these networks have none.")
+        wrong = {
+            f"{its} in the teacher has {shape[0]} channels, {own} in the student {size[0]}"
+            for pair in pairs
+            for its, shape, own, size in (
+                (pair.teacher.entry, pair.teacher.entry_shape, pair.student.entry, pair.student.entry_shape),
+                (pair.teacher.exit, pair.teacher.exit_shape, pair.student.exit, pair.student.exit_shape),
+            )
+            if shape[0] != size[0]
+        }
+        if wrong:
+            raise ShapeError(f"SVD compares singular vectors over channels, but {'; '.join(sorted(wrong))}. Give the "
+                             "student the teacher's widths, or transfer what needs no equal channels, such as "
+                             "'attention'.")  # fmt: skip
+        return SVDLoss(self, [pair.teacher.flow for pair in pairs], [pair.student.flow for pair in pairs])
+
+
+class SVDLoss(Loss):
+    """Eq. 11 between a student's reading and the teacher's singular vectors; no parameters of its own."""
+
+    storable = True
+
+    def __init__(self, options: SVD, teacher: Sequence[Flow], student: Sequence[Flow]) -> None:
+        super().__init__()
+        self.options, self.reduction = options, options.reduction
+        self.teacher_flows, self.student_flows = tuple(teacher), tuple(student)
+        self.teacher_taps = _taps(teacher)
+        self.student_taps = _taps(student)
+
+    @torch.no_grad()
+    def target(self, teacher: Reading | None, batch: Batch | None = None) -> tuple[Tensor, ...]:
+        """The teacher's singular vectors (B, D, k) and their weights (B, k), Eq. 4, for one tap after the other."""
+        if teacher is None:
+            raise ValueError("distilled feature vectors are made from a teacher's reading, and there is none")
+        parts: list[Tensor] = []
+        for tap in self.teacher_taps:
+            sigma, vectors = truncated_svd(teacher[tap], self.options.rank)
+            parts += [
+                canonical_signs(vectors) if self.options.signs == "canonical" else vectors,
+                feature_weights(sigma),
+            ]
+        return tuple(parts)
+
+    def forward(self, student: Reading, target: Sequence[Tensor]) -> Tensor:
+        """Eq. 11, a scalar of float32: sum over the modules, and over the batch or its mean."""
+        rank, gradient = self.options.rank, self.options.gradient
+        theirs = dict(zip(self.teacher_taps, zip(target[::2], target[1::2], strict=True), strict=True))
+        own = {tap: truncated_svd(student[tap], rank + 1, gradient=gradient)[1] for tap in self.student_taps}
+        losses = [
+            self._module(theirs[its.front], own[mine.front], theirs[its.back], own[mine.back])
+            for its, mine in zip(self.teacher_flows, self.student_flows, strict=True)
+        ]
+        return torch.stack(losses).sum()
+
+    def _module(
+        self, front: tuple[Tensor, Tensor], own_front: Tensor, back: tuple[Tensor, Tensor], own_back: Tensor
+    ) -> Tensor:
+        """One module's loss, with as many vectors as all four maps have."""
+        options = self.options
+        k = min(options.rank, *(vectors.shape[2] for vectors in (front[0], back[0], own_front, own_back)))
+        ends = [self._features(*front, own_front, k), self._features(*back, own_back, k)]
+        # A pair of vectors of which one has no energy says nothing: equal features give equal DFVs, and no gradient.
+        there = torch.stack([(f != 0).any(1, keepdim=True) for end in ends for f in end]).all(0)
+        (front_t, front_s), (back_t, back_s) = ([torch.where(there, f, 0) for f in end] for end in ends)
+        loss = dfv_loss(rbf(front_s, back_s, options.beta), rbf(front_t, back_t, options.beta), options.reduction)
+        return loss * k**0.5 if options.sqrt_rank else loss
+
+    def _features(self, vectors: Tensor, weights: Tensor, own: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """F_T and F_S of one map, Eq. 3-8: (B, D, k) each."""
+        vectors, weights = vectors[..., :k].to(own), feature_weights(weights[:, :k].to(own))[:, None]
+        aligned, signs = match(vectors, own[..., : k + 1], self.options.alignment)
+        if self.options.signs == "official":
+            return weights * signs * vectors, weights * aligned
+        return weights * vectors, weights * signs * aligned
+
+
+def _hungarian(likeness: Tensor) -> Tensor:
+    """(B, k, m) -> (B, k), the student's vector for each of the teacher's."""
+    from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]  # scipy has no annotations
+
+    rows = [linear_sum_assignment(one, maximize=True)[1].tolist() for one in likeness.cpu().numpy()]
+    return torch.tensor(rows, dtype=torch.int64, device=likeness.device).view(likeness.shape[:2])
+
+
+def _taps(flows: Sequence[Flow]) -> tuple[Tap, ...]:
+    return tuple(dict.fromkeys(tap for flow in flows for tap in (flow.front, flow.back)))

@@ -1,0 +1,112 @@
+"""Values that change over a stage: learning rates and weights of terms."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from flowstill.specification import specification
+
+
+@specification
+class Constant:
+    """The same value throughout."""
+
+    value: float
+
+    def at(self, step: int, steps: int) -> float:
+        """The value at ``step`` of ``steps``."""
+        return self.value
+
+    def scaled(self, factor: float) -> Constant:
+        """Itself: nothing here is counted in steps."""
+        return self
+
+
+@specification
+class Milestones:
+    """Steps down (or up) at given iterations: ``{0: 0.1, 32000: 0.01, 48000: 0.001}``.
+
+    >>> Milestones({0: 0.1, 100: 0.01}).at(99, 200)
+    0.1
+    """
+
+    milestones: dict[int, float]
+
+    def __post_init__(self) -> None:
+        if 0 not in self.milestones or min(self.milestones) < 0:
+            raise ValueError(f"milestones start at iteration 0, not {min(self.milestones, default=None)}")
+
+    def at(self, step: int, steps: int) -> float:
+        """The value of the last milestone that ``step`` has reached."""
+        return self.milestones[max(m for m in self.milestones if m <= step)]
+
+    def scaled(self, factor: float) -> Milestones:
+        """All milestones at ``factor`` times their iteration, in their order and each at an iteration of its own.
+
+        Where rounding would bring two together the later one moves on, so a stage still begins with its first value.
+
+        >>> Milestones({0: 0.1, 100: 0.01, 150: 0.001}).scaled(0.001).milestones
+        {0: 0.1, 1: 0.01, 2: 0.001}
+        """
+        milestones: dict[int, float] = {}
+        for iteration, value in sorted(self.milestones.items()):
+            milestones[max(round(iteration * factor), max(milestones, default=-1) + 1)] = value
+        return Milestones(milestones)
+
+
+@specification
+class Linear:
+    """A straight line over the stage: ``{linear: [4, 1]}``.
+
+    >>> Linear((4, 1)).at(50, 101)
+    2.5
+    """
+
+    linear: tuple[float, float]
+
+    def at(self, step: int, steps: int) -> float:
+        """The line's height, its ends at the first and the last step."""
+        first, last = self.linear
+        return first + (last - first) * (step / max(1, steps - 1))
+
+    def scaled(self, factor: float) -> Linear:
+        """Itself: it spans the stage whatever its length."""
+        return self
+
+
+@specification
+class Cosine:
+    """Linear warm-up over a share of the stage, then half a cosine to zero: ``{cosine: 0.4, warmup: 0.2}``."""
+
+    cosine: float
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    def at(self, step: int, steps: int) -> float:
+        """The value at ``step`` of ``steps``."""
+        rise = self.warmup * steps
+        if step < rise:
+            return self.cosine * (step + 1) / (rise + 1)
+        return self.cosine * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1.0, steps - rise)))
+
+    def scaled(self, factor: float) -> Cosine:
+        """Itself: it spans the stage whatever its length."""
+        return self
+
+
+def _as_schedule(value: Any) -> Any:
+    """A number is constant; a mapping whose keys are iterations is a row of milestones."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return Constant(float(value))
+    if isinstance(value, dict) and value and all(isinstance(key, int) for key in value):
+        return {"milestones": value}
+    return value
+
+
+Schedule = Annotated[
+    Constant | Milestones | Linear | Cosine,
+    BeforeValidator(_as_schedule),
+    Field(description="a number, milestones {0: 0.1, 100: 0.01}, {linear: [4, 1]} or {cosine: 0.1}"),
+]

@@ -1,0 +1,174 @@
+"""Who moves on which loss, and how the losses' gradients meet: a stage is steps over a cycle of updates."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, PlainValidator, SerializeAsAny
+
+from flowstill.errors import did_you_mean
+from flowstill.knowledge import Knowledge, parse_knowledge
+from flowstill.specification import specification
+from flowstill.transfer.recoding import Recoding
+from flowstill.transfer.schedules import Constant, Schedule
+
+Role = Literal["student", "adapters", "aggregate", "discriminator", "teacher_copy"]
+PLAYER_KEYS = ("lr", "optimizer")  # what a stage in short form says of its one player
+UPDATE_KEYS = ("task", "transfer", "rule", "update_batchnorm")  # and of its one update
+
+
+def _as_term(value: Any) -> Any:
+    """``fsp`` and ``{name: fsp, weight: 2}`` are short for ``{knowledge: {name: fsp}, weight: 2}``."""
+    if isinstance(value, (str, Knowledge)):
+        return {"knowledge": value}
+    if isinstance(value, dict) and "name" in value and "knowledge" not in value:
+        rest = dict(value)
+        weight = {"weight": rest.pop("weight")} if "weight" in rest else {}
+        return {"knowledge": rest, **weight}
+    return value
+
+
+def _as_tuple(value: Any) -> Any:
+    """One thing is short for a row of one."""
+    return value if isinstance(value, (tuple, list)) else (value,)
+
+
+# Stages' and jobs' names become names of files.
+Name = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_. -]*$", description="a name of letters, digits, spaces, '_', '-' and '.'"),
+]
+
+
+@specification
+class Term:
+    """A loss: what is matched, and how much it counts."""
+
+    knowledge: Annotated[Knowledge, PlainValidator(parse_knowledge), SerializeAsAny()]
+    weight: Schedule = Constant(1.0)
+
+
+Terms = Annotated[tuple[Annotated[Term, BeforeValidator(_as_term)], ...], BeforeValidator(_as_tuple)]
+
+
+@specification
+class Optimizer:
+    """How a player steps. ``decay`` says which parameters the L2 term acts on: all, or weights only (no bias, no norm)."""
+
+    name: Literal["sgd", "adam", "adamw", "rmsprop"] = "sgd"
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = False
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    decay: Literal["all", "weights"] = "all"
+
+
+@specification
+class Player:
+    """Who moves: modules by role, one optimiser, one learning rate schedule over the stage's steps.
+
+    recode: sparse recoding of the gradient, before decay and momentum; None leaves it as it is.
+    """
+
+    modules: tuple[Role, ...] = ("student", "adapters")
+    optimizer: Optimizer = Optimizer()
+    lr: Schedule = Constant(0.1)
+    recode: Recoding | None = None
+
+
+@specification
+class Sum:
+    """The gradient of the summed losses."""
+
+    name: Literal["sum"] = "sum"
+
+
+@specification
+class AdaptiveClip:
+    """The transfer gradient is clipped to the task gradient's norm (Lee et al. 2018, section 3.2).
+
+    mode: ``official`` clips per variable, against the task gradient with its L2 term; ``ce_norm`` without it;
+    ``global`` clips all variables by one norm; ``eq14_literal`` is Eq. 14 as printed.
+    epoch_steps: how many steps make the ``p`` of the sigmoid grow by one.
+    """
+
+    name: Literal["adaptive_clip"] = "adaptive_clip"
+    mode: Literal["official", "ce_norm", "global", "eq14_literal"] = "official"
+    epoch_steps: Annotated[int, Field(ge=1)] = 390
+
+
+def _as_rule(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+Rule = Annotated[Sum | AdaptiveClip, Field(discriminator="name"), BeforeValidator(_as_rule)]
+
+
+@specification
+class Update:
+    """One forward, one gradient, one step of one player. Task terms see labelled images, transfer terms all."""
+
+    player: str = "student"
+    task: Terms = ()
+    transfer: Terms = ()
+    rule: Rule = Sum()
+    update_batchnorm: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.task and not self.transfer:
+            raise ValueError("an update needs at least one term in 'task' or 'transfer'")
+        if isinstance(self.rule, AdaptiveClip) and not (self.task and self.transfer):
+            raise ValueError("adaptive_clip needs both a task and a transfer term")
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """Task terms, then transfer terms."""
+        return self.task + self.transfer
+
+
+Cycle = tuple[Annotated[tuple[Update, ...], BeforeValidator(_as_tuple)], ...]
+
+
+def as_stage(value: Any) -> Any:
+    """Short form: ``task``, ``transfer``, ``rule``, ``lr`` and ``optimizer`` of one player called ``student``."""
+    if not isinstance(value, dict) or "cycle" in value or "players" in value:
+        return value
+    rest = dict(value)
+    player = {key: rest.pop(key) for key in PLAYER_KEYS if key in rest}
+    update = {key: rest.pop(key) for key in UPDATE_KEYS if key in rest}
+    return {**rest, "players": {"student": player}, "cycle": ((update,),)}
+
+
+@specification
+class Stage:
+    """``steps`` over one cycle of updates: batch t runs ``cycle[t % len(cycle)]``, each player with its own optimiser."""
+
+    name: Name
+    steps: Annotated[int, Field(ge=1)]
+    players: dict[str, Player]
+    cycle: Cycle
+
+    def __post_init__(self) -> None:
+        if not self.cycle or not all(self.cycle):
+            raise ValueError(f"stage {self.name!r}: a cycle needs at least one update for each batch")
+        for update in self.updates:
+            if update.player not in self.players:
+                raise ValueError(f"stage {self.name!r}: no player {update.player!r}. "
+                                 f"{did_you_mean(update.player, self.players)}")  # fmt: skip
+
+    @property
+    def updates(self) -> tuple[Update, ...]:
+        """All updates of the cycle, in order."""
+        return tuple(update for batch in self.cycle for update in batch)
+
+    @property
+    def rhythm(self) -> tuple[tuple[bool, bool], ...]:
+        """For each batch of the cycle, whether a task term and whether a transfer term sees it."""
+        return tuple((any(u.task for u in batch), any(u.transfer for u in batch)) for batch in self.cycle)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any term reads the teacher."""
+        return any(term.knowledge.needs_teacher for update in self.updates for term in update.terms)
+
+
+StageLike = Annotated[Stage, BeforeValidator(as_stage)]
