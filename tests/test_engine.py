@@ -83,6 +83,20 @@ def test_another_recipe_is_not_resumed_nor_is_a_run_overwritten(finished):
         fs.train(recipe(), finished.path, **PLAIN)
 
 
+def test_two_processes_do_not_train_in_one_folder(tmp_path):
+    refused = []
+
+    def meddle(*here):
+        if here == ("teacher", "task", 2):
+            with pytest.raises(fs.RunError, match="Another process is training") as error:
+                fs.train(recipe(), tmp_path, resume=True, **PLAIN)
+            refused.append(error)
+
+    run = fs.train(recipe(), tmp_path, on_step=meddle, **PLAIN)
+    assert refused
+    assert run.finished
+
+
 def test_stage_one_leaves_the_classifier_alone_and_trains_the_rest(tmp_path):
     transfer = two_stage(
         "fsp", transfer_steps=3, transfer_lr=0.01, task_steps=1, task_lr=0.0, optimizer=Optimizer(weight_decay=0.1)

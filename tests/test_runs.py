@@ -52,7 +52,9 @@ def test_a_folder_with_anything_else_is_left_alone(tmp_path, resume):
 @pytest.mark.parametrize("resume", [False, True])
 def test_an_empty_folder_starts_and_leftovers_of_a_kill_go(tmp_path, resume):
     (tmp_path / ".recipe.yaml.0a1b2c3d.partial").write_text("name: sm")
-    make_run(tmp_path) if not resume else RunWriter.create(tmp_path, resume=True)
+    if not resume:
+        make_run(tmp_path)
+    RunWriter.create(tmp_path, resume=True).clear_leftovers()
     assert not list(tmp_path.glob(".*"))
 
 

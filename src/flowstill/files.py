@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 def atomic_write(path: str | Path, data: bytes | Callable[[Path], None]) -> None:
@@ -36,6 +42,25 @@ def atomic_write(path: str | Path, data: bytes | Callable[[Path], None]) -> None
         partial.unlink(missing_ok=True)
     if os.name != "nt":  # Windows opens no folders
         _to_disk(target.parent)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[bool]:
+    """Hold ``folder`` against other processes that ask the same way; gives False if one of them holds it.
+
+    The hold ends with the process, however that ends. Where the system knows no such locks, everybody is let in.
+    """
+    if fcntl is None:
+        yield True
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield True
+    except BlockingIOError:
+        yield False
+    finally:
+        os.close(descriptor)
 
 
 def _to_disk(path: Path) -> None:

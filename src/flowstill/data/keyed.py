@@ -24,6 +24,7 @@ class Purpose(IntEnum):
     LABELS = 4
     HOLD_OUT = 5
     SAMPLE = 6
+    GUMBEL = 7
 
 
 def key_of(seed: int, purpose: Purpose) -> int:

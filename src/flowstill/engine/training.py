@@ -21,6 +21,7 @@ from flowstill.engine.precision import Asked, Precision, choose
 from flowstill.engine.progress import Watch
 from flowstill.engine.session import Session, placed
 from flowstill.errors import RecipeError, RunError
+from flowstill.files import alone_in
 from flowstill.nets import build
 from flowstill.recipes.check import JobPlan, check
 from flowstill.recipes.load import dump_recipe, load_recipe
@@ -67,6 +68,8 @@ def train(
     if past and past.finished:
         return past
     data = open_data(recipe.data, seed=recipe.seed)
+    for job in recipe.jobs.values():
+        data.labelled_rows(job.labels)  # raises if there are not so many
     plans = check(recipe, data.shape, len(data.classes))
     facts = past.recipe["run"] if past else None
     if facts and facts["data"]["fingerprint"] != data.fingerprint:
@@ -75,16 +78,19 @@ def train(
         )
     chosen = Precision(**facts["precision"]) if facts else _choose_precision(precision, recipe, data, plans, device)
     writer = RunWriter.create(out, resume=resume)
-    if not past:
-        writer.write_recipe(
-            dump_recipe(recipe) + yaml.safe_dump({"run": _facts(chosen, device, devices, data)}, sort_keys=False)
-        )
-    if devices == 1:
-        _work(make_fabric(device, 1, chosen), recipe, out, plans, chosen, progress, on_step, data)
-    else:
-        # As a partial: Fabric walks through arguments, and stops at frozen dataclasses.
-        work = partial(_work, recipe=recipe, out=out, plans=plans, precision=chosen, progress=progress, on_step=on_step)
-        make_fabric(device, devices, chosen).launch(work)
+    with alone_in(writer.path) as alone:
+        if not alone:
+            raise RunError(f"Another process is training in {str(out)!r}. Wait for it, or give another --out.")
+        writer.clear_leftovers()
+        if not past:
+            run_facts = {"run": _facts(chosen, device, devices, data)}
+            writer.write_recipe(dump_recipe(recipe) + yaml.safe_dump(run_facts, sort_keys=False))
+        if devices == 1:
+            _work(make_fabric(device, 1, chosen), recipe, out, plans, chosen, progress, on_step, data)
+        else:
+            # As a partial: Fabric walks through arguments, and stops at frozen dataclasses.
+            work = partial(_work, recipe=recipe, out=out, plans=plans, precision=chosen, progress=progress)
+            make_fabric(device, devices, chosen).launch(partial(work, on_step=on_step))
     run = Run.open(out)
     write_report(run)
     return run

@@ -16,8 +16,10 @@ REGISTRY = {
     "fsp": "flowstill.knowledge.fsp:FSP",
     "svd": "flowstill.knowledge.svd:SVD",
     "soft_logits": "flowstill.knowledge.logits:SoftLogits",
+    "hints": "flowstill.knowledge.hints:Hints",
     "nst": "flowstill.knowledge.nst:NST",
     "attention": "flowstill.knowledge.attention:Attention",
+    "kdgan": "flowstill.knowledge.kdgan:KDGAN",
     "aggregation": "flowstill.knowledge.aggregation:Aggregation",
     "aggregated": "flowstill.knowledge.aggregation:Aggregated",
 }

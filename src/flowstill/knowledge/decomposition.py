@@ -27,7 +27,7 @@ from flowstill.knowledge.eigen import damped_inverse, leading_pairs
 Gradient = Literal["exact", "paper"]
 
 # The eps of the damping x / (x^2 + (eps s_1^2)^2). On maps of trained networks, 1e-4 in float32 costs up to a third of
-# the gradient of five vectors, 1e-6 less than a thousandth; rounding sets in at 1e-7.
+# the gradient of five vectors, 1e-6 less than a thousandth; the eigenvalues are good to a few 1e-7 s_1^2.
 _DAMPING = {torch.float64: 1e-10, torch.float32: 1e-6}
 # A singular value below this share of the largest is made of rounding errors and counts as zero.
 _NEGLIGIBLE = {torch.float64: 1e-6, torch.float32: 1e-5}
@@ -41,8 +41,9 @@ def truncated_svd(maps: Tensor, rank: int, *, gradient: Gradient = "exact") -> t
     s_1^2 / (s_j^2 - s_(j+1)^2). The sign of a vector is not determined.
 
     Singular values that meet, or vanish, have no vectors of their own and no gradient. Where two nearly meet the
-    gradient is damped: 1 / x becomes x / (x^2 + (eps s_1^2)^2) for x = s_j^2 - s_i^2, eps = 1e-6 (float64 1e-10). A vector without energy (a map of
-    zeros; fewer independent channels than ``rank``) is returned as zeros and has no gradient.
+    gradient is damped: 1 / x becomes x / (x^2 + (eps s_1^2)^2) for x = s_j^2 - s_i^2, with eps = 1e-6 (1e-10 in float64).
+    A vector without energy (a map of zeros; fewer independent channels than ``rank``) is returned as zeros and has no
+    gradient.
 
     Args:
         maps: (N, D, H, W).

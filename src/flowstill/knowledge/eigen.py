@@ -137,6 +137,8 @@ def _on_complement(gram: Tensor, values: Tensor, rows: Tensor, right: Tensor) ->
     # Without its first k pairs the Gram matrix lies below every value_j, so the systems are positive definite.
     rest = torch.baddbmm(gram, (wanted * at).mT, wanted, alpha=-1)
     right = right - right @ wanted.mT @ wanted
+    unit = right.abs().amax(2, keepdim=True).clamp_min(limits.tiny)  # the squares of a small gradient would be zero
+    right = right / unit
     # The pairs that only come near are a good first guess for the slowest directions.
     solved = (right @ near.mT / (at - values[:, None, count:]).clamp_min(limits.eps)) @ near
     residual = right - torch.baddbmm(at * solved, solved, rest, alpha=-1)
@@ -152,4 +154,4 @@ def _on_complement(gram: Tensor, values: Tensor, rows: Tensor, right: Tensor) ->
         before, size = size, residual.square().sum(2, keepdim=True)
         direction = torch.addcmul(residual, size / before.clamp_min(limits.tiny), direction)
     settled = (size <= 1e3 * goal).all(dim=1)[:, 0]
-    return solved - solved @ wanted.mT @ wanted, settled
+    return unit * (solved - solved @ wanted.mT @ wanted), settled

@@ -35,8 +35,6 @@ class RunWriter:
         cls.refuse(path, resume=resume)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            for leftover in path.glob(".*.partial"):
-                leftover.unlink()
         except OSError as error:
             raise RunError(
                 f"Cannot write to {str(path)!r}: {error.strerror}. Give another folder with --out."
@@ -58,6 +56,11 @@ class RunWriter:
                 )
         elif path.exists():
             raise RunError(f"{str(path)!r} is a file; a run needs a folder. Give another --out.")
+
+    def clear_leftovers(self) -> None:
+        """Remove what a process that was killed while writing left half done."""
+        for leftover in self.path.glob(".*.partial"):
+            leftover.unlink(missing_ok=True)
 
     def write_recipe(self, text: str) -> None:
         """Put the resolved recipe, as YAML, into the folder."""

@@ -1,0 +1,167 @@
+"""FitNet hints: a layer inside the student learns to give what a layer inside the teacher gives.
+
+Romero, Ballas, Kahou, Chassang, Gatta, Bengio: "FitNets: Hints for Thin Deep Nets", ICLR 2015, Eq. 3, as the baseline of
+Yim et al. (2017, section 4): 35k iterations before the task, at a learning rate of 1e-4, 1e-5 after 25k. Their second
+stage adds ``soft_logits`` (temperature 3, cross-entropy, not squared) with a weight that falls from 4 to 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from flowstill.data.batch import Batch
+from flowstill.errors import RecipeError
+from flowstill.knowledge.base import Knowledge, Loss, Setting
+from flowstill.sections import Pairs, Section
+from flowstill.specification import specification
+from flowstill.taps import Reading, Tap
+from flowstill.tracing import find_trunk
+from flowstill.trunk import Trunk, TrunkMap
+
+Shape = tuple[int, int, int]
+
+
+def hint_loss(guided: Tensor, hint: Tensor, sum: bool = False) -> Tensor:
+    """Squared L2 distance of the student's guided map and the teacher's hint, Eq. 3 without its constant.
+
+    Args: guided, hint (B, C, H, W) of one shape. sum: over the elements of an image, instead of their mean.
+    Returns: a scalar, float32 or better: mean over the batch.
+
+    >>> guided, hint = torch.full((5, 2, 3, 3), 3.0), torch.ones(5, 2, 3, 3)
+    >>> hint_loss(guided, hint).item(), hint_loss(guided, hint, sum=True).item()
+    (4.0, 72.0)
+    """
+    errors = (_precise(guided) - _precise(hint)).square()
+    return errors.sum() / len(errors) if sum else errors.mean()
+
+
+def blocks(network: nn.Module, section: Section, shape: Shape) -> list[tuple[Tap, Shape]]:
+    """The outputs of a section's blocks, in order; of its convolutions with their activations where it has no blocks.
+
+    A block is a module with several kernels that every path passes (a residual block, an inception cell). The last
+    output is the section's exit. Of a section whose taps were named by hand there is that one alone.
+
+    Args: shape (C, H, W) of the images. Returns: taps with the maps' shapes.
+    """
+    exit_ = (section.exit, section.exit_shape)
+    if section.first == section.entry:  # a section that was found has a block between the two
+        return [exit_]
+    trunk = find_trunk(network, shape)
+    end, last = _map_at(trunk, section.entry), _map_at(trunk, section.exit)
+    run = next(run for run in trunk.runs() if last in run)
+    found: list[tuple[Tap, Shape]] = []
+    while trunk.spatial(end.index, last.index):  # what follows the last spatial kernel belongs to its block
+        before, end = end, trunk.first(run, end, last)
+        found.append((end.tap(before.index), end.shape))
+    return [*found[:-1], exit_]
+
+
+def middle_block(network: nn.Module, section: Section, shape: Shape) -> tuple[Tap, Shape]:
+    """The output of block ceil(n / 2) of the section's n, and its shape.
+
+    >>> import flowstill as fs
+    >>> resnet26 = fs.create("resnet26")
+    >>> middle_block(resnet26, fs.find_sections(resnet26, (3, 32, 32))[1], (3, 32, 32))
+    (Tap(path='layer2.1', at='output'), (32, 16, 16))
+    """
+    found = blocks(network, section, shape)
+    return found[(len(found) - 1) // 2]
+
+
+class HintsLoss(Loss):
+    """``hint_loss`` of each pair of layers, summed. Regressors, where channels differ, have the role ``adapters``.
+
+    hints, guided: the teacher's and the student's taps with the shapes of their maps.
+    """
+
+    storable = True
+
+    def __init__(
+        self, hints: Sequence[tuple[Tap, Shape]], guided: Sequence[tuple[Tap, Shape]], sum: bool = False
+    ) -> None:
+        super().__init__()
+        self.teacher_taps, self.student_taps = tuple(tap for tap, _ in hints), tuple(tap for tap, _ in guided)
+        self.sum = sum
+        channels = [(ours[0], theirs[0]) for (_, ours), (_, theirs) in zip(guided, hints, strict=True)]
+        self.regressors = nn.ModuleList(
+            nn.Identity() if ours == theirs else nn.Conv2d(ours, theirs, 1) for ours, theirs in channels
+        )
+
+    def target(self, teacher: Reading | None, batch: Batch | None = None) -> tuple[Tensor, ...]:
+        """The teacher's hints."""
+        assert teacher is not None
+        return tuple(teacher[tap].detach() for tap in self.teacher_taps)
+
+    def forward(self, student: Reading, target: Sequence[Tensor]) -> Tensor:
+        """A float32 scalar, at least 0: mean over the batch."""
+        losses = []
+        for tap, regressor, hint in zip(self.student_taps, self.regressors, target, strict=True):
+            guided, hint = _same_size(student[tap], hint)
+            losses.append(hint_loss(regressor(guided), hint, self.sum))
+        return torch.stack(losses).sum()
+
+
+@specification
+class Hints(Knowledge):
+    """The teacher's maps themselves, at one layer or at every section's end.
+
+    Where channels differ, a 1x1 convolution on the student, which trains along, brings its maps to the teacher's width;
+    where sizes differ, the larger map is average-pooled to the smaller's.
+
+    layers: ``middle``, the 1-loss FitNet: the papers say "the middle layer", here the output of block ceil(n / 2) of the
+    middle section, in each network by its own n (where the taps were named by hand: the section's back tap).
+    ``sections``, the 3-loss FitNet: the outputs of all sections, summed.
+    sum: over an image's elements, as a squared L2 norm is written; the mean keeps one scale for maps of any size.
+    """
+
+    summary: ClassVar[str] = "the maps of a middle layer, or of each section; any channels, any sizes"
+    paper: ClassVar[str] = "Romero et al. 2015, FitNets: Hints for Thin Deep Nets"
+
+    name: Literal["hints"] = "hints"
+    layers: Literal["middle", "sections"] = "middle"
+    sum: bool = False
+
+    def build(self, pairs: Pairs, setting: Setting | None = None) -> HintsLoss:
+        """The loss with its regressors. For the middle layer, networks are read once (their blocks are not in the pairs).
+
+        Raises: RecipeError without sections, or if the middle block is wanted and the networks are not given.
+        """
+        if not pairs:
+            raise RecipeError(
+                "hints compares sections, but none of the teacher's was paired with one of the student's."
+            )
+        if self.layers == "sections":
+            ends = [[(side.exit, side.exit_shape) for side in (pair.teacher, pair.student)] for pair in pairs]
+            return HintsLoss([end[0] for end in ends], [end[1] for end in ends], self.sum)
+        if setting is None or setting.teacher is None:
+            raise RecipeError("hints finds the middle block in the networks themselves: build it with a Setting that has "
+                              "both, or choose 'layers: sections'.")  # fmt: skip
+        pair = pairs[(len(pairs) - 1) // 2]
+        hint = middle_block(setting.teacher, pair.teacher, setting.shape)
+        return HintsLoss([hint], [middle_block(setting.student, pair.student, setting.shape)], self.sum)
+
+
+def _map_at(trunk: Trunk, tap: Tap) -> TrunkMap:
+    """The trunk's map that a tap reads; both come of the same network, so there is one."""
+
+    def readers(m: TrunkMap) -> Sequence[str]:
+        return m.feeds if tap.at == "input" else [call.path for call in m.makers]
+
+    return next(m for m in trunk.maps if tap.path in readers(m))
+
+
+def _same_size(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Both maps at the smaller's height and width, by average pooling."""
+    size = (min(one.shape[2], other.shape[2]), min(one.shape[3], other.shape[3]))
+    pooled = [maps if maps.shape[2:] == size else F.adaptive_avg_pool2d(maps, size) for maps in (one, other)]
+    return pooled[0], pooled[1]
+
+
+def _precise(maps: Tensor) -> Tensor:
+    """In float32 or better."""
+    return maps if maps.dtype == torch.float64 else maps.float()

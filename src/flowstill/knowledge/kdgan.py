@@ -1,0 +1,249 @@
+"""KDGAN: student and teacher propose labels, a discriminator tells them from true ones, and both learn from each other.
+
+Wang, Zhang, Sun, Qi: "KDGAN: Knowledge Distillation with Generative Adversarial Networks", NeurIPS 2018:
+
+    min_{C, T} max_D  E_{y ~ p_u} log D(x, y) + alpha E_{y ~ p_C} log(1 - D(x, y)) + (1 - alpha) E_{y ~ p_T} log(1 - D(x, y))
+                      + beta L_DS^C + gamma L_DS^T
+
+The student C is the classifier, T the teacher, D the discriminator. Liu et al. (2019) compare with it and give none of
+its settings. What is built here is a reconstruction:
+
+* **T** is a copy of the recipe's teacher, which itself never changes. It runs in eval mode throughout: BatchNorm keeps
+  the teacher's statistics and Dropout is off, so that T is the same function for all three players.
+* **D(x, y)** is a two-layer perceptron on [x, y], where x are the frozen teacher's last features, averaged over the
+  positions, and y is a label: one-hot if true, a sample on the simplex otherwise. It gives the logit of D.
+* **Samples** of C and T come by the Gumbel-softmax, whose temperature falls linearly from 1 to 0.1 over the stage. The
+  noise is a function of seed, step and image, so that a resumed run and several processes draw what one run draws.
+* **L_DS^C** is tau^2 KL(T || C) of the softened predictions, **L_DS^T** tau^2 KL(C || T); each moves its own player only.
+* D sees labelled images only; each of them brings one true label and one sample of C and of T.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Annotated, ClassVar, Literal, NamedTuple, Self
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from flowstill.data.batch import Batch
+from flowstill.data.keyed import Purpose, bits, key_of, uniform
+from flowstill.errors import RecipeError, ShapeError
+from flowstill.knowledge.base import Knowledge, Loss, Setting
+from flowstill.knowledge.logits import soft_logits_loss
+from flowstill.modules import logits_in, unwrapped
+from flowstill.sections import Pairs
+from flowstill.specification import specification
+from flowstill.taps import Reading
+
+Side = Literal["discriminator", "teacher", "student"]
+_DRAWS: dict[Side, int] = {"discriminator": 0, "teacher": 1, "student": 2}  # each has noise of its own
+
+
+def gumbel_noise(seed: int, step: int, index: Tensor, classes: int, draw: int = 0) -> Tensor:
+    """Standard Gumbel noise that depends on its key alone: -log(-log u), u uniform in (0, 1).
+
+    Args: index (B,) int64, the images' rows in the training set. draw: number of an independent draw.
+    Returns: (B, classes) float64, on the CPU.
+
+    >>> rows = torch.tensor([3, 5])
+    >>> torch.equal(gumbel_noise(0, 7, rows, 10)[1:], gumbel_noise(0, 7, rows[1:], 10))
+    True
+    """
+    random = bits(key_of(seed, Purpose.GUMBEL), *map(torch.tensor, (step, draw)), index[:, None], torch.arange(classes))
+    return -(-(uniform(random) + 2.0**-54).log()).log()
+
+
+def gumbel_softmax(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
+    """A sample of softmax(logits), relaxed onto the simplex so that it has a gradient; the hotter, the softer.
+
+    Args: logits, noise (B, classes). Returns: (B, classes), rows sum to 1.
+    """
+    return F.softmax((logits + noise) / temperature, 1)
+
+
+def gumbel_temperature(step: int, steps: int, line: tuple[float, float] = (1.0, 0.1)) -> float:
+    """The samples' temperature at ``step`` of ``steps``, on a straight line.
+
+    >>> [round(gumbel_temperature(step, 3), 2) for step in range(3)]
+    [1.0, 0.55, 0.1]
+    """
+    return line[0] + (line[1] - line[0]) * step / max(1, steps - 1)
+
+
+def discrimination_loss(real: Tensor, student: Tensor, teacher: Tensor, alpha: float = 0.5) -> Tensor:
+    """What D minimises, for each image: -log D(real) - alpha log(1 - D(student)) - (1 - alpha) log(1 - D(teacher)).
+
+    Args: logits of D, (B,), for the true labels and for the samples. Returns: (B,), above 0; 2 log 2 for a blind D.
+    """
+    return -(F.logsigmoid(real) + alpha * F.logsigmoid(-student) + (1 - alpha) * F.logsigmoid(-teacher))
+
+
+def deception_loss(scores: Tensor) -> Tensor:
+    """E log(1 - D), what a player of samples minimises; below 0. Args: logits of D, (B,). Returns: a scalar."""
+    return F.logsigmoid(-scores).mean()
+
+
+class Discriminator(nn.Module):
+    """D: two linear layers on features and label, its hidden layer rectified."""
+
+    def __init__(self, features: int, classes: int, hidden: int = 128) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(features + classes, hidden), nn.Linear(hidden, 1)
+
+    def forward(self, features: Tensor, label: Tensor) -> Tensor:
+        """(B, features) and (B, classes) -> the logit of D, (B,), float32 also under autocast."""
+        with torch.autocast(features.device.type, enabled=False):
+            hidden: Tensor = self.first(torch.cat([features, label], 1)).relu()
+            return self.second(hidden).squeeze(1)  # type: ignore[no-any-return]  # nn.Module calls are Any
+
+
+class TeacherCopy(nn.Module):
+    """T: the teacher's double, whose weights move. It stays in eval mode."""
+
+    def __init__(self, teacher: nn.Module) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(unwrapped(teacher)).requires_grad_(True)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Eval mode, whatever ``mode`` says."""
+        return super().train(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) -> logits (B, classes), float32."""
+        return logits_in(self.network(images)).float()
+
+
+class Round(NamedTuple):
+    """What a side is held against.
+
+    features: (B, F) of the frozen teacher. labels: (B,), -1 where unknown. noise: (2, B, classes), for C's and T's
+    samples. temperature: of the samples. teacher: T's logits (B, classes), empty for T's own side.
+    """
+
+    features: Tensor
+    labels: Tensor
+    noise: Tensor
+    temperature: float
+    teacher: Tensor
+
+
+class KDGANLoss(Loss):
+    """One side's loss. All sides of a stage hold the same D and T; each offers only its own player to be moved."""
+
+    student_logits = True
+
+    def __init__(
+        self,
+        knowledge: KDGAN,
+        pairs: Pairs,
+        classes: int,
+        seed: int,
+        discriminator: Discriminator,
+        teacher: TeacherCopy,
+    ) -> None:
+        super().__init__()
+        self.knowledge, self.classes, self.seed = knowledge, classes, seed
+        self.teacher_taps = (pairs[-1].teacher.exit,)
+        self.discriminator, self.teacher_copy = discriminator, teacher
+
+    def parts(self) -> dict[str, nn.Module]:
+        """D on its own side, T on its own, nothing on the student's."""
+        if self.knowledge.side == "discriminator":
+            return {"discriminator": self.discriminator}
+        return {"teacher_copy": self.teacher_copy} if self.knowledge.side == "teacher" else {}
+
+    @torch.no_grad()
+    def target(self, teacher: Reading | None, batch: Batch | None = None) -> Round:
+        """The frozen teacher's features, this step's noise, and T's predictions as T is now."""
+        assert teacher is not None
+        assert batch is not None
+        side, images = self.knowledge.side, batch.images
+        draws = [
+            gumbel_noise(self.seed, batch.step, batch.index.cpu(), self.classes, 2 * _DRAWS[side] + i) for i in (0, 1)
+        ]
+        return Round(
+            teacher[self.teacher_taps[0]].float().mean((2, 3)),
+            batch.labels,
+            torch.stack(draws).float().to(images.device),
+            gumbel_temperature(batch.step, batch.steps, self.knowledge.gumbel),
+            images.new_empty(0) if side == "teacher" else self.teacher_copy(images),
+        )
+
+    def forward(self, student: Reading, target: Round) -> Tensor:
+        """A float32 scalar. Raises: ShapeError if teacher, student and data do not know the same classes."""
+        assert student.logits is not None
+        knowledge, ours = self.knowledge, student.logits.float()
+        theirs = self.teacher_copy(student.images) if knowledge.side == "teacher" else target.teacher
+        if not ours.shape[1] == theirs.shape[1] == self.classes:
+            raise ShapeError(
+                f"KDGAN needs the data's {self.classes} classes in both networks, but the teacher gives {theirs.shape[1]} "
+                f"and the student {ours.shape[1]}. Fine-tune the teacher on the student's task first."
+            )
+        if knowledge.side == "student":
+            fooled = deception_loss(self._score(ours, 0, target))
+            return knowledge.alpha * fooled + knowledge.beta * soft_logits_loss(ours, theirs, knowledge.temperature)
+        if knowledge.side == "teacher":
+            fooled = deception_loss(self._score(theirs, 1, target))
+            distilled = soft_logits_loss(theirs, ours.detach(), knowledge.temperature)
+            return (1 - knowledge.alpha) * fooled + knowledge.gamma * distilled
+        known = target.labels >= 0
+        label = F.one_hot(target.labels.clamp(min=0), self.classes).float()
+        real = self.discriminator(target.features, label)
+        samples = [self._score(logits.detach(), i, target) for i, logits in enumerate((ours, theirs))]
+        losses = discrimination_loss(real, samples[0], samples[1], knowledge.alpha)
+        return (losses * known).sum() / known.sum().clamp(min=1)
+
+    def _score(self, logits: Tensor, number: int, target: Round) -> Tensor:
+        """D's logit for a sample, with C's (0) or T's (1) noise."""
+        sample = gumbel_softmax(logits, target.noise[number], target.temperature)
+        return self.discriminator(target.features, sample)  # type: ignore[no-any-return]  # nn.Module calls are Any
+
+
+@specification
+class KDGAN(Knowledge):
+    """One side of the game between student, a copy of the teacher and a discriminator; ``adversarial`` sets up all three.
+
+    side: who learns from it. ``discriminator`` is a task term (it needs labels) of a player that moves ``discriminator``;
+    ``teacher`` is a transfer term of one that moves ``teacher_copy``; ``student`` goes beside the labels.
+    alpha: the student's share in D's samples. beta, gamma: the weights of L_DS^C and L_DS^T. temperature: their tau.
+    gumbel: the samples' temperature at the stage's first and last step. hidden: D's width.
+    """
+
+    summary: ClassVar[str] = (
+        "labels that a discriminator cannot tell from true ones; needs the same classes in both networks"
+    )
+    paper: ClassVar[str] = "Wang et al. 2018, KDGAN: Knowledge Distillation with Generative Adversarial Networks"
+
+    name: Literal["kdgan"] = "kdgan"
+    side: Side = "student"
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
+    beta: Annotated[float, Field(ge=0)] = 1.0
+    gamma: Annotated[float, Field(ge=0)] = 0.1
+    temperature: Annotated[float, Field(gt=0)] = 4.0
+    gumbel: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (1.0, 0.1)
+    hidden: Annotated[int, Field(ge=1)] = 128
+
+    def build(self, pairs: Pairs, setting: Setting | None = None) -> KDGANLoss:
+        """The loss; D and T go into ``setting.shared`` as ``discriminator`` and ``teacher_copy``.
+
+        Raises: RecipeError without a teacher, its sections, or one width of D in all of a stage.
+        """
+        if setting is None or setting.teacher is None or not pairs:
+            raise RecipeError("kdgan needs a teacher, and a section of it that is paired with one of the student's.")
+        shared = setting.shared
+        if "discriminator" not in shared:
+            features = pairs[-1].teacher.exit_shape[0]
+            shared["discriminator"] = Discriminator(features, setting.classes, self.hidden)
+        if "teacher_copy" not in shared:
+            shared["teacher_copy"] = TeacherCopy(setting.teacher)
+        discriminator, teacher = shared["discriminator"], shared["teacher_copy"]
+        assert isinstance(discriminator, Discriminator)
+        assert isinstance(teacher, TeacherCopy)
+        if discriminator.first.out_features != self.hidden:
+            raise RecipeError(f"kdgan: a stage has one discriminator, of 'hidden: {discriminator.first.out_features}' in one "
+                              f"term and {self.hidden} in another; give all the same.")  # fmt: skip
+        return KDGANLoss(self, pairs, setting.classes, setting.seed, discriminator, teacher)
