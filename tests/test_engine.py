@@ -367,3 +367,84 @@ def test_two_processes_equal_one(tmp_path):
         assert runs[0].summary["jobs"]["student"]["accuracy"] == pytest.approx(
             runs[1].summary["jobs"]["student"]["accuracy"], abs=0.5
         )
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "rmsprop"])
+def test_a_gradient_of_another_memory_layout_moves_the_right_weights(name):
+    """The fused kernels walk over memory; a reduced or recoded gradient is contiguous, the weights may not be."""
+    from flowstill.engine.players import Mover
+
+    weights = torch.arange(4.0 * 3 * 9).view(4, 3, 3, 3)
+    plain = torch.nn.Parameter(weights.clone())
+    other = torch.nn.Parameter(weights.clone().contiguous(memory_format=torch.channels_last))
+    gradient = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+    for parameter in (plain, other):
+        mover = Mover(Player(optimizer=Optimizer(name=name)), [parameter])
+        for _ in range(2):
+            mover.step([gradient.clone()], 0.1)
+    torch.testing.assert_close(other, plain)
+
+
+def test_a_job_with_weights_does_not_stop_its_group(finished, tmp_path):
+    stages = two_stage("fsp", transfer_steps=2, transfer_lr=0.01, task_steps=2, task_lr=0.05)
+    given = recipe(
+        student=stages, b=Job(NET, stages, teacher="teacher", weights=str(finished.path / "student.safetensors"))
+    )
+    run = fs.train(replace(given, together=(("student", "b"),)), tmp_path, **PLAIN)
+    assert [run.summary["jobs"][job]["steps"] for job in ("student", "b")] == [4, 0]
+    one, other = load_file(run.path / "b.safetensors"), load_file(finished.path / "student.safetensors")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda: Optimizer(momentum=0.0, nesterov=True), "nesterov needs"),
+        (lambda: Player(lr=-0.1), "at least 0, not -0.1"),
+        (lambda: Player(lr=Milestones({0: 0.1, 5: -1})), "at least 0, not -1"),
+    ],
+)
+def test_values_that_would_fail_in_the_middle_are_refused_at_once(change, message):
+    with pytest.raises(fs.RecipeError, match=message):
+        change()
+
+
+def test_too_many_labels_are_refused_before_anything_is_made(tmp_path):
+    few = recipe()
+    few = replace(few, jobs={**few.jobs, "student": replace(few.jobs["student"], labels=99999)})
+    with pytest.raises(fs.DataError, match="'labels' is 99999"):
+        fs.train(few, tmp_path / "run", **PLAIN)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_of_every_other_batch_is_logged_at_its_own_mean():
+    from flowstill.engine.loop import Meter
+
+    meter = Meter()
+    for value in (1.0, 3.0):
+        meter.add({"rare": torch.tensor(value), "often": torch.tensor(1.0)})
+        meter.add({"often": torch.tensor(2.0)})
+    assert meter.means() == {"rare": 2.0, "often": 1.5}
+    assert meter.means() == {}
+
+
+def test_frozen_layers_of_a_network_stay_frozen(tmp_path):
+    source = tmp_path / "net.py"
+    source.write_text(
+        "import flowstill\n"
+        "def make(num_classes, in_channels):\n"
+        "    net = flowstill.create('resnet8', num_classes, in_channels, width=0.5)\n"
+        "    net.layer1.requires_grad_(False)\n"
+        "    return net\n"
+    )
+    given = recipe()
+    jobs = {**given.jobs, "student": replace(given.jobs["student"], network=Net(f"{source}:make"))}
+    run = fs.train(replace(given, jobs=jobs), tmp_path / "run", **PLAIN)
+    with torch.random.fork_rng():
+        from flowstill.engine.seeds import derive
+
+        torch.manual_seed(derive(0, 0, "init"))
+        fresh = fs.create(f"{source}:make", num_classes=10, in_channels=1).state_dict()
+    trained = load_file(run.path / "student.safetensors")
+    assert torch.equal(trained["layer1.0.conv1.weight"], fresh["layer1.0.conv1.weight"])
+    assert not torch.equal(trained["layer2.0.conv1.weight"], fresh["layer2.0.conv1.weight"])

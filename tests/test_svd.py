@@ -154,6 +154,13 @@ def test_11_loss_of_hopeless_maps_is_finite_and_zero_without_energy():
     assert loss_of([some, some], [zeros, some.flip(1)]).item() == 0
 
 
+@pytest.mark.parametrize("alignment", ["greedy", "hungarian"])
+def test_a_student_that_diverged_gives_a_loss_that_is_not_a_number(alignment):
+    theirs, own = networks()
+    own[1][0, 0, 0, 0] = torch.nan
+    assert loss_of(theirs, own, rank=2, alignment=alignment).isnan()
+
+
 def test_autocast_does_not_touch_it():
     theirs, own = networks(dtype=torch.float32)
     own = [m.requires_grad_() for m in own]

@@ -13,6 +13,7 @@ from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from flowstill.engine.learner import as_inputs
+from flowstill.modules import logits_in
 
 if TYPE_CHECKING:
     from flowstill.data import ImageData
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 @torch.no_grad()
 def evaluate_networks(
     fabric: Fabric, networks: Sequence[nn.Module], data: ImageData, *, channels_last: bool = False,
-    mean: Literal["softmax", "logits"] = "softmax", batch: int = 500,
+    mean: Literal["softmax", "logits"] = "softmax", batch: int | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """Top-1 and top-5 accuracy in percent and mean cross-entropy of the networks' mean output on the test images.
 
@@ -35,10 +36,10 @@ def evaluate_networks(
     for network in networks:
         network.eval()
     for images, labels in data.test_batches(
-        batch=batch, device=fabric.device, rank=fabric.global_rank, world=fabric.world_size
+        batch=batch or data.spec.batch, device=fabric.device, rank=fabric.global_rank, world=fabric.world_size
     ):
         with fabric.autocast():
-            outputs = [_logits(network(as_inputs(images, channels_last))) for network in networks]
+            outputs = [logits_in(network(as_inputs(images, channels_last))).float() for network in networks]
         logs = F.log_softmax(outputs[0], 1) if len(outputs) == 1 else _together(outputs, mean)
         top1.update(logs, labels)
         top5.update(logs, labels)
@@ -52,14 +53,6 @@ def evaluate_networks(
 def _percent(share: Metric) -> float:
     """In percent, without the digits that float32 makes up."""
     return round(100 * float(share.compute()), 4)
-
-
-def _logits(output: object) -> Tensor:
-    first = getattr(output, "logits", output)
-    if isinstance(first, (tuple, list)):
-        first = first[0]
-    assert isinstance(first, Tensor)
-    return first.float()
 
 
 def _together(outputs: Sequence[Tensor], mean: Literal["softmax", "logits"]) -> Tensor:

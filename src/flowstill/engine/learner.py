@@ -87,8 +87,8 @@ def move_only(learner: nn.Module, moving: set[nn.Parameter]) -> None:
 
 
 def parameters_of(modules: Sequence[nn.Module]) -> list[nn.Parameter]:
-    """Their parameters, each once, in order."""
-    return list(dict.fromkeys(p for module in modules for p in module.parameters()))
+    """Their parameters that may train, each once, in order; what its maker froze stays frozen."""
+    return list(dict.fromkeys(p for module in modules for p in module.parameters() if p.requires_grad))
 
 
 def detached(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

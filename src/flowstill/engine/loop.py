@@ -23,21 +23,21 @@ OnStep = Callable[[str, str, int], None]  # job, stage, steps of the stage done
 
 @dataclass
 class Meter:
-    """Losses that add up on the device until somebody looks."""
+    """Losses that add up on the device until somebody looks; of each, the mean over the steps that had it."""
 
     sums: dict[str, Tensor] = field(default_factory=dict)
-    count: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
 
     def add(self, losses: dict[str, Tensor]) -> None:
         """Add one step's losses; nothing leaves the device."""
         for name, loss in losses.items():
             self.sums[name] = self.sums[name] + loss if name in self.sums else loss.clone()
-        self.count += 1
+            self.counts[name] = self.counts.get(name, 0) + 1
 
     def means(self) -> dict[str, float]:
         """The means since the last look, on the host; starts anew."""
-        values = {name: float(total) / max(1, self.count) for name, total in self.sums.items()}
-        self.sums, self.count = {}, 0
+        values = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
+        self.sums, self.counts = {}, {}
         return values
 
 
@@ -65,7 +65,7 @@ class StageLoop:
             losses: dict[str, Tensor] = {}
             for number in slots[job]:
                 for name, loss in runner.update(number, batch, teacher, self.step).items():
-                    losses[name if name not in losses else f"{runner.stage.updates[number].player}.{name}"] = loss
+                    losses[name if name not in losses else f"{name}.{number}"] = loss  # another update's, same batch
             self.meters[job].add(losses)
         self.step += 1
 
@@ -85,7 +85,7 @@ class StageLoop:
     def state(self) -> dict[str, Any]:
         """Everything that the rest of the stage depends on."""
         return {"step": self.step, "runners": {job: runner.state() for job, runner in self.runners.items()},
-                "meters": {job: {"sums": m.sums, "count": m.count} for job, m in self.meters.items()}}  # fmt: skip
+                "meters": {job: {"sums": m.sums, "counts": m.counts} for job, m in self.meters.items()}}  # fmt: skip
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from ``state``; the feed must have been made for its step."""
@@ -93,7 +93,7 @@ class StageLoop:
             runner.load(state["runners"][job])
             saved = state["meters"][job]
             sums = {name: total.to(self.fabric.device) for name, total in saved["sums"].items()}
-            self.meters[job] = Meter(sums, saved["count"])
+            self.meters[job] = Meter(sums, saved["counts"])
 
 
 class Pace:

@@ -39,7 +39,7 @@ class Mover:
         if self.recoder is not None:
             gradients = self.recoder(gradients)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            parameter.grad = gradient
+            parameter.grad = _laid_out_as(parameter, gradient)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
@@ -60,6 +60,13 @@ class Mover:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.recoder is not None:
             self.recoder.load_state_dict(state["recoder"])
+
+
+def _laid_out_as(parameter: nn.Parameter, gradient: Tensor | None) -> Tensor | None:
+    """The gradient in its parameter's memory layout: the fused kernels walk over both and look at no strides."""
+    if gradient is None or gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter, requires_grad=False).copy_(gradient)
 
 
 def make_optimizer(spec: Optimizer, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:

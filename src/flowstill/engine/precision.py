@@ -11,6 +11,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from flowstill.modules import logits_in
+
+MOST_IMAGES = 64
+LONG_STEP = 0.5  # seconds
 Asked = Literal["auto", "32", "bf16"]
 
 
@@ -48,13 +52,14 @@ def choose(asked: Asked, make: Callable[[], nn.Module], shape: tuple[int, ...], 
     if device.type == "cuda":
         dtypes = ("bf16",) if torch.cuda.is_bf16_supported(including_emulation=False) else ("32",)
     candidates = [Precision(dtype, layout) for dtype in dtypes for layout in ("contiguous", "channels_last")]
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         network = make().to(device).train()
-    # A fraction of the batch is enough to tell them apart, and keeps the start short.
-    images = torch.zeros(max(2, min(batch, 64)), *shape, device=device).normal_(
-        generator=torch.Generator(device).manual_seed(0)
-    )
-    seconds = {candidate: _step_time(candidate, network, images) for candidate in candidates}
+        # A fraction of the batch is enough to tell them apart, and keeps the start short.
+        images = torch.randn(max(2, min(batch, MOST_IMAGES)), *shape, device=device)
+        count = 2
+        while count < len(images) and _step_time(candidates[0], network, images[:count], repeats=1) < LONG_STEP / 2:
+            count = min(2 * count, len(images))
+        seconds = {candidate: _step_time(candidate, network, images[:count]) for candidate in candidates}
     return min(seconds, key=lambda candidate: seconds[candidate])
 
 
@@ -66,7 +71,7 @@ def _step_time(precision: Precision, network: nn.Module, images: torch.Tensor, r
     for _ in range(repeats + 1):
         start = time.perf_counter()
         with torch.autocast(images.device.type, torch.bfloat16, enabled=precision.dtype == "bf16"):
-            logits = network(images)
+            logits = logits_in(network(images))
         torch.autograd.backward(F.cross_entropy(logits.float(), logits.argmax(1)))
         network.zero_grad()
         if images.is_cuda:

@@ -32,6 +32,7 @@ class StageRunner:
     def __init__(self, fabric: Fabric, student: nn.Module, stage: Stage, pairs: Pairs, setting: Setting) -> None:
         self.fabric, self.stage = fabric, stage
         self.learner = Learner(student, stage.updates, build_terms(stage, pairs, setting)).to(fabric.device).train()
+        self._trainable = [(p, p.requires_grad) for p in self.learner.parameters()]
         parts = self.learner.parts()
         self.movers: dict[str, Mover] = {}
         for name, player in stage.players.items():
@@ -128,6 +129,11 @@ class StageRunner:
         assert isinstance(flat, Tensor)
         pieces = iter(torch.split(flat, [g.numel() for g in present]))
         return [[None if g is None else next(pieces).view_as(g) for g in row] for row in rows]
+
+    def close(self) -> None:
+        """Let gradients reach again what they reached before the stage."""
+        for parameter, trains in self._trainable:
+            parameter.requires_grad_(trains)
 
     def state(self) -> dict[str, Any]:
         """Weights and optimisers, to go on from exactly here."""

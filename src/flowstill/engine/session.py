@@ -142,6 +142,8 @@ class Session:
             if self._should_save(loop.step in logged) and loop.step < stage.steps:
                 self._save(group, number, loop, clock + time.perf_counter())
         self._log(loop, None)
+        for runner in runners.values():
+            runner.close()
 
     def _feed(self, stage: Stage, job: Job, start: int) -> Feed:
         data = self.recipe.data
@@ -154,7 +156,7 @@ class Session:
     def _log(self, loop: StageLoop, speed: float | None) -> None:
         """Bring the losses to the host: into the metrics and onto the screen."""
         for name, meter in loop.meters.items():
-            if not meter.count:
+            if not meter.counts:
                 continue
             means = meter.means()
             stage = loop.stages[name]
@@ -229,9 +231,15 @@ class Session:
 
     def _should_save(self, looked: bool) -> bool:
         """Every so many seconds, and at once when interrupted. All processes decide alike."""
+        due = time.perf_counter() - self._saved > SAVE_EVERY
         if self.fabric.world_size == 1:
-            return self.interruption.asked or time.perf_counter() - self._saved > SAVE_EVERY
-        return looked and self.fabric.broadcast(time.perf_counter() - self._saved > SAVE_EVERY)
+            return self.interruption.asked or due
+        if not looked:
+            return False
+        mine = torch.tensor([float(self.interruption.asked), float(due)], device=self.fabric.device)
+        asked, due_somewhere = self.fabric.all_reduce(mine, reduce_op="sum").tolist()  # type: ignore[union-attr]
+        self.interruption.asked = asked > 0
+        return self.interruption.asked or due_somewhere > 0
 
     def _save(
         self, group: tuple[str, ...], stage: int = 0, loop: StageLoop | None = None, seconds: float = 0.0

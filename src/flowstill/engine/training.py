@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import shlex
 import sys
 from dataclasses import replace
 from functools import partial
@@ -64,6 +65,10 @@ def train(
     else:
         recipe = load_recipe(recipe, **options)
     device = choose_device(device, devices)
+    if recipe.data.batch < devices:
+        raise RecipeError(
+            f"data.batch is {recipe.data.batch}, which {devices} processes cannot share; use --devices 1."
+        )
     past = _resumed(recipe, Path(out)) if resume else None
     if past and past.finished:
         return past
@@ -76,6 +81,9 @@ def train(
         raise RunError(
             f"{str(out)!r} was trained on other images than {recipe.data.name!r} holds now. Give another --out."
         )
+    if facts and precision not in ("auto", facts["precision"]["dtype"]):
+        raise RunError(f"{str(out)!r} was started at precision {facts['precision']['dtype']!r}, and keeps it. "
+                       "Leave --precision out.")  # fmt: skip
     chosen = Precision(**facts["precision"]) if facts else _choose_precision(precision, recipe, data, plans, device)
     writer = RunWriter.create(out, resume=resume)
     with alone_in(writer.path) as alone:
@@ -130,7 +138,8 @@ def _choose_precision(
     asked: Asked, recipe: Recipe, data: ImageData, plans: dict[str, JobPlan], device: str
 ) -> Precision:
     """By the recipe's heaviest network, where most of the time goes."""
-    heaviest = recipe.jobs[max(plans, key=lambda name: plans[name].counts.macs)].network
+    training = [name for name, job in recipe.jobs.items() if not job.weights] or list(recipe.jobs)
+    heaviest = recipe.jobs[max(training, key=lambda name: plans[name].counts.macs)].network
     return choose(asked, lambda: build(heaviest, num_classes=len(data.classes), in_channels=data.shape[0]),
                   data.shape, recipe.data.batch, device)  # fmt: skip
 
@@ -156,7 +165,7 @@ def _blank_summary(recipe: Recipe, precision: Precision, fabric: Fabric) -> dict
         "recipe": recipe.name, "finished": False, "seed": recipe.seed, "device": str(fabric.device.type),
         "devices": fabric.world_size, "precision": {"dtype": precision.dtype, "layout": precision.layout},
         "versions": _versions(), "jobs": {}, "ensembles": {},
-        "command": " ".join(["flowstill", *sys.argv[1:]]) if Path(sys.argv[0]).name == "flowstill" else "",
+        "command": shlex.join(["flowstill", *sys.argv[1:]]) if Path(sys.argv[0]).name == "flowstill" else "",
     }  # fmt: skip
 
 

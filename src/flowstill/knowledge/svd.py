@@ -20,6 +20,8 @@ What the paper leaves open, and what is done about it in public code:
 * Alignment. The argmax of Eq. 5 may take one student vector for two of the teacher's (``greedy``); ``hungarian`` takes
   each once, with the largest sum of similarities. The student offers one vector more than the rank, as in the paper.
 * Scale. The official code multiplies by the square root of the rank, the paper does not: ``sqrt_rank``.
+* Missing vectors. A module uses as many vectors as all its four maps have channels and positions. A vector without
+  energy (a dead map, dependent channels) has no direction to compare: it counts nothing for its image.
 """
 
 from __future__ import annotations
@@ -251,7 +253,7 @@ def _hungarian(likeness: Tensor) -> Tensor:
     """(B, k, m) -> (B, k), the student's vector for each of the teacher's."""
     from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]  # scipy has no annotations
 
-    rows = [linear_sum_assignment(one, maximize=True)[1].tolist() for one in likeness.cpu().numpy()]
+    rows = [linear_sum_assignment(one, maximize=True)[1].tolist() for one in likeness.nan_to_num().cpu().numpy()]
     return torch.tensor(rows, dtype=torch.int64, device=likeness.device).view(likeness.shape[:2])
 
 

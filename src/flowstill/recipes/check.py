@@ -36,7 +36,8 @@ def check(recipe: Recipe, shape: Shape, classes: int) -> dict[str, JobPlan]:
 
     Raises: FlowstillError with the job's name in front.
     """
-    networks = {name: on_meta(job, shape, classes) for name, job in recipe.jobs.items()}
+    with torch.random.fork_rng(devices=[]):
+        networks = {name: on_meta(job, shape, classes) for name, job in recipe.jobs.items()}
     for name, job in recipe.jobs.items():
         _check_weights(name, job, networks[name])
     return {name: _plan(name, recipe, networks, shape, classes) for name in recipe.jobs}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from importlib import resources
@@ -25,6 +24,7 @@ from flowstill.transfer.stages import PLAYER_KEYS, UPDATE_KEYS
 
 __all__ = ["dump_recipe", "load_recipe", "recipe_names", "scaled"]
 
+MOST_SCALE = 1000
 _STAGE_SHORT = (*PLAYER_KEYS, *UPDATE_KEYS)
 
 
@@ -56,8 +56,8 @@ def load_recipe(
     """
     document = _read(*_find(name_or_path))
     _change(document, set, seed, data_root)
-    if not (math.isfinite(scale) and scale > 0):
-        document.problems.append((Place("--scale"), f"expected a number above 0, got {scale}"))
+    if not 0 < scale <= MOST_SCALE:
+        document.problems.append((Place("--scale"), f"expected a number above 0, at most {MOST_SCALE}, got {scale}"))
     recipe = _checked(document)
     if recipe is not None and not trust_code:
         _distrust(document, recipe)

@@ -128,7 +128,10 @@ class Recipe:
                 yield Problem(("jobs", name, "start", "job"), text.strip())
             elif isinstance(job.start, AfterStage):
                 start, stages = job.start, [stage.name for stage in self.jobs[job.start.job].stages]
-                if start.stage not in stages:
+                if self.jobs[start.job].weights:
+                    text = f"{start.job!r} is given its weights and runs no stage; start from that file instead"
+                    yield Problem(("jobs", name, "start", "job"), text)
+                elif start.stage not in stages:
                     text = f"{start.job!r} has no stage {start.stage!r}. {did_you_mean(start.stage, stages)}"
                     yield Problem(("jobs", name, "start", "stage"), text.strip())
 
@@ -152,7 +155,7 @@ class Recipe:
         first = self.jobs[group[0]]
         for name in group[1:]:
             job = self.jobs[name]
-            for what, a, b in (("teacher", first.teacher, job.teacher), ("labels", first.labels, job.labels),
+            for what, a, b in (("teacher", first.teacher, job.teacher), ("labels", first.labels, job.labels), ("seed", first.seed, job.seed),
                                ("row of stages", _rhythm(first), _rhythm(job))):  # fmt: skip
                 if a != b:
                     raise ValueError(
@@ -164,7 +167,9 @@ class Recipe:
 
         Raises: ValueError on a circle.
         """
-        group_of = {name: group for group in self.together for name in group}
+        # A job that is given its weights has nothing to run, so it goes by itself.
+        lockstep = [tuple(name for name in group if not self.jobs[name].weights) for group in self.together]
+        group_of = {name: group for group in lockstep for name in group}
         waiting = list(dict.fromkeys(group_of.get(name, (name,)) for name in self.jobs))
         done: list[tuple[str, ...]] = []
         while waiting:

@@ -16,6 +16,11 @@ class Constant:
 
     value: float
 
+    @property
+    def smallest(self) -> float:
+        """The smallest value that it can take."""
+        return self.value
+
     def at(self, step: int, steps: int) -> float:
         """The value at ``step`` of ``steps``."""
         return self.value
@@ -38,6 +43,11 @@ class Milestones:
     def __post_init__(self) -> None:
         if 0 not in self.milestones or min(self.milestones) < 0:
             raise ValueError(f"milestones start at iteration 0, not {min(self.milestones, default=None)}")
+
+    @property
+    def smallest(self) -> float:
+        """The smallest value that it can take."""
+        return min(self.milestones.values())
 
     def at(self, step: int, steps: int) -> float:
         """The value of the last milestone that ``step`` has reached."""
@@ -67,6 +77,11 @@ class Linear:
 
     linear: tuple[float, float]
 
+    @property
+    def smallest(self) -> float:
+        """The smallest value that it can take."""
+        return min(self.linear)
+
     def at(self, step: int, steps: int) -> float:
         """The line's height, its ends at the first and the last step."""
         first, last = self.linear
@@ -83,6 +98,11 @@ class Cosine:
 
     cosine: float
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @property
+    def smallest(self) -> float:
+        """The smallest value that it can take."""
+        return min(0.0, self.cosine)
 
     def at(self, step: int, steps: int) -> float:
         """The value at ``step`` of ``steps``."""

@@ -61,6 +61,10 @@ class Optimizer:
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     decay: Literal["all", "weights"] = "all"
 
+    def __post_init__(self) -> None:
+        if self.nesterov and (self.name != "sgd" or self.momentum == 0):
+            raise ValueError("nesterov needs the optimiser sgd with a momentum above 0")
+
 
 @specification
 class Player:
@@ -73,6 +77,10 @@ class Player:
     optimizer: Optimizer = Optimizer()
     lr: Schedule = Constant(0.1)
     recode: Recoding | None = None
+
+    def __post_init__(self) -> None:
+        if self.lr.smallest < 0:
+            raise ValueError(f"a learning rate is at least 0, not {self.lr.smallest:g}")
 
 
 @specification
