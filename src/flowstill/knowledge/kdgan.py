@@ -213,9 +213,7 @@ class KDGAN(Knowledge):
     gumbel: the samples' temperature at the stage's first and last step. hidden: D's width.
     """
 
-    summary: ClassVar[str] = (
-        "labels that a discriminator cannot tell from true ones; needs the same classes in both networks"
-    )
+    summary: ClassVar[str] = "labels that a discriminator takes for true ones; needs the same classes in both networks"
     paper: ClassVar[str] = "Wang et al. 2018, KDGAN: Knowledge Distillation with Generative Adversarial Networks"
 
     name: Literal["kdgan"] = "kdgan"
@@ -243,7 +241,8 @@ class KDGAN(Knowledge):
         discriminator, teacher = shared["discriminator"], shared["teacher_copy"]
         assert isinstance(discriminator, Discriminator)
         assert isinstance(teacher, TeacherCopy)
-        if discriminator.first.out_features != self.hidden:
-            raise RecipeError(f"kdgan: a stage has one discriminator, of 'hidden: {discriminator.first.out_features}' in one "
-                              f"term and {self.hidden} in another; give all the same.")  # fmt: skip
+        width = discriminator.first.out_features  # of the term that came first
+        if width != self.hidden:
+            raise RecipeError(f"kdgan: a stage has one discriminator, of 'hidden: {width}' in one term and {self.hidden} in "
+                              "another; give all the same.")  # fmt: skip
         return KDGANLoss(self, pairs, setting.classes, setting.seed, discriminator, teacher)

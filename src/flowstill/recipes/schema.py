@@ -155,8 +155,10 @@ class Recipe:
         first = self.jobs[group[0]]
         for name in group[1:]:
             job = self.jobs[name]
-            for what, a, b in (("teacher", first.teacher, job.teacher), ("labels", first.labels, job.labels), ("seed", first.seed, job.seed),
-                               ("row of stages", _rhythm(first), _rhythm(job))):  # fmt: skip
+            wants = {"teacher": lambda j: j.teacher, "labels": lambda j: j.labels, "seed": lambda j: j.seed,
+                     "row of stages": _rhythm}  # fmt: skip
+            for what, want in wants.items():
+                a, b = want(first), want(job)
                 if a != b:
                     raise ValueError(
                         f"jobs {group[0]!r} and {name!r} go together but differ in their {what}: {a} and {b}"
