@@ -23,6 +23,7 @@ from flowstill.recipes.schema import (
     Player,
     Recipe,
     Term,
+    Weights,
 )
 
 SHORT = """\
@@ -62,7 +63,7 @@ def test_set_changes_values_anywhere(here: Path) -> None:
         "data.augment.crop=2",
         "seed=5",
         "about='a text: with signs'",
-        "teacher.weights=t.safetensors",
+        "teacher.start.weights=t.safetensors",
         "jobs.student.network=resnet14",
         "student.network.options.width=2",
         "student.network.options.3=three",
@@ -78,7 +79,7 @@ def test_set_changes_values_anywhere(here: Path) -> None:
     recipe = load(SHORT, set=changes)
     teacher, student = recipe.jobs["teacher"], recipe.jobs["student"]
     assert (recipe.data, recipe.seed) == (Data("digits", batch=65, augment=Augment(crop=2)), 5)
-    assert teacher.weights == "t.safetensors"
+    assert teacher.start == Weights("t.safetensors")
     assert student.network == Net("resnet14", {"width": 2, "3": "three"})
     assert student.start == AfterStage("teacher", "task")
     transfer, task = student.stages
@@ -148,9 +149,9 @@ def test_seed_and_data_root_are_taken_from_the_options(here: Path) -> None:
     assert (recipe.seed, recipe.data.root) == (7, str(here))
 
 
-@pytest.mark.parametrize("scale", [0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("scale", [0, -1.0, float("nan"), float("inf"), 1e306])
 def test_scale_must_be_above_nothing(here: Path, scale: float) -> None:
-    assert problems(SHORT, scale=scale) == [f"--scale: expected a number above 0, got {scale}"]
+    assert problems(SHORT, scale=scale) == [f"--scale: expected a number above 0, at most 1000, got {scale}"]
 
 
 def test_networks_from_python_files_need_trust(here: Path) -> None:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from flowstill.engine import evaluate, train
     from flowstill.errors import DataError, FlowstillError, NetworkError, RecipeError, RunError, ShapeError, TapError
     from flowstill.knowledge.fsp import FSP, fsp_matrix
+    from flowstill.knowledge.svd import SVD, truncated_svd
     from flowstill.nets import create
     from flowstill.nets.spec import Net
     from flowstill.recipes.load import load_recipe
@@ -29,6 +30,7 @@ _HOMES = {
         "DataError", "FlowstillError", "NetworkError", "RecipeError", "RunError", "ShapeError", "TapError",
     ),
     "flowstill.knowledge.fsp": ("FSP", "fsp_matrix"),
+    "flowstill.knowledge.svd": ("SVD", "truncated_svd"),
     "flowstill.nets": ("create",),
     "flowstill.nets.spec": ("Net",),
     "flowstill.recipes.load": ("load_recipe",),
@@ -41,10 +43,10 @@ _HOMES = {
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "FSP", "Data", "DataError", "Flow", "FlowstillError", "Job", "Net", "NetworkError", "Player", "Reading", "Recipe",
-    "RecipeError", "Recoding", "Run", "RunError", "Section", "ShapeError", "SparseRecoding", "Stage", "Tap", "TapError",
-    "Tapped", "Term", "Update", "__version__", "create", "evaluate", "find_sections", "fsp_matrix", "load_recipe",
-    "pair_sections", "train",
+    "FSP", "SVD", "Data", "DataError", "Flow", "FlowstillError", "Job", "Net", "NetworkError", "Player", "Reading",
+    "Recipe", "RecipeError", "Recoding", "Run", "RunError", "Section", "ShapeError", "SparseRecoding", "Stage",
+    "Tap", "TapError", "Tapped", "Term", "Update", "__version__", "create", "evaluate", "find_sections",
+    "fsp_matrix", "load_recipe", "pair_sections", "train", "truncated_svd",
 ]  # fmt: skip
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from flowstill.data.batch import Batch
@@ -52,6 +54,12 @@ class Loss(nn.Module):
     def forward(self, student: Reading, target: Target) -> Tensor:
         """The loss, a float32 scalar: mean over the batch unless the paper says otherwise."""
         raise NotImplementedError
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast would round the products to bfloat16; devices without it, such as ``meta``, refuse the context."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 
 class Knowledge:

@@ -14,7 +14,6 @@ min(H W, D) vectors are retained, and something else otherwise: for k = 1 and H 
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -22,6 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from flowstill.errors import ShapeError
+from flowstill.knowledge.base import without_autocast
 from flowstill.knowledge.eigen import damped_inverse, leading_pairs
 
 Gradient = Literal["exact", "paper"]
@@ -159,9 +159,3 @@ def _paper_gradient(norms: Tensor, left: Tensor, right: Tensor, grad_vectors: Te
 
 def _sym(square: Tensor) -> Tensor:
     return (square + square.mT) / 2
-
-
-def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Autocast would round the products to bfloat16; devices without it, such as ``meta``, refuse the context."""
-    known = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if known else nullcontext()

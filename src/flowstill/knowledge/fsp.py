@@ -19,8 +19,7 @@ What the paper leaves open, and what is done about it in public code:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -29,7 +28,7 @@ from torch.nn import functional as F
 
 from flowstill.data.batch import Batch
 from flowstill.errors import RecipeError, ShapeError
-from flowstill.knowledge.base import Knowledge, Loss, Setting
+from flowstill.knowledge.base import Knowledge, Loss, Setting, without_autocast
 from flowstill.sections import Pairs, Section
 from flowstill.specification import specification
 from flowstill.taps import Flow, Reading
@@ -63,7 +62,7 @@ def fsp_matrix(front: Tensor, back: Tensor) -> Tensor:
     size = _common_size(front, back)
     front, back = _max_pooled(front, size), _max_pooled(back, size)
     dtype = torch.promote_types(torch.promote_types(front.dtype, back.dtype), torch.float32)
-    with _without_autocast(front.device):
+    with without_autocast(front.device):
         rows, columns = front.to(dtype).flatten(2), back.to(dtype).flatten(2)  # views, channels-last or not
         return rows @ columns.mT / rows.shape[2]
 
@@ -249,9 +248,3 @@ def _max_pooled(maps: Tensor, size: tuple[int, int]) -> Tensor:
     if high % height == 0 and wide % width == 0:
         return F.max_pool2d(maps, (high // height, wide // width))
     return F.adaptive_max_pool2d(maps, size)
-
-
-def _without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Autocast would round the products to bfloat16; devices without it, such as ``meta``, refuse the context."""
-    known = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if known else nullcontext()

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from flowstill.data.batch import Batch
 from flowstill.errors import RecipeError
-from flowstill.knowledge.base import Knowledge, Loss, Setting
+from flowstill.knowledge.base import Knowledge, Loss, Setting, without_autocast
 from flowstill.sections import Pairs
 from flowstill.specification import specification
 from flowstill.taps import Reading, Tap
@@ -55,7 +55,7 @@ def nst_loss(student: Tensor, teacher: Tensor) -> Tensor:
     student, teacher = (
         F.adaptive_avg_pool2d(maps, size) if maps.shape[2:] != size else maps for maps in (student, teacher)
     )
-    with torch.autocast(student.device.type, enabled=False):
+    with without_autocast(student.device):
         return mmd2(selectivity(student), selectivity(teacher)).mean()
 
 

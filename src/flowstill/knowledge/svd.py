@@ -35,8 +35,8 @@ from torch import Tensor
 
 from flowstill.data.batch import Batch
 from flowstill.errors import ShapeError
-from flowstill.knowledge.base import Knowledge, Loss, Setting
-from flowstill.knowledge.decomposition import Gradient, truncated_svd, without_autocast
+from flowstill.knowledge.base import Knowledge, Loss, Setting, without_autocast
+from flowstill.knowledge.decomposition import Gradient, truncated_svd
 from flowstill.sections import Pairs
 from flowstill.specification import specification
 from flowstill.taps import Flow, Reading, Tap
