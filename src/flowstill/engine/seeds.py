@@ -24,8 +24,9 @@ def random_states(fabric: Fabric) -> list[list[Tensor]]:
     mine = [torch.get_rng_state()] + ([torch.cuda.get_rng_state()] if fabric.device.type == "cuda" else [])
     if fabric.world_size == 1:
         return [mine]
-    gathered = [fabric.all_gather(state.to(fabric.device)) for state in mine]
-    return [[states[rank].cpu() for states in gathered] for rank in range(fabric.world_size)]
+    gathered: list[list[Tensor]] = [[] for _ in range(fabric.world_size)]
+    torch.distributed.all_gather_object(gathered, mine)
+    return gathered
 
 
 def restore_random_states(fabric: Fabric, states: list[list[Tensor]]) -> None:
