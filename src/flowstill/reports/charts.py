@@ -96,6 +96,7 @@ def stage_starts(recipe: Mapping[str, Any], job: str) -> dict[str, int]:
 def _figure(width: float, height: float) -> tuple[Any, Any]:
     """A transparent figure, in inches, with quiet axes."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.patch.set_alpha(0)
@@ -106,6 +107,7 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(GREY)
     axes.tick_params(which="both", color=GREY, labelsize=9)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # there are no half updates
     return figure, axes
 
 
