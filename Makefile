@@ -2,6 +2,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 BIN := .venv/bin
 export HF_HUB_OFFLINE = 1
+# Threads that wait asleep: on cores that others use too, spinning ones can take ten times as long.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: help install demo test test-all lint format bench clean
 

@@ -31,7 +31,7 @@ def evaluate_networks(
     classes = len(data.classes)
     top1 = MulticlassAccuracy(classes, average="micro").to(fabric.device)
     top5 = MulticlassAccuracy(classes, average="micro", top_k=min(5, classes)).to(fabric.device)
-    loss = MeanMetric().to(fabric.device)
+    loss = MeanMetric(nan_strategy="disable").to(fabric.device)
     training = [network.training for network in networks]
     for network in networks:
         network.eval()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,7 @@ from flowstill.runs import Run, RunWriter
 if TYPE_CHECKING:
     from flowstill.data import ImageData
 
+_log = logging.getLogger("flowstill")
 SAVE_EVERY = 30.0  # seconds between two saved states
 CURVE_POINTS = 10  # evaluations in a stage that trains the task
 LOG_POINTS = 50  # rows of losses in a stage
@@ -45,6 +48,7 @@ class Session:
         self.networks: dict[str, nn.Module] = {}
         self.interruption = Interruption()
         self._saved = time.perf_counter()
+        self._warned: set[tuple[str, str]] = set()
 
     @property
     def writes(self) -> bool:
@@ -160,6 +164,7 @@ class Session:
                 continue
             means = meter.means()
             stage = loop.stages[name]
+            self._warn_of_divergence(name, stage.name, loop.step, means)
             rates = {f"lr/{player}" if len(stage.players) > 1 else "lr": spec.lr.at(loop.step - 1, stage.steps)
                      for player, spec in stage.players.items()}  # fmt: skip
             rows = {**{f"train/{term}": value for term, value in means.items()}, **rates}
@@ -168,6 +173,14 @@ class Session:
                 self.watch.losses(means, speed)
             if self.writes:
                 self.writer.metrics.log(name, stage.name, loop.step, rows)
+
+    def _warn_of_divergence(self, name: str, stage: str, step: int, means: dict[str, float]) -> None:
+        """Say once a stage that a loss is no number any more: the run goes on, since other jobs may be well."""
+        lost = [term for term, value in means.items() if not math.isfinite(value)]
+        if lost and self.writes and (name, stage) not in self._warned:
+            self._warned.add((name, stage))
+            _log.warning("job %r, stage %r: the loss %r is not finite by update %d. A lower learning rate may mend it.",
+                         name, stage, lost[0], step)  # fmt: skip
 
     def _curve(self, loop: StageLoop) -> None:
         """Accuracy on the way, in stages that train the task."""
