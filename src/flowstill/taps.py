@@ -89,8 +89,8 @@ class Tapped(nn.Module):
     tap, stop right there, at its first call. Nothing after that runs, and the logits are None.
 
     Hooks live for one forward, or as long as ``with tapped:`` lasts. Several Tapped may share one network. To train on
-    several processes wrap this in DDP; to compile, compile this: ``torch.compile(Tapped(...))`` is then one graph. A
-    network that is already wrapped or compiled is read by the module names it had before.
+    several processes wrap this in DDP; to compile, compile this: ``torch.compile(Tapped(...))``, one graph from torch
+    2.15 on. A network that is already wrapped or compiled is read by the module names it had before.
 
     Raises: TapError if a path names no module; in the forward, if a tap was not reached, was reached more than once or
     gives no map, if a map was overwritten after it was read, or if a stop would hinder DDP.
@@ -141,7 +141,7 @@ class Tapped(nn.Module):
 
     def _install(self) -> None:
         modules = [module_at(self.network, hook.tap.path) for hook in self._hooks]
-        self._handles = [hook.install(module) for hook, module in zip(self._hooks, modules, strict=True)]
+        self._handles = list(map(_Hook.install, self._hooks, modules))  # torch 2.9 cannot trace zip(..., strict=True)
 
     def _remove(self) -> None:
         for handle in self._handles:
