@@ -456,3 +456,17 @@ def test_a_loss_that_is_lost_is_said_once(tmp_path, caplog):
     assert len(said) == 1
     assert "job 'student', stage 'task': the loss 'labels' is not finite by update" in said[0]
     assert run.finished
+
+
+def test_stored_knowledge_is_refused_before_anything_is_made(tmp_path):
+    from flowstill.transfer.stages import Stored
+
+    given = recipe()
+    first, second = given.jobs["student"].stages
+    jobs = {
+        **given.jobs,
+        "student": replace(given.jobs["student"], stages=(replace(first, knowledge=Stored()), second)),
+    }
+    with pytest.raises(fs.RecipeError, match="job 'student': stage 'transfer': stored knowledge cannot be run yet"):
+        fs.train(replace(given, jobs=jobs), tmp_path / "run", **PLAIN)
+    assert not (tmp_path / "run").exists()

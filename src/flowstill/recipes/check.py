@@ -12,6 +12,7 @@ from flowstill.knowledge.base import Setting
 from flowstill.nets import Counts, build, count, load_weights
 from flowstill.recipes.schema import Job, Recipe, Stage, Weights
 from flowstill.sections import Pairs, pair_sections, pairs_by_hand
+from flowstill.transfer.stages import Stored
 
 Shape = tuple[int, int, int]
 
@@ -83,6 +84,8 @@ def _terms(stage: Stage, pairs: Pairs, setting: Setting) -> list[tuple[str, tupl
     losses = [
         (term.knowledge.name, term.knowledge.build(pairs, setting)) for update in stage.updates for term in update.terms
     ]
+    if isinstance(stage.knowledge, Stored):
+        raise RecipeError(f"stage {stage.name!r}: stored knowledge cannot be run yet; use 'knowledge: live'.")
     there = {"student", *(role for _, loss in losses for role in loss.parts())}
     for name, player in stage.players.items():
         if not there.intersection(player.modules):

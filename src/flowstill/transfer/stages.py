@@ -133,6 +133,28 @@ class Update:
         return self.task + self.transfer
 
 
+@specification
+class Live:
+    """The teacher reads every batch anew."""
+
+    name: Literal["live"] = "live"
+
+
+@specification
+class Stored:
+    """What the teacher knows of each image and augmentation view is computed once and read from the disk.
+
+    dtype: of the file. views: how many augmentations of an image may be kept.
+    """
+
+    name: Literal["stored"] = "stored"
+    dtype: Literal["fp32", "fp16"] = "fp32"
+    views: Annotated[int, Field(ge=1)] = 1
+
+
+Source = Annotated[Live | Stored, Field(discriminator="name"), BeforeValidator(_as_rule)]
+
+
 Cycle = tuple[Annotated[tuple[Update, ...], BeforeValidator(_as_tuple)], ...]
 
 
@@ -148,12 +170,16 @@ def as_stage(value: Any) -> Any:
 
 @specification
 class Stage:
-    """``steps`` over one cycle of updates: batch t runs ``cycle[t % len(cycle)]``, each player with its own optimiser."""
+    """``steps`` over one cycle of updates: batch t runs ``cycle[t % len(cycle)]``, each player with its own optimiser.
+
+    knowledge: whether the teacher reads every batch, ``live``, or what it knows is ``stored`` (which no run can do yet).
+    """
 
     name: Name
     steps: Annotated[int, Field(ge=1)]
     players: dict[str, Player]
     cycle: Cycle
+    knowledge: Source = Live()
 
     def __post_init__(self) -> None:
         if not self.cycle or not all(self.cycle):
