@@ -5,7 +5,7 @@ export HF_HUB_OFFLINE = 1
 # Threads that wait asleep: on cores that others use too, spinning ones can take ten times as long.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help install demo test test-all lint format bench clean
+.PHONY: help install demo test test-all lint format docs bench clean
 
 help:
 	@echo "make demo      train the demonstration: a ResNet-26 teaches a ResNet-8 to read digits"
@@ -13,6 +13,7 @@ help:
 	@echo "make test-all  all tests, the long ones too"
 	@echo "make lint      ruff, mypy, import-linter"
 	@echo "make format    let ruff rewrite what it can"
+	@echo "make docs      write what docs/methods takes from the code"
 	@echo "make bench     measure what is claimed about speed"
 
 install: .venv/.installed
@@ -41,6 +42,9 @@ lint: install
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: install
+	$(BIN)/python docs/generate.py
 
 bench: install
 	$(BIN)/python -m benchmarks

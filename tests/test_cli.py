@@ -204,7 +204,7 @@ def test_inspect_pairs_two_networks(capsys):
 
 
 def test_the_lists(capsys):
-    expected = {"nets": ["resnet8", "timm:NAME"], "methods": ["fsp", "labels"], "data": ["digits", "cifar10"],
+    expected = {"nets": ["resnet8", "timm:NAME"], "methods": ["fsp", "dense-sequential"], "knowledge": ["fsp", "labels"], "data": ["digits", "cifar10"],
                 "recipes": ["digits", "fsp-table3"]}  # fmt: skip
     for kind, names in expected.items():
         assert main(["list", kind]) == 0

@@ -359,11 +359,14 @@ def test_two_processes_equal_one(tmp_path):
         given = Recipe(
             "test", DATA, {"teacher": Job(net, alone(4, 0.05), seed=1), "student": Job(net, stages, teacher="teacher")}
         )
+        parts = replace(given, data=replace(DATA, accumulate=3))
         runs = [fs.train(given, tmp_path / f"{name}{n}", devices=n, **PLAIN) for n in (1, 2)]
+        runs.append(fs.train(parts, tmp_path / f"{name}-parts", devices=2, **PLAIN))
         for job in ("teacher", "student"):
-            one, two = (load_file(run.path / f"{job}.safetensors") for run in runs)
-            for key in one:
-                torch.testing.assert_close(one[key], two[key], rtol=1e-4, atol=1e-5)
+            one, *others = (load_file(run.path / f"{job}.safetensors") for run in runs)
+            for other in others:
+                for key in one:
+                    torch.testing.assert_close(one[key], other[key], rtol=1e-4, atol=1e-5)
         assert runs[0].summary["jobs"]["student"]["accuracy"] == pytest.approx(
             runs[1].summary["jobs"]["student"]["accuracy"], abs=0.5
         )
@@ -456,17 +459,3 @@ def test_a_loss_that_is_lost_is_said_once(tmp_path, caplog):
     assert len(said) == 1
     assert "job 'student', stage 'task': the loss 'labels' is not finite by update" in said[0]
     assert run.finished
-
-
-def test_stored_knowledge_is_refused_before_anything_is_made(tmp_path):
-    from flowstill.transfer.stages import Stored
-
-    given = recipe()
-    first, second = given.jobs["student"].stages
-    jobs = {
-        **given.jobs,
-        "student": replace(given.jobs["student"], stages=(replace(first, knowledge=Stored()), second)),
-    }
-    with pytest.raises(fs.RecipeError, match="job 'student': stage 'transfer': stored knowledge cannot be run yet"):
-        fs.train(replace(given, jobs=jobs), tmp_path / "run", **PLAIN)
-    assert not (tmp_path / "run").exists()

@@ -9,8 +9,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flowstill.engine import evaluate, train
+    from flowstill.engine import distill, evaluate, train
     from flowstill.errors import DataError, FlowstillError, NetworkError, RecipeError, RunError, ShapeError, TapError
+    from flowstill.knowledge.dense import Dense
     from flowstill.knowledge.fsp import FSP, fsp_matrix
     from flowstill.knowledge.svd import SVD, truncated_svd
     from flowstill.nets import create
@@ -25,10 +26,11 @@ if TYPE_CHECKING:
     __version__: str
 
 _HOMES = {
-    "flowstill.engine": ("evaluate", "train"),
+    "flowstill.engine": ("distill", "evaluate", "train"),
     "flowstill.errors": (
         "DataError", "FlowstillError", "NetworkError", "RecipeError", "RunError", "ShapeError", "TapError",
     ),
+    "flowstill.knowledge.dense": ("Dense",),
     "flowstill.knowledge.fsp": ("FSP", "fsp_matrix"),
     "flowstill.knowledge.svd": ("SVD", "truncated_svd"),
     "flowstill.nets": ("create",),
@@ -43,9 +45,9 @@ _HOMES = {
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "FSP", "SVD", "Data", "DataError", "Flow", "FlowstillError", "Job", "Net", "NetworkError", "Player", "Reading",
+    "FSP", "SVD", "Data", "DataError", "Dense", "Flow", "FlowstillError", "Job", "Net", "NetworkError", "Player", "Reading",
     "Recipe", "RecipeError", "Recoding", "Run", "RunError", "Section", "ShapeError", "SparseRecoding", "Stage",
-    "Tap", "TapError", "Tapped", "Term", "Update", "__version__", "create", "evaluate", "find_sections",
+    "Tap", "TapError", "Tapped", "Term", "Update", "__version__", "create", "distill", "evaluate", "find_sections",
     "fsp_matrix", "load_recipe", "pair_sections", "train", "truncated_svd",
 ]  # fmt: skip
 

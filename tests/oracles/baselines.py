@@ -41,7 +41,8 @@ def attention(student, teacher):
     total = 0.0
     for s, t in zip(student, teacher, strict=True):
         s, t = same_size(s, t)
-        total += sum((a - b) ** 2 for a, b in zip(attention_map(s), attention_map(t), strict=True))
+        squares = [(a - b) ** 2 for a, b in zip(attention_map(s), attention_map(t), strict=True)]
+        total += sum(squares) / len(squares)
     return total / len(student)
 
 

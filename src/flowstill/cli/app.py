@@ -12,6 +12,7 @@ import typer
 
 from flowstill.cli.check import check
 from flowstill.cli.demo import demo
+from flowstill.cli.distill import distill
 from flowstill.cli.evaluate import evaluate
 from flowstill.cli.inspect import inspect
 from flowstill.cli.listing import show_list
@@ -25,6 +26,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 app.command("demo")(demo)
+app.command("distill")(distill)
 app.command("train")(train)
 app.command("check")(check)
 app.command("inspect")(inspect)

@@ -9,6 +9,7 @@ from flowstill.cli.options import DataRoot, RecipeName, Scale, Seed, Settings, T
 if TYPE_CHECKING:
     from flowstill.recipes.check import JobPlan
     from flowstill.recipes.schema import Recipe
+    from flowstill.recipes.storage import StoredFile
 
 
 def check(
@@ -22,7 +23,7 @@ def check(
     """Say what a recipe would do, without doing it.
 
     Builds all networks, taps and pairs on tensors that hold nothing; reads images only where nothing else tells
-    their size.
+    their size, or how many they are.
     """
     from flowstill.data import data_facts, find_source, open_data
     from flowstill.recipes.check import check as plan
@@ -33,12 +34,13 @@ def check(
     )
     find_source(loaded.data)  # says what is missing, without opening a file
     facts = data_facts(loaded.data)
-    if facts is None:
+    images = None
+    if facts is None or any(stage.stores for job in loaded.jobs.values() for stage in job.stages):
         opened = open_data(loaded.data, seed=loaded.seed)
-        shape, classes = opened.shape, len(opened.classes)
+        shape, classes, images = opened.shape, len(opened.classes), opened.rows
     else:
         shape, classes = facts.shape, facts.classes
-    plans = plan(loaded, shape, classes)
+    plans = plan(loaded, shape, classes, images=images)
     size = "x".join(map(str, shape))
     print(f"{loaded.name}: {loaded.about}" if loaded.about else loaded.name)
     print(f"data {loaded.data.name}: {size}, {classes} classes, batch {loaded.data.batch}")
@@ -62,8 +64,19 @@ def _show_job(recipe: Recipe, plan: JobPlan) -> None:
         print(f"  stage {stage.name}: {stage.steps:,} updates")
         for player, moves in stage.players.items():
             print(f"    {player}: {moves.optimizer.name}, learning rate {plain(moves.lr)}")
+        if files := plan.stored[stage.name]:
+            print(f"    stored: {_stored(recipe, files)}")
         for term, teacher, student in dict.fromkeys(plan.terms[stage.name]):
             print(f"    {term}")
             for owner, taps in ((job.teacher or "", teacher), (plan.name, student)):
                 if taps:
                     print(f"      {owner}: {', '.join(taps)}")
+
+
+def _stored(recipe: Recipe, files: tuple[StoredFile, ...]) -> str:
+    """What is kept on the disk, and how much that is."""
+    from flowstill.recipes.storage import most_bytes, readable
+
+    views = recipe.data.augment.view_count
+    numbers = f"{sum(file.numbers for file in files):,} numbers ({files[0].dtype}) an image"
+    return f"{numbers}, {views} view{'s' if views != 1 else ''}, at most {readable(most_bytes(files))} on the disk"

@@ -16,15 +16,19 @@ class Kind(StrEnum):
 
     nets = "nets"
     methods = "methods"
+    knowledge = "knowledge"
     data = "data"
     recipes = "recipes"
 
 
-def show_list(what: Annotated[Kind, typer.Argument(metavar="nets|methods|data|recipes", help="What to list.")]) -> None:
+def show_list(
+    what: Annotated[Kind, typer.Argument(metavar="nets|methods|knowledge|data|recipes", help="What to list.")],
+) -> None:
     """List what there is to choose from."""
-    rows = {Kind.nets: nets, Kind.methods: methods, Kind.data: data, Kind.recipes: recipes}[what]()
-    table = plain_table("name", "about", *(["paper"] if what is Kind.methods else []))
-    for row in rows:
+    rows = {Kind.nets: nets, Kind.methods: methods, Kind.knowledge: knowledge, Kind.data: data, Kind.recipes: recipes}
+    heads = {Kind.methods: ("transfers", "needs of the networks", "paper"), Kind.knowledge: ("about", "paper")}
+    table = plain_table("name", *heads.get(what, ("about",)))
+    for row in rows[what]():
         table.add_row(*row)
     show_table(table)
 
@@ -36,8 +40,15 @@ def nets() -> Iterable[tuple[str, str]]:
     return (known_nets() | NAME_FORMS).items()
 
 
-def methods() -> Iterable[tuple[str, str, str]]:
-    """Kinds of knowledge that a term can name."""
+def methods() -> Iterable[tuple[str, str, str, str]]:
+    """Ways to teach a student that ``distill`` can name."""
+    from flowstill.recipes.methods import METHODS
+
+    return [(name, method.transfers, method.needs, method.paper) for name, method in METHODS.items()]
+
+
+def knowledge() -> Iterable[tuple[str, str, str]]:
+    """Kinds of knowledge that a recipe's term can name."""
     from flowstill.knowledge import REGISTRY, knowledge_class
 
     kinds = {name: knowledge_class(name) for name in REGISTRY}

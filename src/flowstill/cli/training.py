@@ -47,4 +47,4 @@ def show_run(run: Run) -> None:
 def _again() -> str:
     """The command that goes on with what this one began; ``demo`` does so by itself."""
     given = [argument for argument in sys.argv[1:] if argument != "--resume"]
-    return shlex.join(["flowstill", *given, *(["--resume"] if given[:1] == ["train"] else [])])
+    return shlex.join(["flowstill", *given, *(["--resume"] if given[:1] != ["demo"] else [])])

@@ -1,4 +1,4 @@
-"""Random changes of whole batches on their device, each image's drawn from (seed, epoch, its index) alone."""
+"""Random changes of whole batches on their device, each image's drawn from (seed, epoch or view, its index) alone."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flowstill.data.keyed import Purpose, below, bits, key_of, uniform
+from flowstill.data.order import Rows
 from flowstill.data.spec import Augment
 
 FIXED = 65536  # coordinates of rotation are 16.16 fixed-point numbers: the same on every device, and those of Pillow
@@ -26,14 +27,14 @@ class Drawn:
     move: Tensor
 
 
-def draw(augment: Augment, seed: int, index: Tensor, epoch: Tensor) -> Drawn | None:
-    """The changes of the images of rows ``index`` in their ``epoch``, both (B,) int64 on the CPU; None without any.
+def draw(augment: Augment, seed: int, index: Tensor, turn: Tensor) -> Drawn | None:
+    """The changes of the images of rows ``index`` in their epoch or view ``turn``, both (B,) int64 on the CPU.
 
-    Each is uniform: a fair coin, whole pixels in [-n, n], angles in [-n, n).
+    Each is uniform: a fair coin, whole pixels in [-n, n], angles in [-n, n). None without any.
     """
     if not (augment.flip or augment.crop or augment.shift or augment.rotate):
         return None
-    random = bits(key_of(seed, Purpose.AUGMENT), epoch, index, torch.arange(6)[:, None])
+    random = bits(key_of(seed, Purpose.AUGMENT), turn, index, torch.arange(6)[:, None])
     reach = [augment.crop, augment.crop, augment.shift, augment.shift]
     moves = [below(numbers, 2 * most + 1) - most for numbers, most in zip(random[:4], reach, strict=True)]
     return Drawn(
@@ -41,6 +42,22 @@ def draw(augment: Augment, seed: int, index: Tensor, epoch: Tensor) -> Drawn | N
         angle=(2 * uniform(random[5]) - 1) * augment.rotate,
         move=torch.stack(moves, 1).view(-1, 2, 2),
     )
+
+
+def view_numbers(augment: Augment, rows: Rows, drawn: Drawn | None) -> Tensor | None:
+    """The number of each image's view, (B,) int64 below ``augment.view_count``; None where there is no end of them.
+
+    Equal numbers are equal changes. Where views are not fixed the number's digits are flip, crop and shift.
+    """
+    if augment.view_count is None or rows.view is not None:
+        return rows.view
+    number = torch.zeros_like(rows.index)
+    if drawn is not None:
+        number += drawn.flip
+        for axes, most in ((drawn.move[:, 0], augment.crop), (drawn.move[:, 1], augment.shift)):
+            for move in axes.unbind(1):
+                number = number * (2 * most + 1) + move + most
+    return number
 
 
 def changed(pixels: Tensor, drawn: Drawn | None, mean: Tensor, std: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ class Batch:
     images: (B, C, H, W) float32. labels: (B,) int64; -1 where the label is unknown to the task.
     index: (B,) int64 on the CPU, the images' rows in the training set. epoch: (B,) int64 on the CPU, how often the
     stream was gone through before each image (a batch may straddle epochs). step: the step, from 0. steps: how many
-    there are.
+    there are. view: (B,) int64 on the CPU, the number of each image's view, below ``Augment.view_count``: one index
+    and one view are always the same pixels; None where there is no end of views.
     """
 
     images: Tensor
@@ -23,3 +24,4 @@ class Batch:
     epoch: Tensor
     step: int = 0
     steps: int = 1
+    view: Tensor | None = None

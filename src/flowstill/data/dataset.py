@@ -8,10 +8,10 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from flowstill.data.augment import changed, draw
+from flowstill.data.augment import changed, draw, view_numbers
 from flowstill.data.batch import Batch
 from flowstill.data.keyed import Purpose, key_of
-from flowstill.data.order import Rows, batches, in_order, stratified
+from flowstill.data.order import Rows, batches, in_order, stratified, with_views
 from flowstill.data.spec import Data
 from flowstill.errors import DataError
 
@@ -41,7 +41,7 @@ class ImageData:
     """Training and test images of one set, made by ``open_data``.
 
     shape: (C, H, W) of an image. classes: their names, by number. mean, std: of each channel over the training images,
-    as shares of 255; batches are normalised with them. seed: of what is held out and what is labelled.
+    as shares of 255; batches are normalised with them. seed: of what is held out, what is labelled, and the fixed views.
     """
 
     def __init__(
@@ -78,6 +78,11 @@ class ImageData:
     def train_size(self) -> int:
         """How many images there are to train on, with a label or without."""
         return len(self._train_rows)
+
+    @property
+    def rows(self) -> int:
+        """How many rows a batch's ``index`` can name: the images to train on, and those that are held out."""
+        return len(self._labels["train"])
 
     @property
     def labelled_size(self) -> int:
@@ -136,10 +141,15 @@ class ImageData:
         self, plan: Iterable[Rows], known: Tensor, start: int, steps: int, seed: int, device: torch.device
     ) -> Iterator[Batch]:
         mean, std = self._scale(device)
+        augment = self.spec.augment
+        if augment.views:  # what an image's views are does not depend on who asks
+            plan, seed = with_views(plan, augment.views, seed), self.seed
         for step, (taken, pixels) in enumerate(self._images.batches("train", plan, seed=seed, device=device), start):
-            images = changed(pixels, draw(self.spec.augment, seed, taken.index, taken.epoch), mean, std)
+            drawn = draw(augment, seed, taken.index, taken.turn)
+            images = changed(pixels, drawn, mean, std)
             shown = known[taken.index].to(device, non_blocking=True)
-            yield Batch(images, shown, taken.index, taken.epoch, step, steps)
+            view = view_numbers(augment, taken, drawn)
+            yield Batch(images, shown, taken.index, taken.epoch, step, steps, view)
 
     def test_batches(
         self, *, batch: int, device: torch.device | str = "cpu", rank: int = 0, world: int = 1

@@ -25,6 +25,8 @@ class Purpose(IntEnum):
     HOLD_OUT = 5
     SAMPLE = 6
     GUMBEL = 7
+    SHUFFLE = 8
+    VIEW = 9
 
 
 def key_of(seed: int, purpose: Purpose) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flowstill.data.spec import Data
+from flowstill.data.spec import Augment, Data
+
+NONE = Augment()
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Named:
 
     hub: its name on the Hugging Face hub, None where it is built in. tests: the split that serves as the test set.
     fixed: whether all images have the size in ``facts``; otherwise they are photographs, brought to it. classes: their
-    names, where copies of the set may come without.
+    names, where copies of the set may come without. augment: what networks are usually trained with.
     """
 
     about: str
@@ -30,23 +32,37 @@ class Named:
     tests: str = "test"
     fixed: bool = True
     classes: tuple[str, ...] = ()
+    augment: Augment = NONE
 
 
 NAMED = {
-    "digits": Named("scikit-learn's scans of handwritten digits, 1 297 + 500, built in", Facts((1, 8, 8), 10)),
-    "mnist": Named("handwritten digits, 60 000 + 10 000", Facts((1, 28, 28), 10), "ylecun/mnist"),
+    "digits": Named(
+        "scikit-learn's scans of handwritten digits, 1 297 + 500, built in",
+        Facts((1, 8, 8), 10),
+        augment=Augment(shift=1),
+    ),
+    "mnist": Named(
+        "handwritten digits, 60 000 + 10 000", Facts((1, 28, 28), 10), "ylecun/mnist", augment=Augment(shift=2)
+    ),
     "cifar10": Named(
         "small photographs, 50 000 + 10 000",
         Facts((3, 32, 32), 10),
         "uoft-cs/cifar10",
         classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+        augment=Augment(crop=4),
     ),
-    "cifar100": Named("small photographs, 50 000 + 10 000, fine labels", Facts((3, 32, 32), 100), "uoft-cs/cifar100"),
+    "cifar100": Named(
+        "small photographs, 50 000 + 10 000, fine labels",
+        Facts((3, 32, 32), 100),
+        "uoft-cs/cifar100",
+        augment=Augment(crop=4, flip=True),
+    ),
     "cub200": Named(
         "birds of 200 species, 5 994 + 5 794 photographs",
         Facts((3, 224, 224), 200),
         "bentrevett/caltech-ucsd-birds-200-2011",
         fixed=False,
+        augment=Augment(resized_crop=True, flip=True),
     ),
     "imagenet": Named(
         "ILSVRC 2012, 1.28 million photographs, tested on the 50 000 for validation",
@@ -54,6 +70,7 @@ NAMED = {
         "ILSVRC/imagenet-1k",
         tests="validation",
         fixed=False,
+        augment=Augment(resized_crop=True, flip=True),
     ),
 }
 

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from flowstill.data.keyed import Purpose, bits, key_of
+from flowstill.data.keyed import Purpose, below, bits, key_of
 from flowstill.errors import DataError
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What a batch holds: (B,) int64 rows of the training set, and how often it was gone through before each."""
+    """What a batch holds: (B,) int64 rows of the training set, and how often it was gone through before each.
+
+    view: (B,) int64, which of its fixed views each image shows; None where every epoch draws anew.
+    """
 
     index: Tensor
     epoch: Tensor
+    view: Tensor | None = None
+
+    @property
+    def turn(self) -> Tensor:
+        """From what each image's augmentation is drawn, beside a seed and its index: its view, or else the epoch."""
+        return self.epoch if self.view is None else self.view
 
 
 def permutation(seed: int, epoch: int, count: int) -> Tensor:
@@ -55,6 +64,13 @@ def _batches(rows: Tensor, batch: int, steps: range, seed: int, rank: int, world
         orders = {epoch: orders[epoch] if epoch in orders else permutation(seed, epoch, count) for epoch in needed}
         pieces = [orders[epoch][positions[epochs == epoch] - epoch * count] for epoch in needed]
         yield Rows(rows[torch.cat(pieces)], epochs)
+
+
+def with_views(plan: Iterable[Rows], views: int, seed: int) -> Iterator[Rows]:
+    """The batches of ``plan``, each image with one of its ``views``, uniform and drawn from (seed, epoch, index)."""
+    key = key_of(seed, Purpose.VIEW)
+    for rows in plan:
+        yield replace(rows, view=below(bits(key, rows.epoch, rows.index), views))
 
 
 def in_order(rows: Tensor, *, batch: int, rank: int = 0, world: int = 1) -> Iterator[Rows]:

@@ -86,17 +86,17 @@ class _Images(Dataset[tuple[Rows, Tensor | DataError]]):
         """A batch, or the reason why there is none: an error raised here would arrive with a worker's traceback."""
         pixels = torch.empty((len(rows.index), *self.form.shape), dtype=torch.uint8)
         try:
-            for target, index, epoch in zip(pixels.numpy(), rows.index.tolist(), rows.epoch.tolist(), strict=True):
-                target[:] = self._image(index, epoch)
+            for target, index, turn in zip(pixels.numpy(), rows.index.tolist(), rows.turn.tolist(), strict=True):
+                target[:] = self._image(index, turn)
         except DataError as error:
             return rows, error
         return rows, pixels
 
-    def _image(self, index: int, epoch: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    def _image(self, index: int, turn: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
         if self.seed is None:
             return to_pixels(self.split, index, self.form)
         image = open_image(self.split, index)
-        box = random_area(image.width, image.height, self.seed, index, epoch)
+        box = random_area(image.width, image.height, self.seed, index, turn)
         return to_pixels(self.split, index, self.form, image=image, box=box)
 
 

@@ -45,8 +45,10 @@ class Feed:
         if len(parts) == 1:
             return replace(parts[0], step=step)
         hidden = torch.full_like(parts[1].labels, -1)
+        views = [p.view for p in parts if p.view is not None]
         return Batch(torch.cat([p.images for p in parts]), torch.cat([parts[0].labels, hidden]),
-                     torch.cat([p.index for p in parts]), torch.cat([p.epoch for p in parts]), step)  # fmt: skip
+                     torch.cat([p.index for p in parts]), torch.cat([p.epoch for p in parts]), step,
+                     view=torch.cat(views) if views else None)  # fmt: skip
 
 
 def _streams(task: bool, transfer: bool, extra: bool) -> tuple[str, ...]:

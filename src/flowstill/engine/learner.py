@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from flowstill.knowledge.base import Loss, Target
-from flowstill.taps import Tapped
+from flowstill.taps import Tap, Tapped
+from flowstill.tracing import example_images, read_once, undisturbed
 from flowstill.transfer.stages import Term, Update
 
 
@@ -89,6 +90,25 @@ def move_only(learner: nn.Module, moving: set[nn.Parameter]) -> None:
 def parameters_of(modules: Sequence[nn.Module]) -> list[nn.Parameter]:
     """Their parameters that may train, each once, in order; what its maker froze stays frozen."""
     return list(dict.fromkeys(p for module in modules for p in module.parameters() if p.requires_grad))
+
+
+def parameters_below(network: nn.Module, tap: Tap, shape: Sequence[int]) -> set[nn.Parameter]:
+    """The parameters that train and that the map at ``tap`` depends on, found by one forward in eval mode and its gradient.
+
+    Args: shape of the images, (C, H, W). Raises: TapError, NetworkError. The network is left as it was.
+
+    >>> network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3))
+    >>> parameters_below(network, Tap("0"), (1, 5, 5)) == set(network[0].parameters())
+    True
+    """
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    images = example_images(network, shape)
+    with undisturbed(network, images.device):
+        found = read_once(Tapped(network, [tap], until="taps"), images)[tap]
+        if not found.requires_grad:
+            return set()
+        gradients = torch.autograd.grad(found.sum(), parameters, allow_unused=True)
+    return {p for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
 
 
 def detached(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

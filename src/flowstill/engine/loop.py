@@ -7,16 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
 
-from flowstill.data.batch import Batch
 from flowstill.engine.feed import Feed
 from flowstill.engine.learner import as_inputs
 from flowstill.engine.progress import Watch
 from flowstill.engine.runner import StageRunner
-from flowstill.taps import Reading, Tap, Tapped
+from flowstill.engine.stored import StoredTargets
 
 OnStep = Callable[[str, str, int], None]  # job, stage, steps of the stage done
 
@@ -42,45 +40,33 @@ class Meter:
 
 
 class StageLoop:
-    """Steps ``start`` to the end of a stage, for the jobs in ``runners``."""
+    """Steps ``start`` to the end of a stage, for the jobs in ``runners``; ``stored`` knows their teacher."""
 
     def __init__(
-        self, fabric: Fabric, runners: dict[str, StageRunner], teacher: nn.Module | None, feed: Feed, *,
-        start: int = 0, channels_last: bool = False,
+        self, fabric: Fabric, runners: dict[str, StageRunner], stored: StoredTargets, feed: Feed, *, start: int = 0,
+        channels_last: bool = False,
     ) -> None:  # fmt: skip
-        self.fabric, self.runners, self.teacher, self.feed = fabric, runners, teacher, feed
+        self.fabric, self.runners, self.stored, self.feed = fabric, runners, stored, feed
         self.step, self.channels_last = start, channels_last
         self.stages = {job: runner.stage for job, runner in runners.items()}
         self.steps = next(iter(self.stages.values())).steps
         self.meters = {job: Meter() for job in runners}
-        self._tapped: dict[tuple[tuple[Tap, ...], bool], Tapped] = {}
 
     def advance(self) -> None:
-        """One step: one batch, one reading of the teacher for all, each job's updates of this slot."""
+        """One step: one batch, what the teacher knows of it for all, each job's updates of this slot."""
         batch = replace(batch := self.feed(self.step), images=as_inputs(batch.images, self.channels_last),
                         steps=self.steps)  # fmt: skip
         slots = {job: runner.slot(self.step) for job, runner in self.runners.items()}
-        teacher = self._read_teacher(batch, slots)
+        wanting = [loss for job, runner in self.runners.items() for loss in runner.losses(slots[job])]
+        stored = self.stored(batch, wanting)
+        teacher = self.stored.teacher.read(batch.images, [loss for loss in wanting if loss not in stored])
         for job, runner in self.runners.items():
             losses: dict[str, Tensor] = {}
             for number in slots[job]:
-                for name, loss in runner.update(number, batch, teacher, self.step).items():
+                for name, loss in runner.update(number, batch, teacher, self.step, stored).items():
                     losses[name if name not in losses else f"{name}.{number}"] = loss  # another update's, same batch
             self.meters[job].add(losses)
         self.step += 1
-
-    def _read_teacher(self, batch: Batch, slots: dict[str, list[int]]) -> Reading | None:
-        """What all updates of this step need of the teacher, in one forward that stops after the last of it."""
-        needs = [runner.teacher_needs(slots[job]) for job, runner in self.runners.items()]
-        taps = tuple(dict.fromkeys(tap for some, _ in needs for tap in some))
-        logits = any(some for _, some in needs)
-        if self.teacher is None or not (taps or logits):
-            return None
-        if (taps, logits) not in self._tapped:
-            self._tapped[taps, logits] = Tapped(self.teacher, taps, until="logits" if logits else "taps")
-        with torch.no_grad(), self.fabric.autocast():
-            reading: Reading = self._tapped[taps, logits](batch.images)
-        return reading
 
     def state(self) -> dict[str, Any]:
         """Everything that the rest of the stage depends on."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,25 +13,31 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from flowstill.data.batch import Batch
-from flowstill.engine.learner import BuiltTerm, Learner, move_only, parameters_of
+from flowstill.engine.learner import BuiltTerm, Learner, move_only, parameters_below, parameters_of
+from flowstill.engine.pieces import Piece, pieces
 from flowstill.engine.players import Mover
+from flowstill.engine.teacher import needs_of
 from flowstill.errors import RecipeError
-from flowstill.knowledge.base import Loss, Setting
+from flowstill.knowledge.base import Loss, Setting, Target
 from flowstill.sections import Pairs
 from flowstill.taps import Reading, Tap
 from flowstill.transfer.gradients import Gradients, clip_global, clip_per_variable, eq14_literal, sigmoid
 from flowstill.transfer.stages import AdaptiveClip, Stage, Term, Update
+
+NOTHING: Mapping[Loss, Target] = MappingProxyType({})
 
 
 class StageRunner:
     """Runs a stage's updates on one job's student.
 
     student: the job's network, on the device. pairs: the teacher's sections with the student's. setting: what losses
-    with networks of their own need.
+    with networks of their own need. accumulate: in so many parts a batch goes through the networks.
     """
 
-    def __init__(self, fabric: Fabric, student: nn.Module, stage: Stage, pairs: Pairs, setting: Setting) -> None:
-        self.fabric, self.stage = fabric, stage
+    def __init__(
+        self, fabric: Fabric, student: nn.Module, stage: Stage, pairs: Pairs, setting: Setting, accumulate: int = 1
+    ) -> None:
+        self.fabric, self.stage, self.accumulate = fabric, stage, accumulate
         self.learner = Learner(student, stage.updates, build_terms(stage, pairs, setting)).to(fabric.device).train()
         self._trainable = [(p, p.requires_grad) for p in self.learner.parameters()]
         parts = self.learner.parts()
@@ -38,12 +45,15 @@ class StageRunner:
         for name, player in stage.players.items():
             modules = [module for role in player.modules for module in parts.get(role, [])]
             self.movers[name] = Mover(player, parameters_of(modules))
-            if self.movers[name].second_order and fabric.world_size > 1:
-                raise RecipeError(f"player {name!r}: recode mode 'double_backward' differentiates the whole batch's "
-                                  "gradient, of which each process has a part. Use one, or mode 'recode'.")  # fmt: skip
+            if self.movers[name].second_order and fabric.world_size * accumulate > 1:
+                raise RecipeError(f"player {name!r}: 'double_backward' differentiates the gradient of the whole batch, "
+                                  "which several processes, or 'data.accumulate', take in parts. Use one process and no "
+                                  "'accumulate', or mode 'recode'.")  # fmt: skip
         self.wrapped = fabric.setup_module(self.learner)
-        if len(self.movers) == 1:
-            move_only(self.learner, set(next(iter(self.movers.values())).parameters))
+        self._moving = [set(self.movers[update.player].parameters) - self._frozen(number, setting.shape)
+                        for number, update in enumerate(stage.updates)]  # fmt: skip
+        move_only(self.learner, self._moving[0])
+        self._alike = all(moving == self._moving[0] for moving in self._moving)
 
     def slot(self, step: int) -> list[int]:
         """The numbers of the updates that batch ``step`` runs."""
@@ -51,57 +61,72 @@ class StageRunner:
         before = sum(len(batch) for batch in self.stage.cycle[:t])
         return list(range(before, before + len(self.stage.cycle[t])))
 
-    def teacher_needs(self, updates: Sequence[int]) -> tuple[list[Tap], bool]:
-        """Which teacher taps these updates read, and whether the logits too."""
-        losses = [built.loss for update in updates for built in self.learner.terms[update]]
-        taps = list(dict.fromkeys(tap for loss in losses for tap in loss.teacher_taps))
-        return taps, any(loss.teacher_logits for loss in losses)
+    def losses(self, updates: Sequence[int]) -> list[Loss]:
+        """The losses of these updates, each once."""
+        return list(dict.fromkeys(built.loss for update in updates for built in self.learner.terms[update]))
 
-    def update(self, number: int, batch: Batch, teacher: Reading | None, step: int) -> dict[str, Tensor]:
-        """One forward, one gradient, one step of one player. Returns the losses, detached, on the device."""
+    def teacher_needs(self, updates: Sequence[int]) -> tuple[tuple[Tap, ...], bool]:
+        """Which teacher taps these updates read, and whether the logits too."""
+        return needs_of(self.losses(updates))
+
+    def update(
+        self, number: int, batch: Batch, teacher: Reading | None, step: int, stored: Mapping[Loss, Target] = NOTHING
+    ) -> dict[str, Tensor]:
+        """One forward, one gradient, one step of one player. Returns the losses, detached, on the device.
+
+        stored: the targets of losses that need no reading.
+        """
         update, terms = self.stage.updates[number], self.learner.terms[number]
         mover = self.movers[update.player]
-        if len(self.movers) > 1:
-            move_only(self.learner, set(mover.parameters))
-        with torch.no_grad(), self.fabric.autocast():
-            targets = [built.loss.target(teacher, batch) for built in terms]
+        if not self._alike:
+            move_only(self.learner, self._moving[number])
+        ranks = {built.name: self._share(built.loss, batch, built.task) for built in terms}
+        rows: list[Gradients] = []
+        totals: dict[str, Tensor] = {}
         with self._alone():
-            losses = self.wrapped(batch.images, number, targets)
-            gradients = self._gradients(update, terms, losses, mover, batch, step)
+            for piece in pieces(Piece(batch, teacher, stored), self.accumulate):
+                losses = self.wrapped(piece.batch.images, number, self._targets(terms, piece))
+                losses = {built.name: losses[built.name] * part_of(built, piece.batch, batch) for built in terms}
+                totals = {name: loss.detach() + totals.get(name, 0) for name, loss in losses.items()}
+                rows = added(rows, self._backwards(update, terms, losses, ranks, mover, step))
+        rows = self._reduced(rows)
+        rule = update.rule
+        gradients = meet(rule, rows[0], rows[1], mover, step) if isinstance(rule, AdaptiveClip) else rows[0]
         mover.step(gradients, mover.lr(step, self.stage.steps))
-        return {name: loss.detach() for name, loss in losses.items()}
+        return totals
+
+    def _targets(self, terms: Sequence[BuiltTerm], piece: Piece) -> list[Target]:
+        with torch.no_grad(), self.fabric.autocast():
+            return [piece.stored[built.loss] if built.loss in piece.stored else built.loss.target(piece.teacher, piece.batch)
+                    for built in terms]  # fmt: skip
+
+    def _frozen(self, number: int, shape: Sequence[int]) -> set[nn.Parameter]:
+        """What stays as it is in update ``number`` because one of its losses says so."""
+        taps = {tap for built in self.learner.terms[number] if (tap := built.loss.frozen_below)}
+        return {p for tap in taps for p in parameters_below(self.learner.student, tap, shape)}
 
     def _alone(self) -> AbstractContextManager[Any]:
         """Keep DDP's own reduction out: a second backward over one forward would not be reduced by it."""
         return self.fabric.no_backward_sync(self.wrapped, enabled=self.fabric.world_size > 1)
 
-    def _gradients(
-        self,
-        update: Update,
-        terms: Sequence[BuiltTerm],
-        losses: dict[str, Tensor],
-        mover: Mover,
-        batch: Batch,
+    def _backwards(
+        self, update: Update, terms: Sequence[BuiltTerm], losses: dict[str, Tensor], ranks: dict[str, float], mover: Mover,
         step: int,
-    ) -> list[Tensor | None]:
-        """The gradient that the rule makes of the task's and the transfer's, both summed over the processes first."""
+    ) -> list[Gradients]:  # fmt: skip
+        """The gradients of the task and of the transfer where a rule must see both, else that of all terms together."""
         weighted: dict[bool, list[Tensor]] = {True: [], False: []}
         for built in terms:
-            share = self._share(built.loss, batch, built.task)
-            weighted[built.task].append(losses[built.name] * (built.term.weight.at(step, self.stage.steps) * share))
-        task, transfer = (torch.stack(weighted[kind]).sum() if weighted[kind] else None for kind in (True, False))
-        if not isinstance(update.rule, AdaptiveClip) or task is None or transfer is None:
-            total = task if transfer is None else transfer if task is None else task + transfer
-            assert total is not None
-            self._backward(total, mover)
-            return self._reduced(mover)[0]
-        self._backward(task, mover, retain_graph=True)
-        first = _take(mover)
-        self._backward(transfer, mover)
-        both = self._reduced(mover, first)
-        return meet(update.rule, both[1], both[0], mover, step)
+            weight = built.term.weight.at(step, self.stage.steps) * ranks[built.name]
+            weighted[built.task].append(losses[built.name] * weight)
+        apart = isinstance(update.rule, AdaptiveClip)  # which has terms of both kinds
+        sums = [weighted[True], weighted[False]] if apart else [weighted[True] + weighted[False]]
+        rows: list[Gradients] = []
+        for number, row in enumerate(sums):
+            self._backward(torch.stack(row).sum(), mover, retain_graph=True if number < len(sums) - 1 else None)
+            rows.append(_take(mover))
+        return rows
 
-    def _backward(self, loss: Tensor, mover: Mover, retain_graph: bool | None = None) -> None:
+    def _backward(self, loss: Tensor, mover: Mover, retain_graph: bool | None) -> None:
         """The loss's gradient onto the parameters, with a graph of its own where the mover differentiates it."""
         if not mover.second_order:
             self.fabric.backward(loss, retain_graph=retain_graph)
@@ -114,21 +139,20 @@ class StageRunner:
         """This process's part of a mean over the whole batch, so that N processes give what one gives."""
         if self.fabric.world_size == 1 or loss.reduction == "sum":
             return 1.0
-        count = float((batch.labels >= 0).sum() if task else len(batch.labels))
+        count = float(_count(batch, task))
         total = self.fabric.all_reduce(torch.tensor(count, device=self.fabric.device), reduce_op="sum")
         assert isinstance(total, Tensor)
         return count / float(total)
 
-    def _reduced(self, mover: Mover, *others: list[Tensor | None]) -> list[list[Tensor | None]]:
-        """The gradients now on the parameters, then ``others``, summed over the processes in one message."""
-        rows = [_take(mover), *others]
+    def _reduced(self, rows: list[Gradients]) -> list[Gradients]:
+        """The gradients summed over the processes, in one message."""
         if self.fabric.world_size == 1:
             return rows
         present = [gradient for row in rows for gradient in row if gradient is not None]
         flat = self.fabric.all_reduce(torch.cat([g.flatten() for g in present]), reduce_op="sum")
         assert isinstance(flat, Tensor)
-        pieces = iter(torch.split(flat, [g.numel() for g in present]))
-        return [[None if g is None else next(pieces).view_as(g) for g in row] for row in rows]
+        split = iter(torch.split(flat, [g.numel() for g in present]))
+        return [[None if g is None else next(split).view_as(g) for g in row] for row in rows]
 
     def close(self) -> None:
         """Let gradients reach again what they reached before the stage."""
@@ -166,6 +190,23 @@ def build_terms(stage: Stage, pairs: Pairs, setting: Setting) -> list[list[Built
         taken: set[str] = set()
         rows.append([one(t, True, taken) for t in update.task] + [one(t, False, taken) for t in update.transfer])
     return rows
+
+
+def part_of(built: BuiltTerm, piece: Batch, batch: Batch) -> float:
+    """What a piece's loss counts for in the batch's, so that pieces together give what the batch gives at once."""
+    if len(piece.labels) == len(batch.labels) or built.loss.reduction == "sum":
+        return 1.0
+    return _count(piece, built.task) / max(1, _count(batch, built.task))
+
+
+def added(rows: list[Gradients], more: list[Gradients]) -> list[Gradients]:
+    """The sums of two pieces' gradients; of the first piece, there are no ``rows`` yet."""
+    return [[b if a is None else a if b is None else a + b for a, b in zip(*two, strict=True)]
+            for two in zip(rows, more, strict=True)] if rows else more  # fmt: skip
+
+
+def _count(batch: Batch, task: bool) -> int:
+    return int((batch.labels >= 0).sum()) if task else len(batch.labels)
 
 
 def meet(rule: AdaptiveClip, task: Gradients, transfer: Gradients, mover: Mover, step: int) -> list[Tensor | None]:

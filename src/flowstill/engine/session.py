@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,11 +22,15 @@ from flowstill.engine.precision import Precision
 from flowstill.engine.progress import Watch
 from flowstill.engine.runner import StageRunner
 from flowstill.engine.seeds import derive, random_states, restore_random_states
+from flowstill.engine.stored import Stores
+from flowstill.engine.teacher import Teacher
 from flowstill.knowledge.base import Setting
+from flowstill.modules import unwrapped
 from flowstill.nets import build, load_weights
 from flowstill.recipes.check import JobPlan
 from flowstill.recipes.schema import AfterStage, Job, Recipe, Stage, Weights
-from flowstill.runs import Run, RunWriter
+from flowstill.recipes.storage import most_bytes, readable
+from flowstill.runs import RunWriter
 
 if TYPE_CHECKING:
     from flowstill.data import ImageData
@@ -41,10 +47,13 @@ class Session:
     def __init__(
         self, fabric: Fabric, recipe: Recipe, data: ImageData, writer: RunWriter, plans: dict[str, JobPlan],
         precision: Precision, summary: dict[str, Any], watch: Watch, on_step: OnStep | None = None,
+        objects: Mapping[str, nn.Module] | None = None,
     ) -> None:  # fmt: skip
         self.fabric, self.recipe, self.data, self.writer, self.plans = fabric, recipe, data, writer, plans
         self.precision, self.summary, self.watch, self.on_step = precision, summary, watch, on_step
+        self.objects = objects or {}
         self.channels_last = precision.layout == "channels_last"
+        self.stores = Stores(fabric, writer.path, data, precision)
         self.networks: dict[str, nn.Module] = {}
         self.interruption = Interruption()
         self._saved = time.perf_counter()
@@ -76,6 +85,7 @@ class Session:
                 )
                 self.summary["ensembles"][name] = scores
         self.summary["finished"] = True
+        self.stores.remove()
         if self.writes:
             self.writer.metrics.flush()
             self.writer.write_summary(self.summary)
@@ -99,40 +109,35 @@ class Session:
             self._finish(name, jobs[name], network, seconds)
 
     def _run_stage(
-        self,
-        group: tuple[str, ...],
-        number: int,
-        networks: dict[str, nn.Module],
-        state: dict[str, Any] | None,
-        clock: float,
-    ) -> None:
+        self, group: tuple[str, ...], number: int, networks: dict[str, nn.Module], state: dict[str, Any] | None, clock: float
+    ) -> None:  # fmt: skip
         stages = {name: self.recipe.jobs[name].stages[number] for name in group}
         stage, lead = stages[group[0]], self.recipe.jobs[group[0]]
-        torch.manual_seed(derive(self.recipe.seed, lead.seed, stage.name))
+        seed = derive(self.recipe.seed, lead.seed, stage.name)
+        torch.manual_seed(seed)
         teacher = self.network(lead.teacher) if lead.teacher and any(s.needs_teacher for s in stages.values()) else None
         runners = {}
         for name in group:
-            setting = Setting(
-                teacher,
-                networks[name],
-                self.data.shape,
-                len(self.data.classes),
-                derive(self.recipe.seed, lead.seed, stage.name),
+            setting = Setting(teacher, networks[name], self.data.shape, len(self.data.classes), seed)
+            runners[name] = StageRunner(
+                self.fabric, networks[name], stages[name], self.plans[name].pairs, setting, self.recipe.data.accumulate
             )
-            runners[name] = StageRunner(self.fabric, networks[name], stages[name], self.plans[name].pairs, setting)
         start = state["loop"]["step"] if state else 0
+        stored = self.stores.targets(Teacher(self.fabric, teacher, self.channels_last), runners.values())
+        if stored.stores:
+            most = most_bytes(file for name in group for file in self.plans[name].stored[stages[name].name])
+            self.watch.say(
+                f"{' + '.join(group)}, {stage.name}: the teacher's knowledge is stored, at most {readable(most)}"
+            )
         loop = StageLoop(
-            self.fabric, runners, teacher, self._feed(stage, lead, start), start=start, channels_last=self.channels_last
+            self.fabric, runners, stored, self._feed(stage, lead, start), start=start, channels_last=self.channels_last
         )
         if state:
             loop.load(state["loop"])
             restore_random_states(self.fabric, state["rng"])
         self.watch.stage(" + ".join(group), stage.name, start, stage.steps)
-        pace, logged, measured = (
-            Pace(self.recipe.data.batch),
-            marks(stage.steps, LOG_POINTS),
-            marks(stage.steps, CURVE_POINTS),
-        )
+        pace = Pace(self.recipe.data.batch)
+        logged, measured = marks(stage.steps, LOG_POINTS), marks(stage.steps, CURVE_POINTS)
         while loop.step < stage.steps:
             loop.advance()
             pace.step()
@@ -198,7 +203,7 @@ class Session:
     def _start(self, name: str, job: Job) -> nn.Module:
         """The job's network as its first stage finds it."""
         torch.manual_seed(derive(self.recipe.seed, job.seed, "init"))
-        network = build(job.network, num_classes=len(self.data.classes), in_channels=self.data.shape[0])
+        network = self._built(name)
         if job.weights:
             load_weights(network, job.weights)
         elif isinstance(job.start, Weights):
@@ -210,9 +215,18 @@ class Session:
     def network(self, name: str) -> nn.Module:
         """A finished job's network, frozen, in eval mode."""
         if name not in self.networks:
-            network = Run.open(self.writer.path).network(name, trust_code=True)
+            with torch.random.fork_rng(devices=[]):  # the fresh weights, soon replaced, are drawn from it
+                network = self._built(name)
+            load_weights(network, self.writer.path / f"{name}.safetensors")
             self.networks[name] = placed(network, self.fabric, self.precision)
         return self.networks[name].requires_grad_(False).eval()
+
+    def _built(self, name: str) -> nn.Module:
+        """A job's network, fresh; of one that is given as an object, a copy."""
+        if name in self.objects:
+            return copy_of(self.objects[name])
+        spec = self.recipe.jobs[name].network
+        return build(spec, num_classes=len(self.data.classes), in_channels=self.data.shape[0])
 
     def _finish(self, name: str, job: Job, network: nn.Module, seconds: float) -> None:
         """Measure and keep a network that is done."""
@@ -276,6 +290,11 @@ class Session:
         if self.fabric.world_size > 1:
             for buffer in network.buffers():
                 buffer.copy_(self.fabric.broadcast(buffer))
+
+
+def copy_of(network: nn.Module) -> nn.Module:
+    """A network that is given as an object, to be trained or read in its stead, without wrappers."""
+    return copy.deepcopy(unwrapped(network)).train()
 
 
 def placed(network: nn.Module, fabric: Fabric, precision: Precision) -> nn.Module:

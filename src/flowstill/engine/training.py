@@ -6,6 +6,7 @@ import importlib.metadata
 import platform
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,13 +15,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 import yaml
 from lightning_fabric import Fabric
+from torch import nn
 
 from flowstill.data import open_data
 from flowstill.engine.evaluation import evaluate_networks
 from flowstill.engine.hardware import choose_device, make_fabric
 from flowstill.engine.precision import Asked, Precision, choose
 from flowstill.engine.progress import Watch
-from flowstill.engine.session import Session, placed
+from flowstill.engine.session import Session, copy_of, placed
+from flowstill.engine.stored import refuse_if_full
 from flowstill.errors import RecipeError, RunError
 from flowstill.files import alone_in
 from flowstill.nets import build
@@ -37,7 +40,8 @@ if TYPE_CHECKING:
 
 def train(
     recipe: Recipe | str | Path, out: str | Path, *, resume: bool = False, device: str = "auto", devices: int = 1,
-    precision: Asked = "auto", progress: bool | None = None, on_step: OnStep | None = None, **options: Any,
+    precision: Asked = "auto", progress: bool | None = None, on_step: OnStep | None = None,
+    networks: Mapping[str, nn.Module] | None = None, **options: Any,
 ) -> Run:  # fmt: skip
     """Run a recipe's jobs and keep all that happens in the folder ``out``.
 
@@ -51,6 +55,7 @@ def train(
         precision: ``auto`` measures which is quickest and keeps to it; ``32``; ``bf16``.
         progress: None shows a progress bar if standard error is a terminal.
         on_step: called after each step with the job, the stage and the steps of the stage done.
+        networks: jobs' networks given as objects instead of being built by name; copies of them are trained.
         options: ``set``, ``scale``, ``seed``, ``data_root``, ``trust_code`` of ``load_recipe``, if ``recipe`` is a name.
     Returns: the finished Run. Raises: FlowstillError on bad input; KeyboardInterrupt once the state is saved.
     """
@@ -75,7 +80,9 @@ def train(
     data = open_data(recipe.data, seed=recipe.seed)
     for job in recipe.jobs.values():
         data.labelled_rows(job.labels)  # raises if there are not so many
-    plans = check(recipe, data.shape, len(data.classes))
+    networks = networks or {}
+    plans = check(recipe, data.shape, len(data.classes), networks, data.rows)
+    refuse_if_full((file for plan in plans.values() for files in plan.stored.values() for file in files), Path(out))
     facts = past.recipe["run"] if past else None
     if facts and facts["data"]["fingerprint"] != data.fingerprint:
         raise RunError(
@@ -84,7 +91,11 @@ def train(
     if facts and precision not in ("auto", facts["precision"]["dtype"]):
         raise RunError(f"{str(out)!r} was started at precision {facts['precision']['dtype']!r}, and keeps it. "
                        "Leave --precision out.")  # fmt: skip
-    chosen = Precision(**facts["precision"]) if facts else _choose_precision(precision, recipe, data, plans, device)
+    chosen = (
+        Precision(**facts["precision"])
+        if facts
+        else _choose_precision(precision, recipe, data, plans, device, networks)
+    )
     writer = RunWriter.create(out, resume=resume)
     with alone_in(writer.path) as alone:
         if not alone:
@@ -94,11 +105,11 @@ def train(
             run_facts = {"run": _facts(chosen, device, devices, data)}
             writer.write_recipe(dump_recipe(recipe) + yaml.safe_dump(run_facts, sort_keys=False))
         if devices == 1:
-            _work(make_fabric(device, 1, chosen), recipe, out, plans, chosen, progress, on_step, data)
+            _work(make_fabric(device, 1, chosen), recipe, out, plans, chosen, progress, on_step, networks, data)
         else:
             # As a partial: Fabric walks through arguments, and stops at frozen dataclasses.
             work = partial(_work, recipe=recipe, out=out, plans=plans, precision=chosen, progress=progress)
-            make_fabric(device, devices, chosen).launch(partial(work, on_step=on_step))
+            make_fabric(device, devices, chosen).launch(partial(work, on_step=on_step, networks=networks))
     run = Run.open(out)
     write_report(run)
     return run
@@ -106,7 +117,7 @@ def train(
 
 def _work(
     fabric: Fabric, recipe: Recipe, out: str | Path, plans: dict[str, JobPlan], precision: Precision, progress: bool | None,
-    on_step: OnStep | None, data: ImageData | None = None,
+    on_step: OnStep | None, networks: Mapping[str, nn.Module], data: ImageData | None = None,
 ) -> None:  # fmt: skip
     """One process's part."""
     data = data or open_data(recipe.data, seed=recipe.seed)
@@ -115,7 +126,7 @@ def _work(
     devices = [fabric.device] if fabric.device.type == "cuda" else []
     # The seeds set along the way stay in here.
     with torch.random.fork_rng(devices=devices), Watch(show) as watch:
-        Session(fabric, recipe, data, RunWriter(Path(out)), plans, precision, summary, watch, on_step).run()
+        Session(fabric, recipe, data, RunWriter(Path(out)), plans, precision, summary, watch, on_step, networks).run()
 
 
 def _resumed(recipe: Recipe, out: Path) -> Run | None:
@@ -135,13 +146,22 @@ def _resumed(recipe: Recipe, out: Path) -> Run | None:
 
 
 def _choose_precision(
-    asked: Asked, recipe: Recipe, data: ImageData, plans: dict[str, JobPlan], device: str
+    asked: Asked,
+    recipe: Recipe,
+    data: ImageData,
+    plans: dict[str, JobPlan],
+    device: str,
+    networks: Mapping[str, nn.Module],
 ) -> Precision:
     """By the recipe's heaviest network, where most of the time goes."""
     training = [name for name, job in recipe.jobs.items() if not job.weights] or list(recipe.jobs)
-    heaviest = recipe.jobs[max(training, key=lambda name: plans[name].counts.macs)].network
-    return choose(asked, lambda: build(heaviest, num_classes=len(data.classes), in_channels=data.shape[0]),
-                  data.shape, recipe.data.batch, device)  # fmt: skip
+    heaviest = max(training, key=lambda name: plans[name].counts.macs)
+    spec, given = recipe.jobs[heaviest].network, networks.get(heaviest)
+
+    def make() -> nn.Module:
+        return copy_of(given) if given else build(spec, num_classes=len(data.classes), in_channels=data.shape[0])
+
+    return choose(asked, make, data.shape, recipe.data.batch, device)
 
 
 def _facts(precision: Precision, device: str, devices: int, data: ImageData) -> dict[str, Any]:

@@ -14,6 +14,7 @@ __all__ = ["REGISTRY", "Knowledge", "knowledge_class", "parse_knowledge"]
 REGISTRY = {
     "labels": "flowstill.knowledge.labels:Labels",
     "fsp": "flowstill.knowledge.fsp:FSP",
+    "dense": "flowstill.knowledge.dense:Dense",
     "svd": "flowstill.knowledge.svd:SVD",
     "soft_logits": "flowstill.knowledge.logits:SoftLogits",
     "hints": "flowstill.knowledge.hints:Hints",

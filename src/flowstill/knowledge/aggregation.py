@@ -203,7 +203,7 @@ class Aggregation(Knowledge):
 
     layers: c, the most neighbours in a group, unless the student has too few layers: 3, on ImageNet 4.
     measure: the mu of Eq. 9, the standard deviation of the group's ``weights`` or of its ``residual`` in the batch, in
-    both cases over its mean. squared: of the cost, the squared norm.
+    both cases over its mean. squared: the cost is the squared norm, not the norm.
     """
 
     summary: ClassVar[str] = "what groups of layers do, learnt by one layer each for the student to follow; any widths"

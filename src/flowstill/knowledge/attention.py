@@ -26,15 +26,17 @@ def attention_map(maps: Tensor) -> Tensor:
 
 
 def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean over the batch of ||q_S - q_T||^2, the larger map average-pooled to the smaller's size.
+    """||q_S - q_T||^2 over the number of positions, mean over the batch; the larger map average-pooled to the smaller's.
 
-    Args: student (B, C, H, W), teacher (B, D, h, w). Returns: a scalar in [0, 2].
+    The paper sets beta to 10^3 over the number of elements in the attention map, and its code takes the mean over them.
+
+    Args: student (B, C, H, W), teacher (B, D, h, w). Returns: a scalar in [0, 2 / positions].
     """
     size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
     student, teacher = (
         F.adaptive_avg_pool2d(maps, size) if maps.shape[2:] != size else maps for maps in (student, teacher)
     )
-    return (attention_map(student) - attention_map(teacher)).square().sum(1).mean()
+    return (attention_map(student) - attention_map(teacher)).square().mean()
 
 
 class AttentionLoss(Loss):
@@ -61,7 +63,8 @@ class AttentionLoss(Loss):
 class Attention(Knowledge):
     """Where each section's output is large. Channels and sizes may differ.
 
-    beta: 1000, as the authors use; their loss is task + beta / 2 * sum of squared distances.
+    beta: 1000, as the authors use; their loss is task + beta / 2 * sum over sections of the squared distance, which is
+    divided by the number of positions: a large map does not count for more than a small one.
     """
 
     summary: ClassVar[str] = "where in the image each section's output is large; any channels, any sizes"

@@ -42,6 +42,7 @@ class Loss(nn.Module):
     student_logits: bool = False
     reduction: Literal["mean", "sum"] = "mean"  # how it gathers the batch: needed to split a batch over processes
     storable: bool = False  # the target depends on the teacher's reading alone, so it may be kept on disk
+    frozen_below: Tap | None = None  # an update with this loss moves nothing of the student that this tap depends on
 
     def parts(self) -> dict[str, nn.Module]:
         """Modules that train, by role: ``adapters``, ``aggregate``, ``discriminator``, ``teacher_copy``."""
@@ -68,6 +69,7 @@ class Knowledge:
     summary: ClassVar[str] = ""  # one line: what it transfers, and what it needs of the two networks
     paper: ClassVar[str] = ""
     needs_teacher: ClassVar[bool] = True
+    reads_sections: ClassVar[bool] = True  # False: ``build`` does not use the pairs, which need not be there
     name: str
 
     def build(self, pairs: Pairs, setting: Setting | None = None) -> Loss:

@@ -14,6 +14,7 @@ What the paper leaves open, and what is done about it in public code:
   and ``sections`` here, goes from what enters a section to what leaves it: only this reading needs the pooling that
   the paper speaks of, and only this one says anything of sections of one block, as ResNet-8 has.
 * The paper's pooling is max-pooling. RepDistiller pools by averages, which is another matrix.
+* How rows and columns are shuffled for an ensemble: see ``flowstill.knowledge.shuffling``.
 """
 
 from __future__ import annotations
@@ -29,11 +30,13 @@ from torch.nn import functional as F
 from flowstill.data.batch import Batch
 from flowstill.errors import RecipeError, ShapeError
 from flowstill.knowledge.base import Knowledge, Loss, Setting, without_autocast
+from flowstill.knowledge.shuffling import Orders, Shuffle, drawn_orders, shuffled
 from flowstill.sections import Pairs, Section
 from flowstill.specification import specification
 from flowstill.taps import Flow, Reading
 
 Weighting = Literal["equal", "sum", "element_mean"] | tuple[Annotated[float, Field(ge=0)], ...]
+Shaped = tuple[Flow, tuple[int, int]]  # a flow, and the shape of its matrix
 
 
 def fsp_matrix(front: Tensor, back: Tensor) -> Tensor:
@@ -123,25 +126,44 @@ def flow_weights(weighting: Weighting, shapes: Sequence[tuple[int, int]]) -> tup
 
 
 class FSPLoss(Loss):
-    """Eq. 2 between a student's reading and a teacher's matrices; no parameters of its own."""
+    """Eq. 2 between a student's reading and a teacher's matrices; no parameters of its own.
+
+    teacher, student, alphas: each matrix's flow in both networks, and its weight. orders: of the rows and columns of
+    each of the teacher's matrices, () where they are not shuffled. The target stays as the teacher gives it, so that
+    one stored target serves every shuffle.
+    """
 
     storable = True
 
-    def __init__(self, teacher: Sequence[Flow], student: Sequence[Flow], alphas: Sequence[float]) -> None:
+    def __init__(
+        self, teacher: Sequence[Flow], student: Sequence[Flow], alphas: Sequence[float], orders: Sequence[Orders] = ()
+    ) -> None:
         super().__init__()
         self.teacher_flows, self.student_flows, self.alphas = tuple(teacher), tuple(student), tuple(alphas)
         self.teacher_taps = tuple(dict.fromkeys(tap for flow in teacher for tap in (flow.front, flow.back)))
         self.student_taps = tuple(dict.fromkeys(tap for flow in student for tap in (flow.front, flow.back)))
+        self._shuffled = len(orders)
+        for number, (rows, columns) in enumerate(orders):  # drawn from the seed again, so not saved
+            self.register_buffer(f"rows{number}", rows, persistent=False)
+            self.register_buffer(f"columns{number}", columns, persistent=False)
+
+    @property
+    def orders(self) -> tuple[Orders, ...]:
+        """The orders of each matrix's rows and columns, on the loss's device; () where it does not shuffle."""
+        numbers = range(self._shuffled)
+        return tuple((self.get_buffer(f"rows{number}"), self.get_buffer(f"columns{number}")) for number in numbers)
 
     @torch.no_grad()
     def target(self, teacher: Reading | None, batch: Batch | None = None) -> tuple[Tensor, ...]:
-        """The teacher's matrices, one (N, m_i, n_i) for each section."""
+        """The teacher's matrices, one (N, m_i, n_i) for each flow, not shuffled."""
         if teacher is None:
             raise ValueError("FSP matrices are made from a teacher's reading, and there is none")
         return _matrices(teacher, self.teacher_flows)
 
     def forward(self, student: Reading, target: Sequence[Tensor]) -> Tensor:
-        """Eq. 2, a scalar of float32: mean over the batch, weighted sum over the sections."""
+        """Eq. 2, a scalar of float32: mean over the batch, weighted sum over the flows."""
+        if self._shuffled:
+            target = [shuffled(matrix, *orders) for matrix, orders in zip(target, self.orders, strict=True)]
         return fsp_loss(_matrices(student, self.student_flows), target, self.alphas)
 
 
@@ -155,6 +177,8 @@ class FSP(Knowledge):
     is the Gram matrix of that one map.
     sections: numbers, from 0, of the sections to train, None for all. Section 4.1.1 of the paper: "each module can be
     trained independently".
+    shuffle: the teacher's channels in an order drawn once for the stage from the job's seed: ``realisable`` by a network
+    of its kind, ``independent`` at each tap, or ``per_matrix``; see ``drawn_orders``. None leaves them as they are.
     """
 
     summary: ClassVar[str] = "how features flow through each section (FSP matrices); needs equal channels"
@@ -164,6 +188,7 @@ class FSP(Knowledge):
     weighting: Weighting = "equal"
     flows: Literal["sections", "inside"] = "sections"
     sections: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    shuffle: Shuffle | None = None
 
     def __post_init__(self) -> None:
         if self.sections is not None and not 0 < len(self.sections) == len(set(self.sections)):
@@ -184,30 +209,42 @@ class FSP(Knowledge):
                               f"from 0 to {len(pairs) - 1}; change 'sections'.")  # fmt: skip
         teacher = [self._flow(pairs[number].teacher) for number in numbers]
         student = [self._flow(pairs[number].student) for number in numbers]
-        _check_channels(numbers, teacher, student)
+        check_channels(teacher, student, "section", numbers)
         alphas = flow_weights(self.weighting, [shape for _, shape in teacher])
-        return FSPLoss([flow for flow, _ in teacher], [flow for flow, _ in student], alphas)
+        return build_loss(pairs, teacher, student, alphas, self.shuffle, setting)
 
-    def _flow(self, section: Section) -> tuple[Flow, tuple[int, int]]:
+    def _flow(self, section: Section) -> Shaped:
         """The flow in a section, and its matrix's shape."""
         if self.flows == "inside":
             return Flow(section.first, section.exit), (section.first_shape[0], section.exit_shape[0])
         return section.flow, (section.entry_shape[0], section.exit_shape[0])
 
 
-def _check_channels(
-    numbers: Sequence[int], teacher: list[tuple[Flow, tuple[int, int]]], student: list[tuple[Flow, tuple[int, int]]]
-) -> None:
-    """Eq. 2 subtracts matrices, so their shapes must agree. Raises: ShapeError naming every section at fault."""
+def build_loss(
+    pairs: Pairs, teacher: Sequence[Shaped], student: Sequence[Shaped], alphas: Sequence[float],
+    shuffle: Shuffle | None, setting: Setting | None,
+) -> FSPLoss:  # fmt: skip
+    """Eq. 2 over these flows of the pairs; a shuffle is drawn from the setting's seed, 0 without a setting."""
+    theirs, ours = [flow for flow, _ in teacher], [flow for flow, _ in student]
+    orders = drawn_orders(shuffle, [pair.teacher for pair in pairs], theirs, setting.seed if setting else 0)
+    return FSPLoss(theirs, ours, alphas, orders)
+
+
+def check_channels(teacher: Sequence[Shaped], student: Sequence[Shaped], kind: str, names: Sequence[object]) -> None:
+    """Eq. 2 subtracts matrices, so their shapes must agree.
+
+    kind, names: what the flows are to the user, ``section`` 0, 1, 2; an option called ``sections`` chooses among them.
+    Raises: ShapeError naming every flow at fault.
+    """
     wrong, fit = [], []
-    for number, (its, (m, n)), (own, (i, j)) in zip(numbers, teacher, student, strict=True):
+    for name, (its, (m, n)), (own, (i, j)) in zip(names, teacher, student, strict=True):
         if (m, n) == (i, j):
-            fit.append(number)
+            fit.append(name)
         else:
-            wrong.append(f"section {number}: {m}x{n} in the teacher ({its.front} -> {its.back}), "
+            wrong.append(f"{kind} {name}: {m}x{n} in the teacher ({its.front} -> {its.back}), "
                          f"{i}x{j} in the student ({own.front} -> {own.back})")  # fmt: skip
     if wrong:
-        subset = f", or train only what fits: 'sections: {fit}'" if fit else ""
+        subset = f", or train only what fits: '{kind}s: {fit}'" if fit else ""
         raise ShapeError(f"FSP needs equal channels, but its matrices differ in {'; in '.join(wrong)}. "
                          f"Give the student the teacher's widths{subset}, or transfer what needs no equal channels, "
                          "such as 'attention'.")  # fmt: skip

@@ -209,8 +209,8 @@ class KDGAN(Knowledge):
 
     side: who learns from it. ``discriminator`` is a task term (it needs labels) of a player that moves ``discriminator``;
     ``teacher`` is a transfer term of one that moves ``teacher_copy``; ``student`` goes beside the labels.
-    alpha: the student's share in D's samples. beta, gamma: the weights of L_DS^C and L_DS^T. temperature: their tau.
-    gumbel: the samples' temperature at the stage's first and last step. hidden: D's width.
+    alpha: the student's share in D's samples. beta, gamma: the weights of L_DS^C and L_DS^T. temperature: the tau of
+    both. gumbel: the samples' temperature at the stage's first and last step. hidden: the width of D's hidden layer.
     """
 
     summary: ClassVar[str] = "labels that a discriminator takes for true ones; needs the same classes in both networks"

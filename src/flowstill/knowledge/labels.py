@@ -43,10 +43,14 @@ class LabelLoss(Loss):
 
 @specification
 class Labels(Knowledge):
-    """Cross-entropy with the labels; no teacher."""
+    """Cross-entropy with the labels; no teacher.
+
+    smoothing: the share of the target that is spread evenly over all classes; 0 for one-hot labels.
+    """
 
     summary: ClassVar[str] = "the labels themselves (the task); needs no teacher"
     needs_teacher: ClassVar[bool] = False
+    reads_sections: ClassVar[bool] = False
 
     name: Literal["labels"] = "labels"
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0

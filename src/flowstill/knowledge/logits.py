@@ -33,7 +33,7 @@ def soft_logits_loss(
     >>> soft_logits_loss(logits, logits).item()
     0.0
     """
-    student, teacher = (logits if logits.element_size() == 8 else logits.float() for logits in (student, teacher))
+    student, teacher = _precise(student), _precise(teacher)
     target, ours = F.softmax(teacher / temperature, 1), F.log_softmax(student / temperature, 1)
     if divergence == "kl":
         loss = F.kl_div(ours, F.log_softmax(teacher / temperature, 1), log_target=True, reduction="batchmean")
@@ -54,10 +54,10 @@ class SoftLogitsLoss(Loss):
         self.temperature, self.divergence, self.squared = temperature, divergence, squared
 
     def target(self, teacher: Reading | None, batch: Batch | None = None) -> Tensor:
-        """The teacher's logits, (B, classes), float32."""
+        """The teacher's logits, (B, classes), float32 or better."""
         assert teacher is not None
         assert teacher.logits is not None
-        return teacher.logits.detach().float()
+        return _precise(teacher.logits.detach())
 
     def forward(self, student: Reading, target: Tensor) -> Tensor:
         """A float32 scalar. Raises: ShapeError if teacher and student know different numbers of classes."""
@@ -81,6 +81,7 @@ class SoftLogits(Knowledge):
 
     summary: ClassVar[str] = "the teacher's softened predictions; needs the same classes in both networks"
     paper: ClassVar[str] = "Hinton, Vinyals and Dean 2015, Distilling the Knowledge in a Neural Network"
+    reads_sections: ClassVar[bool] = False
 
     name: Literal["soft_logits"] = "soft_logits"
     temperature: Annotated[float, Field(gt=0)] = 4.0
@@ -90,3 +91,8 @@ class SoftLogits(Knowledge):
     def build(self, pairs: Pairs, setting: Setting | None = None) -> SoftLogitsLoss:
         """The loss; ``pairs`` is not used."""
         return SoftLogitsLoss(self.temperature, self.divergence, self.squared)
+
+
+def _precise(logits: Tensor) -> Tensor:
+    """In float32 or better."""
+    return logits if logits.element_size() == 8 else logits.float()

@@ -149,9 +149,13 @@ class SVD(Knowledge):
 
     rank: how many singular vectors of each map, the paper's k; fewer where a map has fewer channels or positions. The
     paper's tables use 1, its Table 4 up to 16. beta: the width of the radial basis function, 8 in the paper.
-    reduction: ``sum`` over the batch, or ``mean``. alignment: ``greedy`` (Eq. 5) or ``hungarian``. signs: ``canonical``,
-    ``paper`` or ``official``. gradient: ``exact``, or Eq. 1-2 as printed (``paper``). sqrt_rank: times the square root
-    of the rank, as the official code has it. The module's text says what the paper and public code do about each.
+    reduction: ``sum`` over the batch, or ``mean``. alignment: which student vector goes with which of the teacher's,
+    ``greedy`` the best for each by itself (Eq. 5), ``hungarian`` each at most once. signs: ``canonical`` gives the
+    teacher's vectors a sign of their own, then turns the student's to them; ``paper`` only turns the student's (Eq. 6);
+    ``official`` turns the teacher's. gradient: of the decomposition, ``exact``, or Eq. 1-2 as printed (``paper``).
+    sqrt_rank: times the square root of the rank, as the official code has it.
+
+    The module's text says what the paper and public code do about each.
     """
 
     summary: ClassVar[str] = "how singular vectors of a section's two ends relate; equal channels, any sizes"

@@ -5,7 +5,7 @@ from flowstill.nets.counts import Counts, count
 from flowstill.nets.create import NAME_FORMS, build, create, known_nets
 from flowstill.nets.factories import needs_trust
 from flowstill.nets.resnet import ResNet
-from flowstill.nets.spec import Net
+from flowstill.nets.spec import Net, is_object
 from flowstill.nets.weights import load_weights
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "build",
     "count",
     "create",
+    "is_object",
     "known_nets",
     "load_weights",
     "needs_trust",

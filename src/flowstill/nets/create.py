@@ -13,7 +13,7 @@ from torch import nn
 
 from flowstill.errors import NetworkError, did_you_mean
 from flowstill.nets import factories, libraries, resnet
-from flowstill.nets.spec import Net
+from flowstill.nets.spec import Net, is_object
 from flowstill.nets.weights import head_classes, load_weights
 
 _LISTED = tuple(f"resnet{end}" for end in ("8", "14", "20", "26", "32", "44", "56", "110", "14x4", "32x4"))
@@ -92,6 +92,9 @@ def _maker(name: str, in_channels: int, options: dict[str, Any], fetch: bool) ->
     if factories.needs_trust(name):
         return lambda classes: factories.make(name, classes, in_channels, options)
     prefix, colon, rest = name.partition(":")
+    if is_object(name):
+        raise NetworkError(f"Network {name!r} was given as a Python object and has no name to build it by. Build the {rest} "
+                           "yourself and read the run's weights into it: flowstill.nets.load_weights.")  # fmt: skip
     if colon:
         if prefix in libraries.PREFIXES:
             return lambda classes: libraries.make(prefix, rest, classes, in_channels, options, fetch)

@@ -13,8 +13,18 @@ from flowstill.specification import specification
 class Net:
     """A network by name: ``resnet8``, ``timm:resnet18``, ``torchvision:vgg11``, ``file.py:factory``.
 
+    ``object:CLASS`` stands for one that was given as a Python object, and cannot be built by its name.
     options: keyword arguments of its constructor, such as ``width: 2`` or ``pretrained: true``.
     """
 
     name: str
     options: dict[str, Any] = Field(default_factory=dict)
+
+
+def is_object(name: str) -> bool:
+    """Whether the name stands for a network that was given as a Python object.
+
+    >>> is_object("object:ResNet"), is_object("resnet8")
+    (True, False)
+    """
+    return name.startswith("object:")

@@ -11,7 +11,7 @@ from typing import Any
 
 from flowstill.errors import RecipeError, did_you_mean
 from flowstill.knowledge import Knowledge
-from flowstill.nets import needs_trust
+from flowstill.nets import is_object, needs_trust
 from flowstill.problems import Loc, Problem, Problems
 from flowstill.recipes.dump import dump_recipe
 from flowstill.recipes.overrides import override, put
@@ -34,7 +34,7 @@ def recipe_names() -> dict[str, str]:
 
 
 def load_recipe(
-    name_or_path: str | Path,
+    source: str | Path | Recipe,
     *,
     set: Sequence[str] = (),
     scale: float = 1.0,
@@ -42,7 +42,7 @@ def load_recipe(
     data_root: str | Path | None = None,
     trust_code: bool = False,
 ) -> Recipe:
-    """Read a recipe that comes with the package, a YAML file, or the ``recipe.yaml`` of a run.
+    """Read a recipe that comes with the package, a YAML file, or the ``recipe.yaml`` of a run; or change a Recipe.
 
     set: changes such as ``data.batch=64`` or ``teacher.weights=FILE``, applied in order. scale: stretches every count
     of steps (``scaled``). seed, data_root: instead of the recipe's. trust_code: allow networks that come from a Python
@@ -54,7 +54,10 @@ def load_recipe(
     >>> load_recipe("fsp-table3", scale=0.02, set=["student.stages.transfer.lr=0.01"]).jobs["student"].stages[0].steps
     420
     """
-    document = _read(*_find(name_or_path))
+    if isinstance(source, Recipe):
+        document = read_yaml(dump_recipe(source), f"the recipe {source.name!r}")
+    else:
+        document = _read(*_find(source))
     _change(document, set, seed, data_root)
     if not 0 < scale <= MOST_SCALE:
         document.problems.append((Place("--scale"), f"expected a number above 0, at most {MOST_SCALE}, got {scale}"))
@@ -121,7 +124,8 @@ def _check_teachers(document: Document) -> None:
     for name, job in jobs.items():
         network = job.get("network")
         options = network.get("options") if isinstance(network, dict) else None
-        learned = isinstance(options, dict) and bool(options.get("pretrained"))
+        named = network.get("name") if isinstance(network, dict) else None
+        learned = (isinstance(options, dict) and bool(options.get("pretrained"))) or is_object(str(named))
         if name in teachers and not learned and not any(job.get(key) for key in ("stages", "weights", "start")):
             document.say(("jobs", name), "a teacher needs 'weights' (a file) or 'stages' that train it")
 

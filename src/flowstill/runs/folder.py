@@ -26,6 +26,7 @@ class Run:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._objects: dict[str, nn.Module] = {}
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
@@ -79,7 +80,7 @@ class Run:
         return read_metrics(self.path / METRICS)
 
     def network(self, job: str = "student", *, trust_code: bool = False) -> nn.Module:
-        """The network that ``job`` trained, in eval mode, on the CPU.
+        """The network that ``job`` trained, in eval mode, on the CPU; where one was given as an object, that object.
 
         trust_code: allow a network that the recipe takes from a Python file; building it runs that file.
         Raises: RunError if there is no such job or it is not trained yet; NetworkError if file and network differ.
@@ -88,6 +89,8 @@ class Run:
 
         from flowstill.nets import Net, build, needs_trust
 
+        if job in self._objects:
+            return self._objects[job]
         if job not in self.jobs:
             raise RunError(f"{str(self.path)!r} has no job {job!r}. {did_you_mean(job, self.jobs)}")
         weights = self.path / f"{job}.safetensors"
@@ -106,6 +109,10 @@ class Run:
             )
         with torch.random.fork_rng(devices=[]):  # the fresh weights, soon replaced, are drawn from it
             return build(spec, num_classes=classes, in_channels=channels, weights=weights).eval()
+
+    def keep(self, job: str, network: nn.Module) -> None:
+        """Let ``network(job)`` give this very object, which holds the job's weights already."""
+        self._objects[job] = network
 
     @property
     def student(self) -> nn.Module:

@@ -50,10 +50,10 @@ def two_stage(
 
 def joint(
     transfer: Terms, *, steps: int, lr: Schedule | float, rule: Sum | AdaptiveClip = Sum(),  # noqa: B008 (frozen)
-    optimizer: Optimizer | None = None,
+    task: Terms = "labels", optimizer: Optimizer | None = None,
 ) -> tuple[Stage]:  # fmt: skip
     """Task and transfer in every step; ``rule`` says how their gradients meet (Lee et al. 2018, section 3.2)."""
-    return (stage("joint", steps, lr, [_update("labels", transfer, rule)], optimizer),)
+    return (stage("joint", steps, lr, [_update(task, transfer, rule)], optimizer),)
 
 
 def cyclic(
@@ -64,6 +64,31 @@ def cyclic(
     ``steps`` counts all updates, so that the budget equals that of a single transfer.
     """
     return (stage("transfer", steps, lr, [_update(transfer=terms) for terms in transfers], optimizer),)
+
+
+def blocks(
+    transfers: Sequence[Terms], *, steps: int, lr: Schedule | float, optimizer: Optimizer | None = None
+) -> tuple[Stage, ...]:
+    """Several transfers one after another, to compare with ``cyclic``: a stage for each, with a fresh optimiser.
+
+    They share ``steps`` as equally as whole numbers do, and in each the learning rate runs through its whole course.
+    What a term draws for a stage, such as a shuffle, is drawn anew in each.
+    Raises: RecipeError if there is no transfer, or a step is not to be had for each.
+
+    >>> lr = Milestones({0: 0.1, 11: 0.01, 16: 0.001})
+    >>> [(s.name, s.steps, s.players["student"].lr.milestones) for s in blocks(["fsp", "nst"], steps=21, lr=lr)]
+    [('transfer-1', 10, {0: 0.1, 5: 0.01, 8: 0.001}), ('transfer-2', 11, {0: 0.1, 6: 0.01, 8: 0.001})]
+    """
+    count = len(transfers)
+    if not 0 < count <= steps:
+        raise RecipeError(f"blocks: {count} transfers cannot share {steps} steps; give at least one transfer, and a step "
+                          "for each.")  # fmt: skip
+    lr = Constant(lr) if isinstance(lr, (int, float)) else lr
+    shares = [(number + 1) * steps // count - number * steps // count for number in range(count)]
+    return tuple(
+        stage(f"transfer-{number}", share, lr.scaled(share / steps), [_update(transfer=terms)], optimizer)
+        for number, (share, terms) in enumerate(zip(shares, transfers, strict=True), start=1)
+    )
 
 
 def alternating(
@@ -149,15 +174,19 @@ def with_adversaries(stage: Stage) -> Stage:
 
 def _times(schedule: Schedule, factor: float) -> Schedule:
     """The same course at ``factor`` times the height."""
+
+    def times(value: float) -> float:
+        return float(f"{value * factor:.12g}")  # 0.01, where 0.1 * 0.1 is 0.010000000000000002
+
     match schedule:
         case Constant(value):
-            return Constant(value * factor)
+            return Constant(times(value))
         case Milestones(milestones):
-            return Milestones({step: value * factor for step, value in milestones.items()})
+            return Milestones({step: times(value) for step, value in milestones.items()})
         case Linear((first, last)):
-            return Linear((first * factor, last * factor))
+            return Linear((times(first), times(last)))
         case Cosine():
-            return replace(schedule, cosine=schedule.cosine * factor)
+            return replace(schedule, cosine=times(schedule.cosine))
 
 
 def _row(terms: Terms) -> Sequence[Term | Knowledge | str]:

@@ -69,8 +69,9 @@ def recode(gradient: Tensor, epsilon: Tensor | float, strength: float = 1.0, sof
 class Recoding:
     """How a player's gradients are recoded: after all processes' gradients are summed, before decay and momentum.
 
-    mode: ``recode``, ``recode_soft`` (below the threshold the gradient stays) or ``double_backward`` (the penalty is
-    added to the loss, as printed; a second backward through the first, on one process only).
+    mode: ``recode`` enlarges entries above the threshold and drops those below; ``recode_soft`` leaves those below as
+    they are; ``double_backward`` adds the penalty to the loss, as printed (a second backward through the first, on one
+    process only).
     strength: lambda over epsilon. initial: epsilon at first, ``mean_abs_g`` of the tensor's first gradient or
     ``mean_abs_w`` of its weights. fixed: one epsilon for all, which does not learn. lr: epsilon's learning rate; as
     epsilon = softplus(rho) with small epsilon, a step multiplies it by about 1 + lr. quantile: the share of a tensor's

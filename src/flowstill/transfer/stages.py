@@ -53,7 +53,12 @@ Terms = Annotated[tuple[Annotated[Term, BeforeValidator(_as_term)], ...], Before
 
 @specification
 class Optimizer:
-    """How a player steps. ``decay`` says which parameters the L2 term acts on: all, or weights only (no bias, no norm)."""
+    """How a player steps.
+
+    name: the rule of the step. momentum: of ``sgd`` and ``rmsprop``. nesterov: Nesterov's momentum, for ``sgd`` alone.
+    weight_decay: the factor of the L2 term. decay: the parameters that it acts on, ``all``, or ``weights`` only (no bias,
+    no norm).
+    """
 
     name: Literal["sgd", "adam", "adamw", "rmsprop"] = "sgd"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -144,7 +149,9 @@ class Live:
 class Stored:
     """What the teacher knows of each image and augmentation view is computed once and read from the disk.
 
-    dtype: of the file. views: how many augmentations of an image may be kept.
+    The file lies in the run's folder until the run is finished. Loss for loss the same as ``live`` but for rounding.
+
+    dtype: of the file's numbers. views: how many views of an image may be kept; an augmentation that shows more is refused.
     """
 
     name: Literal["stored"] = "stored"
@@ -172,7 +179,7 @@ def as_stage(value: Any) -> Any:
 class Stage:
     """``steps`` over one cycle of updates: batch t runs ``cycle[t % len(cycle)]``, each player with its own optimiser.
 
-    knowledge: whether the teacher reads every batch, ``live``, or what it knows is ``stored`` (which no run can do yet).
+    knowledge: whether the teacher reads every batch, ``live``, or what it knows is ``stored``.
     """
 
     name: Name
@@ -203,6 +210,16 @@ class Stage:
     def needs_teacher(self) -> bool:
         """Whether any term reads the teacher."""
         return any(term.knowledge.needs_teacher for update in self.updates for term in update.terms)
+
+    @property
+    def stores(self) -> bool:
+        """Whether what the teacher knows is kept on the disk."""
+        return self.needs_teacher and isinstance(self.knowledge, Stored)
+
+    @property
+    def reads_sections(self) -> bool:
+        """Whether any term is built for the sections of the two networks."""
+        return any(term.knowledge.reads_sections for update in self.updates for term in update.terms)
 
 
 StageLike = Annotated[Stage, BeforeValidator(as_stage)]

@@ -1,0 +1,206 @@
+"""What a teacher knows of each image and view, computed once and kept in files of the run's folder."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+
+from flowstill.data.batch import Batch
+from flowstill.engine.precision import Precision
+from flowstill.engine.teacher import Teacher
+from flowstill.errors import RunError
+from flowstill.knowledge.base import Knowledge, Loss, Target
+from flowstill.recipes.storage import Layout, StoredFile, most_bytes, readable, reads_teacher
+from flowstill.transfer.stages import Stored
+
+if TYPE_CHECKING:
+    from flowstill.data import ImageData
+    from flowstill.engine.runner import StageRunner
+
+FOLDER = "knowledge"  # in the run's folder
+NUMBERS = {"fp32": "<f4", "fp16": "<f2"}
+Cells = np.ndarray[tuple[int], np.dtype[np.int64]]  # index * views + view
+
+
+class Store:
+    """The targets of one loss: a row of numbers for each cell (one image in one view), filled as cells come.
+
+    Beside it a file of checksums says which cells are filled. Both are sparse: what was never written takes no room.
+    Cells are read through the memory and written through the file, so that a full disk raises an error.
+
+    path: of the numbers. dtype: ``fp32`` or ``fp16``. cells: how many. checks: whether cells that an earlier process left
+    are held against their checksums; those that a power cut damaged count as missing.
+    """
+
+    def __init__(self, path: Path, layout: Layout, dtype: str, cells: int, *, checks: bool = True) -> None:
+        self.layout, self.path = layout, path
+        kind, sums = np.dtype(NUMBERS[dtype]), path.with_suffix(".sums")
+        for file, size in ((path, cells * layout.numbers * kind.itemsize), (sums, 4 * cells)):
+            with file.open("ab") as made:
+                made.truncate(size)
+        self._numbers = np.memmap(path, kind, "r", shape=(cells, layout.numbers))
+        self._sums = np.memmap(sums, "<u4", "r", shape=(cells,))
+        self._files = path.open("r+b"), sums.open("r+b")
+        if checks:
+            filled = np.flatnonzero(self._sums)
+            damaged = filled[[_checksum(self._numbers[cell]) != self._sums[cell] for cell in filled]]
+            self._put(1, damaged, np.zeros(len(damaged), self._sums.dtype))
+
+    def missing(self, cells: Cells) -> Cells:
+        """The places in ``cells`` of those that are not filled, each cell's first."""
+        different, first = np.unique(cells, return_index=True)
+        return np.sort(first[self._sums[different] == 0])
+
+    def write(self, cells: Cells, exact: np.ndarray[Any, Any]) -> None:
+        """Fill the cells with these rows of numbers; what says that they are there is written last.
+
+        Raises: RunError if a number is too large for the file's kind, or the disk is full.
+        """
+        with np.errstate(over="ignore"):
+            rows = exact.astype(self._numbers.dtype)
+        if np.isinf(rows).sum() > np.isinf(exact).sum():
+            largest = np.abs(exact[np.isfinite(exact)]).max()
+            raise RunError(f"What the teacher knows reaches {largest:.3g}, but fp16 ends at 65504. Store it with "
+                           "'dtype: fp32', in another --out.")  # fmt: skip
+        sums = np.array([_checksum(row) for row in rows], self._sums.dtype)
+        try:
+            self._put(0, cells, rows)
+            self._put(1, cells, sums)
+        except OSError as error:
+            raise RunError(f"Cannot store knowledge in {str(self.path)!r}: {error.strerror}. Make room there and go on with "
+                           "--resume, or use 'knowledge: live' in another --out.") from None  # fmt: skip
+
+    def _put(self, number: int, cells: Cells, values: np.ndarray[Any, Any]) -> None:
+        """Write each cell's value into one of the two files."""
+        file = self._files[number]
+        for cell, value in zip(cells.tolist(), values, strict=True):
+            file.seek(cell * value.nbytes)
+            file.write(value.tobytes())
+        file.flush()
+
+    def read(self, cells: Cells, device: torch.device) -> Target:
+        """The target of these cells, which must be filled, on the device."""
+        return self.layout.target(torch.from_numpy(self._numbers[cells]).to(device))
+
+
+def _checksum(row: np.ndarray[Any, Any]) -> int:
+    """Of a filled cell: never 0."""
+    return zlib.crc32(row.tobytes()) | 1
+
+
+class StoredTargets:
+    """The stored targets of a group's losses; what is missing is computed when its image comes.
+
+    stores: of each loss whose knowledge is stored; losses may share one. views: how many there are of an image.
+    """
+
+    def __init__(self, teacher: Teacher, stores: Mapping[Loss, Store], views: int) -> None:
+        self.teacher, self.stores, self.views = teacher, stores, views
+
+    def __call__(self, batch: Batch, losses: Sequence[Loss]) -> dict[Loss, Target]:
+        """The targets of those ``losses`` that are stored, always as they are in the file.
+
+        At most one forward of the teacher, over the images that are missing for any of them.
+        """
+        stores = {self.stores[loss]: loss for loss in losses if loss in self.stores}
+        if not stores:
+            return {}
+        assert batch.view is not None
+        cells: Cells = (batch.index * self.views + batch.view).numpy()
+        missing = {store: places for store in stores if len(places := store.missing(cells))}
+        if missing:
+            union = np.unique(np.concatenate(list(missing.values())))
+            reading = self.teacher.read(batch.images[torch.from_numpy(union)], [stores[store] for store in missing])
+            for store, places in missing.items():
+                target = self.teacher.target(stores[store], reading)
+                numbers = store.layout.flat(target).numpy()
+                store.write(cells[places], numbers[np.searchsorted(union, places)])
+        targets = {store: store.read(cells, batch.images.device) for store in stores}
+        return {loss: targets[self.stores[loss]] for loss in losses if loss in self.stores}
+
+
+class Stores:
+    """A run's stores, each opened when a stage first asks for it. All processes must ask for the same."""
+
+    def __init__(self, fabric: Fabric, run: Path, data: ImageData, precision: Precision) -> None:
+        self.fabric, self.folder, self.data, self.precision = fabric, run / FOLDER, data, precision
+        self._open: dict[str, Store] = {}
+
+    def targets(self, teacher: Teacher, runners: Iterable[StageRunner]) -> StoredTargets:
+        """The stored targets of these runners' losses; of none, if their stages read the teacher live."""
+        views = self.data.spec.augment.view_count or 0
+        stores = {}
+        weights = None
+        for runner in runners:
+            source = runner.stage.knowledge
+            for built in (built for row in runner.learner.terms for built in row):
+                if isinstance(source, Stored) and reads_teacher(built.loss) and built.loss not in stores:
+                    weights = weights or digest_of(teacher)
+                    name = store_name(
+                        weights, built.term.knowledge, built.loss, self.data, source.dtype, self.precision
+                    )
+                    stores[built.loss] = self._store(name, teacher, built.loss, source.dtype, self.data.rows * views)
+        return StoredTargets(teacher, stores, views)
+
+    def _store(self, name: str, teacher: Teacher, loss: Loss, dtype: str, cells: int) -> Store:
+        """The store of this name, made by the first process if there is none."""
+        if name not in self._open:
+            black = torch.zeros(1, *self.data.shape, device=self.fabric.device)
+            layout = Layout.of(teacher.target(loss, teacher.read(black, [loss])))
+            for makes in (True, False):
+                if makes == (self.fabric.global_rank == 0):
+                    self.folder.mkdir(exist_ok=True)
+                    self._open[name] = Store(self.folder / name, layout, dtype, cells, checks=makes)
+                self.fabric.barrier()
+        return self._open[name]
+
+    def remove(self) -> None:
+        """Delete the files: they only save time."""
+        self._open.clear()
+        if self.fabric.global_rank == 0:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def digest_of(teacher: Teacher) -> str:
+    """A digest of the network's make and of all its weights and buffers."""
+    assert teacher.network is not None
+    digest = hashlib.sha256(str(teacher.network).encode())
+    for name, tensor in teacher.network.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def store_name(
+    teacher: str, knowledge: Knowledge, loss: Loss, data: ImageData, dtype: str, precision: Precision
+) -> str:
+    """The name of a store's file: another one wherever something else decides what is in it.
+
+    teacher: its digest. knowledge: the whole of it counts, also what acts on the student alone.
+    """
+    made_of = (
+        teacher, repr(knowledge), f"{type(loss).__module__}.{type(loss).__qualname__}", loss.teacher_taps,
+        loss.teacher_logits, data.fingerprint, data.shape, data.mean, data.std, data.spec.augment, data.seed, dtype,
+        precision,
+    )  # fmt: skip
+    return hashlib.sha256(repr(made_of).encode()).hexdigest()[:32]
+
+
+def refuse_if_full(files: Iterable[StoredFile], run: Path) -> None:
+    """Raises: RunError if the disk of a run's folder has less room than the files may take, those there included."""
+    needed = most_bytes(files)
+    there = sum(getattr(file.stat(), "st_blocks", 0) * 512 for file in (run / FOLDER).glob("*"))
+    folder = next(path for path in (run.absolute(), *run.absolute().parents) if path.exists())
+    free = shutil.disk_usage(folder).free
+    if needed > there + free:
+        raise RunError(f"The stored knowledge may take {readable(needed)}, but {str(run)!r} has room for "
+                       f"{readable(there + free)}. Make room, say 'dtype: fp16' or fewer 'data.augment.views', use "
+                       "'knowledge: live', or give another --out.")  # fmt: skip

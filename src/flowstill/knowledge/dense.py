@@ -1,0 +1,144 @@
+"""Densely distilled flows: FSP matrices between all pairs of sections' ends, at once or from the bottom to the top.
+
+Yeo, Bae, Yim et al.: "Sequential Knowledge Transfer in Teacher-Student Framework Using Densely Distilled Flow-Based
+Information", ICIP 2018, and the same group in IEEE Transactions on Image Processing 29, 2020. FSP has one matrix for
+each section; here flows overlap: from where any section begins to where it, or any later one, ends. They are trained
+together, or in steps that go up the network.
+
+This is a reconstruction: the slides show three copies of the chapters to be learnt in step 1, two in step 2 and one in
+step 3, and no formula. Taken as flows that start at the s-th section (``anchor: start``) these are the counts; flows
+that end at the s-th (``anchor: end``) would be one, two and three, and go upwards the more naturally. What is grey on
+a slide may be frozen (``freeze_below``) or just not trained by that step. "Iteratively and sequentially" reads as
+steps in turn, batch by batch (``flowstill.transfer.procedures.cyclic``); one after another they are ``blocks``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from flowstill.errors import RecipeError, ShapeError
+from flowstill.knowledge.base import Knowledge, Setting
+from flowstill.knowledge.fsp import FSPLoss, Shaped, Weighting, build_loss, check_channels, flow_weights
+from flowstill.knowledge.shuffling import Shuffle
+from flowstill.sections import Pairs, Section
+from flowstill.specification import specification
+from flowstill.taps import Flow
+
+Anchor = Literal["start", "end"]
+Span = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
+
+
+def all_spans(n: int) -> tuple[Span, ...]:
+    """Every (a, b) with 0 <= a < b <= n, n(n + 1)/2 of them: the whole dense set over n sections.
+
+    >>> all_spans(3)
+    ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
+    """
+    return tuple((a, b) for a in range(n) for b in range(a + 1, n + 1))
+
+
+def step_spans(n: int, step: int, anchor: Anchor = "start") -> tuple[Span, ...]:
+    """The spans of ``step``, 1 to n: those that start where section ``step`` does, or those that end there.
+
+    By either anchor each span of the whole set belongs to exactly one step.
+    Raises: RecipeError if there is no such step.
+
+    >>> [step_spans(3, step) for step in (1, 2, 3)]
+    [((0, 1), (0, 2), (0, 3)), ((1, 2), (1, 3)), ((2, 3),)]
+    >>> [step_spans(3, step, "end") for step in (1, 2, 3)]
+    [((0, 1),), ((0, 2), (1, 2)), ((0, 3), (1, 3), (2, 3))]
+    """
+    if not 1 <= step <= n:
+        raise RecipeError(f"dense: no step {step}: the networks pair in {n} sections, so steps go from 1 to {n}; "
+                          "change 'step'.")  # fmt: skip
+    return tuple((a, b) for a, b in all_spans(n) if step == (a + 1 if anchor == "start" else b))
+
+
+@specification
+class Dense(Knowledge):
+    """The student's FSP matrices over overlapping spans of sections are drawn to the teacher's; no labels are needed.
+
+    Over the n sections in which the networks pair there are taps X_0 to X_n: X_0 is what enters the first section, X_i
+    what leaves the i-th, also where taps were named by hand or a section without a partner lies between, so that the
+    next section's own entry is another map. The matrix of a span (a, b) is that of X_a, max-pooled to X_b, with X_b.
+
+    weighting: the alpha of Eq. 2 for each span, see ``flowstill.knowledge.fsp.flow_weights``. ``equal`` is 1 over the
+    number of entries of the *whole* set, also where only some of its spans are trained: the steps' losses sum to the
+    dense loss. For the same reason numbers are given for the whole set, in the order of ``all_spans``, and a step takes
+    those of its spans; only beside ``spans`` there is one for each of these.
+    spans: (a, b) to train, 0 <= a < b <= n; None for all, or those of ``step``.
+    step, anchor: train the spans that ``step_spans`` gives, step 1 to n.
+    freeze_below: in an update with this term, whatever its others are, the student's parameters that X_{step-1} depends
+    on stay as they are: no gradient, decay or momentum moves them. In step 1 nothing is frozen. BatchNorm's running
+    statistics are no parameters and go on.
+    shuffle: as in ``FSP``, of the teacher's channels; all steps of a stage share the orders.
+    """
+
+    summary: ClassVar[str] = "how features flow over all overlapping spans of sections; needs equal channels"
+    paper: ClassVar[str] = "Yeo et al., ICIP 2018"
+
+    name: Literal["dense"] = "dense"
+    weighting: Weighting = "equal"
+    spans: tuple[Span, ...] | None = None
+    step: Annotated[int, Field(ge=1)] | None = None
+    anchor: Anchor = "start"
+    freeze_below: bool = False
+    shuffle: Shuffle | None = None
+
+    def __post_init__(self) -> None:
+        if self.spans is not None and self.step is not None:
+            raise ValueError(f"step {self.step} has spans of its own; give 'step' or 'spans', not both")
+        if self.step is None and (self.freeze_below or self.anchor != "start"):
+            option = "freeze_below" if self.freeze_below else "anchor"
+            raise ValueError(f"{option!r} says something of a step; add 'step', or leave it out")
+        if self.spans is not None and not 0 < len(self.spans) == len(set(self.spans)):
+            raise ValueError(f"spans {self.spans}: name at least one span, and none twice; or leave it out")
+        for a, b in self.spans or ():
+            if a >= b:
+                raise ValueError(f"span {a, b} ends before it begins; a span (a, b) goes from X_a up to X_b, a < b")
+
+    def build(self, pairs: Pairs, setting: Setting | None = None) -> FSPLoss:
+        """The loss for these pairs of sections.
+
+        Raises:
+            ShapeError: a teacher's matrix has another shape than its student's, or there are no pairs.
+            RecipeError: a step or span that does not exist, or another count of weights than of spans.
+        """
+        n = len(pairs)
+        if not pairs:
+            raise ShapeError("dense needs at least one pair of sections, and these networks have none.")
+        spans = self.spans or (step_spans(n, self.step, self.anchor) if self.step else all_spans(n))
+        for span in spans:
+            if span[1] > n:
+                raise RecipeError(f"dense: no span {span}: the networks pair in {n} sections, so spans end at most at "
+                                  f"{n}; change 'spans'.")  # fmt: skip
+        teacher, student = [pair.teacher for pair in pairs], [pair.student for pair in pairs]
+        theirs, ours = ([_flow(sections, span) for span in spans] for sections in (teacher, student))
+        check_channels(theirs, ours, "span", [list(span) for span in spans])
+        loss = build_loss(pairs, theirs, ours, self._alphas(teacher, spans), self.shuffle, setting)
+        if self.freeze_below and self.step and self.step > 1:
+            loss.frozen_below = student[self.step - 2].exit
+        return loss
+
+    def _alphas(self, teacher: Sequence[Section], spans: Sequence[Span]) -> list[float]:
+        """The weights of ``spans``."""
+        numbers = isinstance(self.weighting, tuple)
+        weighted = self.spans if numbers and self.spans else all_spans(len(teacher))
+        if numbers and len(self.weighting) != len(weighted):
+            raise RecipeError(f"dense: weighting has {len(self.weighting)} numbers {self.weighting}, but there are "
+                              f"{len(weighted)} spans; give one for each of {list(weighted)}, in that order, or "
+                              "'equal'.")  # fmt: skip
+        alphas = flow_weights(self.weighting, [_flow(teacher, span)[1] for span in weighted])
+        weight = dict(zip(weighted, alphas, strict=True))
+        return [weight[span] for span in spans]
+
+
+def _flow(sections: Sequence[Section], span: Span) -> Shaped:
+    """From X_a to X_b, and the shape of its matrix."""
+    taps = [sections[0].entry, *(section.exit for section in sections)]
+    channels = [sections[0].entry_shape[0], *(section.exit_shape[0] for section in sections)]
+    a, b = span
+    return Flow(taps[a], taps[b]), (channels[a], channels[b])
