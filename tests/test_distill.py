@@ -3,6 +3,7 @@
 import copy
 import csv
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,14 +12,21 @@ from torch import nn
 
 import flowstill as fs
 from flowstill.cli import main
+from flowstill.data.batch import Batch
 from flowstill.data.spec import Augment, Data
 from flowstill.engine.distillation import distillation
-from flowstill.errors import NetworkError, RecipeError, RunError
+from flowstill.engine.hardware import make_fabric
+from flowstill.engine.precision import Precision
+from flowstill.engine.runner import StageRunner
+from flowstill.engine.teacher import Teacher
+from flowstill.errors import FlowstillError, NetworkError, RecipeError, RunError
+from flowstill.knowledge.base import Setting
 from flowstill.nets import save_weights
 from flowstill.recipes.methods import METHODS, find_method, usual_data
 from flowstill.recipes.schema import Job, Recipe
-from flowstill.transfer.procedures import alone, two_stage
-from flowstill.transfer.stages import AdaptiveClip, Stage
+from flowstill.reports.results import verdict
+from flowstill.transfer.procedures import alone, joint, two_stage
+from flowstill.transfer.stages import AdaptiveClip, Optimizer, Stage
 
 NAMES = [
     "fsp", "fsp-joint", "fsp-shuffled", "dense", "dense-sequential", "svd", "svd-joint", "kr", "kr-dense", "kr-kdgan",
@@ -273,6 +281,175 @@ def test_a_vision_transformer_can_teach_by_its_predictions():
         "timm:vit_tiny_patch16_224", "resnet8", Data("digits", size=224, channels=3), "kd", teacher_weights="x"
     )
     assert not any(stage.reads_sections for stage in recipe.jobs["student"].stages)
+
+
+def seven(classes=7):
+    torch.manual_seed(8)
+    return fs.create("resnet8", classes, 1)
+
+
+@pytest.mark.parametrize("method", ["fsp", "at"])
+def test_a_teacher_of_other_classes_teaches_what_is_no_prediction(tmp_path, method):
+    """It is not measured on classes that it does not know."""
+    save_weights(seven().state_dict(), tmp_path / "seven.safetensors")
+    for number, (teacher, more) in enumerate(
+        ((seven(), {}), ("resnet8", {"teacher_weights": tmp_path / "seven.safetensors"}))
+    ):
+        run = fs.distill(teacher, network(), DATA, method, out=tmp_path / str(number), scale=SHORT, **more, **PLAIN)
+        assert "accuracy" not in run.summary["jobs"]["teacher"]
+        assert "accuracy" in run.summary["jobs"]["student"]
+        assert run.finished
+        (sentence,) = verdict(run)
+        assert "the teacher has" not in sentence
+
+
+@pytest.mark.parametrize("method", ["kd", "kdgan", "fitnet"])
+def test_predictions_of_other_classes_are_refused(tmp_path, method):
+    save_weights(seven().state_dict(), tmp_path / "seven.safetensors")
+    said = r"job 'student': stage '.*': (soft_logits|kdgan) reads the predictions of 'teacher', but .*7.*Fine-tune the teacher"
+    with pytest.raises(RecipeError, match=said):
+        fs.distill(seven(), network(), DATA, method, out=tmp_path / "run", **PLAIN)
+    with pytest.raises(RecipeError, match=said):
+        fs.distill(
+            "resnet8",
+            "resnet8",
+            DATA,
+            method,
+            teacher_weights=tmp_path / "seven.safetensors",
+            out=tmp_path / "run",
+            **PLAIN,
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_transferred_comes_from_all_images_where_labels_are_few(tmp_path, teacher, monkeypatch):
+    """Also where task and transfer share an update."""
+    seen = set()
+    plain = Teacher.read
+
+    def spy(self, images, losses):
+        reading = plain(self, images, losses)
+        if reading is not None:
+            seen.update(image.numpy().tobytes() for image in images)
+        return reading
+
+    monkeypatch.setattr(Teacher, "read", spy)
+    still = Data("digits", batch=32)
+    fs.distill(
+        "resnet8",
+        "resnet8",
+        still,
+        "kd",
+        teacher_weights=teacher,
+        labels=20,
+        scale=5 * SHORT,
+        out=tmp_path / "a",
+        **PLAIN,
+    )
+    assert len(seen) > 300
+    recipe = distillation("resnet8", "resnet8", replace(still, unlabelled=3), "kd", teacher_weights=teacher, labels=20)
+    assert recipe.data.unlabelled == 3  # who says how many gets so many
+
+
+def test_compiled_networks_are_taken_for_what_they_are(tmp_path, teacher):
+    master, student = torch.compile(fs.create("resnet8", 10, 1, weights=teacher)), torch.compile(network())
+    run = fs.distill(master, student, DATA, "kd", out=tmp_path / "run", scale=SHORT, **PLAIN)
+    assert run.student is student
+    kept = load_file(run.path / "student.safetensors")
+    assert all(torch.equal(value, kept[name]) for name, value in student._orig_mod.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "role"), [(torch.float64, "student"), (torch.float16, "teacher"), (torch.bfloat16, "teacher")]
+)
+def test_networks_of_another_precision_are_trained_in_float32_and_keep_theirs(tmp_path, teacher, dtype, role):
+    networks = {"teacher": fs.create("resnet8", 10, 1, weights=teacher), "student": network()}
+    networks[role].to(dtype)
+    run = fs.distill(*networks.values(), DATA, "fsp", out=tmp_path / "run", scale=SHORT, **PLAIN)
+    assert next(networks[role].parameters()).dtype == dtype
+    assert next(run.student.parameters()).dtype == (dtype if role == "student" else torch.float32)
+
+
+def frozen():
+    return network().requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"student": frozen}, "player 'student' moves student, adapters, but all their parameters are frozen"),
+        ({"student": 5}, "the student is a network or its name .*, not 5"),
+        ({"teacher": "."}, "the teacher '.' is a file or a folder, not a network's name.*--teacher-weights FILE"),
+        ({"method": []}, "method is an empty row of stages"),
+        ({"method": ""}, "There is no method ''. See"),
+        ({"set": "data.batch=x"}, "data.batch: expected a whole number, got 'x'"),
+        ({"set": ["teacher.about=x"], "teacher_weights": None}, "'resnet8' has learned nothing.*--teacher-weights"),
+        ({"labels": 3}, "'labels' is 3, but 'digits' has 10 classes"),
+    ],
+)
+def test_bad_input_is_named_before_anything_is_made(tmp_path, teacher, arguments, said):
+    given = {"teacher": "resnet8", "student": "resnet8", "data": DATA, "teacher_weights": teacher, **arguments}
+    given["student"] = given["student"]() if given["student"] is frozen else given["student"]
+    with pytest.raises(FlowstillError, match=said):
+        fs.distill(**given, out=tmp_path / "run", **PLAIN)
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_object_cannot_be_both(teacher):
+    both = network()
+    with pytest.raises(RecipeError, match=r"one object, which would be overwritten; give a copy\.deepcopy"):
+        distillation(both, both, DATA, "kd")
+
+
+def test_one_stage_is_a_method_too(teacher):
+    (stage,) = alone(3, 0.1)
+    assert distillation("resnet8", "resnet8", DATA, stage, teacher_weights=teacher).jobs["student"].stages == (stage,)
+
+
+def test_steps_are_counted_in_the_networks_that_changes_make():
+    flow = "{teacher: [layer1, layer2], student: [layer1, layer2]}"
+    by_hand = distillation(
+        "resnet26", "resnet8", "cifar10", "dense-sequential", teacher_weights="x", set=[f"student.flows=[{flow}]"]
+    )
+    assert len(by_hand.jobs["student"].stages[0].cycle) == 1
+    other = distillation(
+        "resnet26", "vgg", "cifar10", "dense-sequential", teacher_weights="x", set=["student.network=resnet8"]
+    )
+    assert len(other.jobs["student"].stages[0].cycle) == 3
+
+
+def test_regressors_move_under_a_clipping_rule():
+    """They belong to the transfer, whose gradient the rule holds against the task's on the student alone."""
+    torch.manual_seed(0)
+    teacher, student = fs.create("resnet8", 10, 1).requires_grad_(False).eval(), fs.create("resnet8", 10, 1, width=0.5)
+    (stage,) = joint("hints", steps=3, lr=0.1, rule=AdaptiveClip(), optimizer=Optimizer(weight_decay=0.0))
+    pairs = fs.pair_sections(teacher, student, (1, 8, 8))
+    runner = StageRunner(
+        make_fabric("cpu", 1, Precision()), student, stage, pairs, Setting(teacher, student, (1, 8, 8), 10)
+    )
+    (regressor,) = runner.learner.parts()["adapters"]
+    before = {name: value.clone() for name, value in regressor.state_dict().items()}
+    batch = Batch(torch.randn(6, 1, 8, 8), torch.arange(6), torch.arange(6), torch.zeros(6, dtype=torch.long))
+    losses = runner.losses([0])
+    runner.update(0, batch, Teacher(make_fabric("cpu", 1, Precision()), teacher).read(batch.images, losses), 0)
+    assert all(not torch.equal(value, before[name]) for name, value in regressor.state_dict().items())
+
+
+def test_a_fresh_head_is_drawn_before_its_stage(tmp_path, teacher):
+    """The rest goes on from the stage before."""
+    made = two_stage("fsp", transfer_steps=2, transfer_lr=0.01, task_steps=1, task_lr=0.0)
+    kept = {}
+    for fresh in (False, True):
+        stages = (made[0], replace(made[1], fresh_head=fresh))
+        run = fs.distill(
+            "resnet8", "resnet8", DATA, stages, teacher_weights=teacher, out=tmp_path / str(fresh), **PLAIN
+        )
+        kept[fresh] = load_file(run.path / "student.safetensors")
+    weights = {name for name in kept[True] if name.endswith(("weight", "bias"))}
+    assert {name for name in weights if not torch.equal(kept[True][name], kept[False][name])} == {
+        "fc.weight",
+        "fc.bias",
+    }
 
 
 def digits_teacher(folder):

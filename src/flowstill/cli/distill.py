@@ -36,7 +36,11 @@ def distill(
     ] = False,
     labels: Annotated[
         int | None,
-        typer.Option(parser=whole_number, metavar="N", help="Labelled images for the task.  [default: all]"),
+        typer.Option(
+            parser=whole_number,
+            metavar="N",
+            help="Labelled images for the task; the transfer sees all.  [default: all]",
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in the folder, if there is one.")

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from flowstill.data import Data, Facts, data_facts, open_data
+from flowstill.engine.loop import OnStep
+from flowstill.engine.precision import Asked
 from flowstill.engine.training import train
 from flowstill.errors import RecipeError
 from flowstill.modules import unwrapped
@@ -25,10 +26,11 @@ Given = nn.Module | Net | str
 
 
 def distill(
-    teacher: Given, student: Given, data: Data | str, method: str | Sequence[Stage] = "fsp", *,
+    teacher: Given, student: Given, data: Data | str, method: str | Stage | Sequence[Stage] = "fsp", *,
     out: str | Path | None = None, teacher_weights: str | Path | None = None, labels: int | None = None,
-    alone: bool = False, scale: float = 1.0, seed: int = 0, data_root: str | Path | None = None, set: Sequence[str] = (),
-    trust_code: bool = False, **options: Any,
+    alone: bool = False, scale: float = 1.0, seed: int = 0, data_root: str | Path | None = None,
+    set: Sequence[str] | str = (), trust_code: bool = False, resume: bool = False, device: str = "auto", devices: int = 1,
+    precision: Asked = "auto", progress: bool | None = None, on_step: OnStep | None = None,
 ) -> Run:  # fmt: skip
     """Let ``teacher`` teach ``student`` by a method, and keep all that happens in a run folder.
 
@@ -37,82 +39,114 @@ def distill(
             An object of a student starts from the weights that it has, and holds the trained ones afterwards, in eval
             mode on its device; until then it stays as it is.
         data: a name, with the augmentation that is usual for it, or a whole ``Data``.
-        method: a name (``flowstill list methods``), or stages as the procedures in ``flowstill.transfer`` make them.
+        method: a name (``flowstill list methods``), or stages as ``flowstill.transfer.procedures`` makes them.
         out: the run's folder, ``runs/METHOD`` by default.
         teacher_weights: a file, for a teacher given by name.
-        labels: so many labelled images for the task; what is transferred comes from all images.
+        labels: so many labelled images for the task. What is transferred comes from all images: where both go on in one
+            update, as many images without label join its batch, unless ``data`` says how many.
         alone: train the student's network by itself as well, for as many updates, to compare with.
         scale: stretches all schedules; 1 is the papers' budget for CIFAR-10, 85 000 updates of 256 images with FSP.
         set: changes of single values, such as ``student.stages.transfer.lr=0.01``. data_root: where data sets lie.
-        options: ``resume``, ``device``, ``devices``, ``precision``, ``progress``, ``on_step`` of ``train``.
+        resume, device, devices, precision, progress, on_step: of ``train``.
 
     Returns: the finished Run; ``run.student`` is the student's network, the object itself if one was given.
     Raises: FlowstillError on bad input; KeyboardInterrupt once the state is saved.
     """
-    objects = {name: net for name, net in (("teacher", teacher), ("student", student)) if isinstance(net, nn.Module)}
     recipe = distillation(
         teacher, student, data, method, teacher_weights=teacher_weights, labels=labels, alone=alone, scale=scale, seed=seed,
         data_root=data_root, set=set, trust_code=trust_code,
     )  # fmt: skip
-    networks = dict(objects)
-    if "student" in objects and alone:
-        networks["student_alone"] = objects["student"]
-    run = train(recipe, out or Path("runs", recipe.name), networks=networks, **options)
+    objects = {name: net for name, net in (("teacher", teacher), ("student", student)) if isinstance(net, nn.Module)}
+    networks = {name: unwrapped(network) for name, network in objects.items()}
+    if alone and "student" in networks:
+        networks["student_alone"] = networks["student"]
+    run = train(
+        recipe, out or Path("runs", recipe.name), resume=resume, device=device, devices=devices, precision=precision,
+        progress=progress, on_step=on_step, networks=networks,
+    )  # fmt: skip
+    if "student" in networks:
+        load_weights(networks["student"], run.path / "student.safetensors")
+        objects["student"].eval()
     for name, network in objects.items():
-        if name == "student":
-            load_weights(unwrapped(network), run.path / "student.safetensors")
-            network.eval()
         run.keep(name, network)
     return run
 
 
 def distillation(
-    teacher: Given, student: Given, data: Data | str, method: str | Sequence[Stage] = "fsp", *,
+    teacher: Given, student: Given, data: Data | str, method: str | Stage | Sequence[Stage] = "fsp", *,
     teacher_weights: str | Path | None = None, labels: int | None = None, alone: bool = False, scale: float = 1.0,
-    seed: int = 0, data_root: str | Path | None = None, set: Sequence[str] = (), trust_code: bool = False,
+    seed: int = 0, data_root: str | Path | None = None, set: Sequence[str] | str = (), trust_code: bool = False,
 ) -> Recipe:  # fmt: skip
     """The recipe that ``distill`` trains; the arguments are its own. Raises: FlowstillError."""
-    data = usual_data(data) if isinstance(data, str) else data
-    taught = Job(_net(student), labels=labels)
+    changes = (set,) if isinstance(set, str) else tuple(set)
+    if teacher is student and isinstance(teacher, nn.Module):
+        raise RecipeError(
+            "teacher and student are one object, which would be overwritten; give a copy.deepcopy as the student."
+        )
     if isinstance(teacher, nn.Module) and teacher_weights is not None:
         raise RecipeError("teacher_weights goes with a teacher's name; a teacher given as an object has its weights.")
-    if not (isinstance(teacher, nn.Module) or teacher_weights or _learned(_net(teacher), set)):
+    its = Job(_net("teacher", teacher), weights=None if teacher_weights is None else str(teacher_weights))
+    taught = Job(_net("student", student), labels=labels)
+    if not (isinstance(teacher, nn.Module) or its.weights or _learned(its.network, changes)):
         raise RecipeError(
-            f"The teacher {_net(teacher).name!r} has learned nothing. Give the file of its weights, --teacher-weights FILE "
+            f"The teacher {its.network.name!r} has learned nothing. Give the file of its weights, --teacher-weights FILE "
             "(teacher_weights=FILE), or for a network of timm or torchvision --set teacher.network.options.pretrained=true."
         )
-    its = Job(_net(teacher), weights=str(teacher_weights) if teacher_weights is not None else None)
-    if isinstance(method, str):
-        name, made = method, find_method(method)
-        stages = made.stages(_sections(teacher, its, student, taught, data, data_root) if made.by_section else 0)
-    else:
-        name, stages = "distilled", tuple(method)
-    recipe = method_recipe(name, stages, its, taught, data, alone_too=alone, seed=seed)
-    return load_recipe(recipe, set=set, scale=scale, data_root=data_root, trust_code=trust_code)
+    data = usual_data(data) if isinstance(data, str) else data
+
+    def recipe(stages: tuple[Stage, ...], changes: Sequence[str]) -> Recipe:
+        both = any(update.task and update.transfer for stage in stages for update in stage.updates)
+        seen = replace(data, unlabelled=data.batch) if labels and both and not data.unlabelled else data
+        made = method_recipe(name, stages, its, taught, seen, alone_too=alone, seed=seed)
+        return load_recipe(made, set=changes, scale=scale, data_root=data_root, trust_code=trust_code)
+
+    if not isinstance(method, str):
+        name, stages = "distilled", (method,) if isinstance(method, Stage) else tuple(method)
+        if not stages:
+            raise RecipeError("method is an empty row of stages: give a method's name, or at least one stage.")
+        return recipe(stages, changes)
+    name, found = method, find_method(method)
+    sections = 0
+    if found.by_section:  # counted in the networks and on the images that the changes make
+        others = [change for change in changes if "stages" not in change.partition("=")[0]]
+        sections = _sections(recipe(found.stages(1), others), teacher, student)
+    return recipe(found.stages(sections), changes)
 
 
-def _net(given: Given) -> Net:
+def _net(role: str, given: Given) -> Net:
+    """The network's specification. Raises: RecipeError if it is neither a network nor the name of one."""
     if isinstance(given, nn.Module):
         network = unwrapped(given)
         return Net(f"object:{type(network).__name__}", {"parameters": sum(p.numel() for p in network.parameters())})
-    return Net(given) if isinstance(given, str) else given
+    if isinstance(given, Net):
+        return given
+    if not isinstance(given, str):
+        raise RecipeError(f"the {role} is a network or its name (see `flowstill list nets`), not {given!r}.")
+    if Path(given).exists():
+        raise RecipeError(
+            f"the {role} {given!r} is a file or a folder, not a network's name. Name the network, and give the teacher's "
+            "weights beside it: --teacher NET --teacher-weights FILE (teacher_weights=FILE)."
+        )
+    return Net(given)
 
 
 def _learned(teacher: Net, changes: Sequence[str]) -> bool:
     """Whether a network that is given by its name alone, or a change to the recipe, brings weights."""
-    return bool(teacher.options.get("pretrained")) or any("teacher." in change.partition("=")[0] for change in changes)
+    keys = [change.partition("=")[0] for change in changes]
+    brings = ("teacher.weights", "teacher.stages", "teacher.start", "teacher.network")
+    return bool(teacher.options.get("pretrained")) or any(key.removeprefix("jobs.").startswith(brings) for key in keys)
 
 
-def _sections(
-    teacher: Given, its: Job, student: Given, taught: Job, data: Data, data_root: str | Path | None
-) -> int:  # fmt: skip
+def _sections(recipe: Recipe, teacher: Given, student: Given) -> int:
     """In how many sections the two networks pair."""
-    facts = data_facts(data)
+    if recipe.jobs["student"].flows:
+        return len(recipe.jobs["student"].flows)
+    facts = data_facts(recipe.data)
     if facts is None:  # the name does not tell the images' size
-        opened = open_data(replace(data, root=str(data_root)) if data_root is not None else data)
+        opened = open_data(recipe.data)
         facts = Facts(opened.shape, len(opened.classes))
     networks = [
-        given if isinstance(given, nn.Module) else on_meta(job, facts.shape, facts.classes)
-        for given, job in ((teacher, its), (student, taught))
+        given if isinstance(given, nn.Module) else on_meta(recipe.jobs[name], facts.shape, facts.classes)
+        for name, given in (("teacher", teacher), ("student", student))
     ]
     return len(pair_sections(networks[0], networks[1], facts.shape))

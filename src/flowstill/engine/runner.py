@@ -91,9 +91,18 @@ class StageRunner:
                 rows = added(rows, self._backwards(update, terms, losses, ranks, mover, step))
         rows = self._reduced(rows)
         rule = update.rule
-        gradients = meet(rule, rows[0], rows[1], mover, step) if isinstance(rule, AdaptiveClip) else rows[0]
+        gradients = self._met(rule, rows[0], rows[1], mover, step) if isinstance(rule, AdaptiveClip) else rows[0]
         mover.step(gradients, mover.lr(step, self.stage.steps))
         return totals
+
+    def _met(
+        self, rule: AdaptiveClip, task: Gradients, transfer: Gradients, mover: Mover, step: int
+    ) -> list[Tensor | None]:
+        """The rule's gradient of the student; what belongs to the transfer itself, such as regressors, is not clipped."""
+        own = set(self.learner.student.parameters())
+        of_student = [gradient if p in own else None for p, gradient in zip(mover.parameters, transfer, strict=True)]
+        met = meet(rule, task, of_student, mover, step)
+        return [m if p in own else t for p, m, t in zip(mover.parameters, met, transfer, strict=True)]
 
     def _targets(self, terms: Sequence[BuiltTerm], piece: Piece) -> list[Target]:
         with torch.no_grad(), self.fabric.autocast():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import math
@@ -18,6 +17,7 @@ from flowstill.engine.evaluation import evaluate_networks
 from flowstill.engine.feed import Feed
 from flowstill.engine.interruption import Interruption
 from flowstill.engine.loop import OnStep, Pace, StageLoop, marks
+from flowstill.engine.networks import copy_of, fresh_head, placed
 from flowstill.engine.precision import Precision
 from flowstill.engine.progress import Watch
 from flowstill.engine.runner import StageRunner
@@ -25,7 +25,6 @@ from flowstill.engine.seeds import derive, random_states, restore_random_states
 from flowstill.engine.stored import Stores
 from flowstill.engine.teacher import Teacher
 from flowstill.knowledge.base import Setting
-from flowstill.modules import unwrapped
 from flowstill.nets import build, load_weights
 from flowstill.recipes.check import JobPlan
 from flowstill.recipes.schema import AfterStage, Job, Recipe, Stage, Weights
@@ -73,7 +72,7 @@ class Session:
             self.writer.metrics.truncate(state["metrics"] if state else 0)
         with self.interruption:
             for group in self.recipe.groups():
-                if all("accuracy" in self.summary["jobs"].get(name, {}) for name in group):
+                if all(name in self.summary["jobs"] for name in group):
                     continue
                 self._run_group(group, state if state and tuple(state["group"]) == group else None)
                 state = None
@@ -118,6 +117,8 @@ class Session:
         teacher = self.network(lead.teacher) if lead.teacher and any(s.needs_teacher for s in stages.values()) else None
         runners = {}
         for name in group:
+            if stages[name].fresh_head:
+                fresh_head(networks[name])
             setting = Setting(teacher, networks[name], self.data.shape, len(self.data.classes), seed)
             runners[name] = StageRunner(
                 self.fabric, networks[name], stages[name], self.plans[name].pairs, setting, self.recipe.data.accumulate
@@ -230,20 +231,25 @@ class Session:
 
     def _finish(self, name: str, job: Job, network: nn.Module, seconds: float) -> None:
         """Measure and keep a network that is done."""
-        steps = 0 if job.weights else sum(stage.steps for stage in job.stages)
-        last = job.stages[-1] if job.stages and not job.weights else None
-        scores = self._score(name, last.name if last else "", last.steps if last else 0, network)
-        plan = self.plans[name]
+        stages = () if job.weights else job.stages
+        steps, plan = sum(stage.steps for stage in stages), self.plans[name]
+        scores = (
+            self._score(name, *((stages[-1].name, stages[-1].steps) if stages else ("", 0)), network)
+            if plan.measured
+            else {}
+        )
         paper = self.recipe.paper.accuracy.get(name) if self.recipe.paper else None
         self.summary["jobs"][name] = {
-            **scores, "network": job.network.name, "about": job.about, "labels": job.labels or self.recipe.data.labels,
+            **scores, "network": job.network.name, "about": job.about,
+            "labels": (job.labels or self.recipe.data.labels) if stages else None,
             "parameters": plan.counts.parameters, "macs": plan.counts.macs, "steps": steps, "seconds": round(seconds, 2),
             "teacher": job.teacher, **({"paper": paper} if paper is not None else {}),
         }  # fmt: skip
         self.networks[name] = network
         if self.writes:
             self.writer.save_network(name, network.state_dict())
-        self.watch.say(f"{name}: {scores['accuracy']:.2f} % after {steps} steps, {seconds:.0f} s")
+        how_good = f"{scores['accuracy']:.2f} %" if scores else "other classes than the data's,"
+        self.watch.say(f"{name}: {how_good} after {steps} steps, {seconds:.0f} s")
         self.fabric.barrier()
 
     def _keep_for_others(self, name: str, stage: str, network: nn.Module) -> None:
@@ -290,13 +296,3 @@ class Session:
         if self.fabric.world_size > 1:
             for buffer in network.buffers():
                 buffer.copy_(self.fabric.broadcast(buffer))
-
-
-def copy_of(network: nn.Module) -> nn.Module:
-    """A network that is given as an object, to be trained or read in its stead, without wrappers."""
-    return copy.deepcopy(unwrapped(network)).train()
-
-
-def placed(network: nn.Module, fabric: Fabric, precision: Precision) -> nn.Module:
-    """The network on the device, its weights in the run's layout."""
-    return network.to(fabric.device).to(memory_format=precision.memory_format)

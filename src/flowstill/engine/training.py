@@ -20,9 +20,10 @@ from torch import nn
 from flowstill.data import open_data
 from flowstill.engine.evaluation import evaluate_networks
 from flowstill.engine.hardware import choose_device, make_fabric
+from flowstill.engine.networks import copy_of, placed
 from flowstill.engine.precision import Asked, Precision, choose
 from flowstill.engine.progress import Watch
-from flowstill.engine.session import Session, copy_of, placed
+from flowstill.engine.session import Session
 from flowstill.engine.stored import refuse_if_full
 from flowstill.errors import RecipeError, RunError
 from flowstill.files import alone_in
@@ -159,7 +160,11 @@ def _choose_precision(
     spec, given = recipe.jobs[heaviest].network, networks.get(heaviest)
 
     def make() -> nn.Module:
-        return copy_of(given) if given else build(spec, num_classes=len(data.classes), in_channels=data.shape[0])
+        return (
+            copy_of(given)
+            if given is not None
+            else build(spec, num_classes=len(data.classes), in_channels=data.shape[0])
+        )
 
     return choose(asked, make, data.shape, recipe.data.batch, device)
 

@@ -40,6 +40,7 @@ class Loss(nn.Module):
     student_taps: tuple[Tap, ...] = ()
     teacher_logits: bool = False
     student_logits: bool = False
+    same_classes: bool = False  # the teacher's predictions are read, so they must be of the data's classes
     reduction: Literal["mean", "sum"] = "mean"  # how it gathers the batch: needed to split a batch over processes
     storable: bool = False  # the target depends on the teacher's reading alone, so it may be kept on disk
     frozen_below: Tap | None = None  # an update with this loss moves nothing of the student that this tap depends on

@@ -117,7 +117,7 @@ class Dense(Knowledge):
                                   f"{n}; change 'spans'.")  # fmt: skip
         teacher, student = [pair.teacher for pair in pairs], [pair.student for pair in pairs]
         theirs, ours = ([_flow(sections, span) for span in spans] for sections in (teacher, student))
-        check_channels(theirs, ours, "span", [list(span) for span in spans])
+        check_channels(theirs, ours, "span", [list(span) for span in spans], "dense", self.step is None)
         loss = build_loss(pairs, theirs, ours, self._alphas(teacher, spans), self.shuffle, setting)
         if self.freeze_below and self.step and self.step > 1:
             loss.frozen_below = student[self.step - 2].exit

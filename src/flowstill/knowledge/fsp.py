@@ -230,10 +230,14 @@ def build_loss(
     return FSPLoss(theirs, ours, alphas, orders)
 
 
-def check_channels(teacher: Sequence[Shaped], student: Sequence[Shaped], kind: str, names: Sequence[object]) -> None:
+def check_channels(
+    teacher: Sequence[Shaped], student: Sequence[Shaped], kind: str, names: Sequence[object], who: str = "FSP",
+    optional: bool = True,
+) -> None:  # fmt: skip
     """Eq. 2 subtracts matrices, so their shapes must agree.
 
-    kind, names: what the flows are to the user, ``section`` 0, 1, 2; an option called ``sections`` chooses among them.
+    kind, names: what the flows are to the user, ``section`` 0, 1, 2; an option called ``sections`` may choose among them,
+    unless not ``optional``. who: the knowledge.
     Raises: ShapeError naming every flow at fault.
     """
     wrong, fit = [], []
@@ -244,8 +248,8 @@ def check_channels(teacher: Sequence[Shaped], student: Sequence[Shaped], kind: s
             wrong.append(f"{kind} {name}: {m}x{n} in the teacher ({its.front} -> {its.back}), "
                          f"{i}x{j} in the student ({own.front} -> {own.back})")  # fmt: skip
     if wrong:
-        subset = f", or train only what fits: '{kind}s: {fit}'" if fit else ""
-        raise ShapeError(f"FSP needs equal channels, but its matrices differ in {'; in '.join(wrong)}. "
+        subset = f", or train only what fits: '{kind}s: {fit}'" if fit and optional else ""
+        raise ShapeError(f"{who} needs equal channels, but its matrices differ in {'; in '.join(wrong)}. "
                          f"Give the student the teacher's widths{subset}, or transfer what needs no equal channels, "
                          "such as 'attention'.")  # fmt: skip
 

@@ -135,6 +135,7 @@ class KDGANLoss(Loss):
     """One side's loss. All sides of a stage hold the same D and T; each offers only its own player to be moved."""
 
     student_logits = True
+    same_classes = True
 
     def __init__(
         self,

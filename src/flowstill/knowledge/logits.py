@@ -46,6 +46,7 @@ class SoftLogitsLoss(Loss):
     """``soft_logits_loss`` of two readings."""
 
     teacher_logits = True
+    same_classes = True
     student_logits = True
     storable = True
 

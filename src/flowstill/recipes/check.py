@@ -10,7 +10,7 @@ from torch import nn
 
 from flowstill.errors import FlowstillError, NetworkError, RecipeError
 from flowstill.knowledge.base import Knowledge, Loss, Setting
-from flowstill.nets import Counts, build, count, load_weights
+from flowstill.nets import Counts, build, count, is_object, load_weights
 from flowstill.recipes.schema import Job, Recipe, Stage, Weights
 from flowstill.recipes.storage import StoredFile, stored_files
 from flowstill.sections import Pairs, pair_sections, pairs_by_hand
@@ -25,7 +25,8 @@ class JobPlan:
     """What a job comes to.
 
     pairs: the sections that its transfer uses, empty without a teacher. terms: for each stage, each term's name with the
-    teacher's and the student's taps. stored: for each stage, what its stored knowledge takes.
+    teacher's and the student's taps. stored: for each stage, what its stored knowledge takes. measured: whether the
+    network tells the data's classes apart; a teacher of other classes may not.
     """
 
     name: str
@@ -34,6 +35,7 @@ class JobPlan:
     pairs: Pairs = ()
     terms: dict[str, list[tuple[str, tuple[str, ...], tuple[str, ...]]]] = field(default_factory=dict)
     stored: dict[str, tuple[StoredFile, ...]] = field(default_factory=dict)
+    measured: bool = True
 
 
 def check(
@@ -48,11 +50,18 @@ def check(
     """
     with torch.random.fork_rng(devices=[]):
         networks = {
-            name: (objects or {}).get(name) or on_meta(job, shape, classes) for name, job in recipe.jobs.items()
+            name: objects[name] if objects and name in objects else on_meta(job, shape, classes)
+            for name, job in recipe.jobs.items()
         }
-    for name, job in recipe.jobs.items():
-        _check_weights(name, job, networks[name])
-    return {name: _plan(name, recipe, networks, shape, classes, images) for name in recipe.jobs}
+    others = {
+        name: other
+        for name, job in recipe.jobs.items()
+        if (
+            other := _check_weights(name, job, networks[name])
+            or _other_classes(name, job, networks[name], shape, classes)
+        )
+    }
+    return {name: _plan(name, recipe, networks, others, shape, classes, images) for name in recipe.jobs}
 
 
 def on_meta(job: Job, shape: Shape, classes: int) -> nn.Module:
@@ -64,19 +73,48 @@ def on_meta(job: Job, shape: Shape, classes: int) -> nn.Module:
         return build(job.network, num_classes=classes, in_channels=shape[0])
 
 
-def _check_weights(name: str, job: Job, network: nn.Module) -> None:
-    """Load the file that the job starts from once, so that a bad one is found before anything runs."""
+def _check_weights(name: str, job: Job, network: nn.Module) -> str:
+    """Load the file that the job starts from once, so that a bad one is found before anything runs.
+
+    Returns: what is to be said if the job's network is finished but has learned other classes, else nothing.
+    """
     path = job.weights or (job.start.weights if isinstance(job.start, Weights) else None)
-    if path:
-        try:
-            load_weights(network, path)
-        except FlowstillError as error:
-            raise type(error)(f"job {name!r}: {error}") from None
+    if not path:
+        return ""
+    try:
+        notices = load_weights(network, path)
+    except FlowstillError as error:
+        raise type(error)(f"job {name!r}: {error}") from None
+    return " ".join(notices) if job.weights else ""
+
+
+def _other_classes(name: str, job: Job, network: nn.Module, shape: Shape, classes: int) -> str:
+    """What is to be said if the network does not tell the data's classes apart, else nothing.
+
+    Raises: NetworkError if the job is to learn the task and cannot.
+    """
+    task = any(update.task for stage in job.stages for update in stage.updates)
+    if not task and not is_object(job.network.name):
+        return ""  # built for these classes
+    images = example_images(network, (1, *shape))
+    try:
+        with undisturbed(network, images.device), torch.no_grad():
+            logits = read_once(Tapped(network), images).logits
+    except NetworkError as error:
+        raise NetworkError(f"job {name!r}: {error}") from None
+    if logits is not None and logits.ndim == 2 and logits.shape[1] == classes:
+        return ""
+    gives = "no logits" if logits is None else f"an output of shape {('images', *logits.shape[1:])}"
+    wrong = f"{job.network.name} gives {gives}, but the data has {classes} classes"
+    if task:
+        raise NetworkError(f"job {name!r}: {wrong}, so it cannot learn them. Give it a head of {classes} outputs.")
+    return f"{wrong}."
 
 
 def _plan(
-    name: str, recipe: Recipe, networks: dict[str, nn.Module], shape: Shape, classes: int, images: int | None
-) -> JobPlan:
+    name: str, recipe: Recipe, networks: dict[str, nn.Module], others: dict[str, str], shape: Shape, classes: int,
+    images: int | None,
+) -> JobPlan:  # fmt: skip
     job = recipe.jobs[name]
     student, teacher = networks[name], networks.get(job.teacher or "")
     try:
@@ -86,27 +124,25 @@ def _plan(
             pairs = pairs_by_hand(teacher, student, example, [(f.teacher, f.student) for f in job.flows]) \
                 if job.flows else pair_sections(teacher, student, example)  # fmt: skip
         setting = Setting(teacher, student, shape, classes)
-        _check_classes(student, job, shape, classes)
         built = {stage.name: _build(stage, pairs, replace(setting, shared={})) for stage in job.stages}
+        if job.teacher in others:
+            _check_predictions(built, job.teacher, others[job.teacher])
         terms = {stage: [_taps(*term) for term in its] for stage, its in built.items()}
         stored = {stage.name: stored_files(job, stage, built[stage.name], recipe.data, teacher, shape, images)
                   for stage in job.stages}  # fmt: skip
-        return JobPlan(name, job.network.name, count(student, shape), pairs, terms, stored)
+        return JobPlan(name, job.network.name, count(student, shape), pairs, terms, stored, name not in others)
     except (NetworkError, RecipeError) as error:
         raise type(error)(f"job {name!r}: {error}") from None
 
 
-def _check_classes(network: nn.Module, job: Job, shape: Shape, classes: int) -> None:
-    """Raises: NetworkError if the task cannot be told from the network's output."""
-    if not any(update.task for stage in job.stages for update in stage.updates):
-        return
-    images = example_images(network, (1, *shape))
-    with undisturbed(network, images.device), torch.no_grad():
-        logits = read_once(Tapped(network), images).logits
-    if logits is None or logits.ndim != 2 or logits.shape[1] != classes:
-        found = "no logits" if logits is None else f"an output of shape {('images', *logits.shape[1:])}"
-        raise NetworkError(f"{job.network.name} gives {found}, but the data has {classes} classes: the task needs "
-                           f"(images, {classes}). Give the network a head of {classes} outputs.")  # fmt: skip
+def _check_predictions(built: dict[str, list[tuple[Knowledge, Loss]]], teacher: str, why: str) -> None:
+    """Raises: RecipeError if a term reads the predictions of a teacher that has learned other classes."""
+    for stage, terms in built.items():
+        for knowledge, loss in terms:
+            if loss.same_classes:
+                raise RecipeError(f"stage {stage!r}: {knowledge.name} reads the predictions of {teacher!r}, but {why} "
+                                  "Fine-tune the teacher on these classes first, or use what reads no predictions, "
+                                  "such as fsp.")  # fmt: skip
 
 
 def _build(stage: Stage, pairs: Pairs, setting: Setting) -> list[tuple[Knowledge, Loss]]:
@@ -114,13 +150,17 @@ def _build(stage: Stage, pairs: Pairs, setting: Setting) -> list[tuple[Knowledge
     losses = [
         (term.knowledge, term.knowledge.build(pairs, setting)) for update in stage.updates for term in update.terms
     ]
-    there = {"student", *(role for _, loss in losses for role in loss.parts())}
+    parts: dict[str, list[nn.Module]] = {"student": [setting.student]}
+    for _, loss in losses:
+        for role, module in loss.parts().items():
+            parts.setdefault(role, []).append(module)
     for name, player in stage.players.items():
-        if not there.intersection(player.modules):
-            raise RecipeError(
-                f"stage {stage.name!r}: player {name!r} moves {', '.join(player.modules)}, but no term of the stage brings "
-                f"any; there is {', '.join(sorted(there))}."
-            )
+        moves = [module for role in player.modules for module in parts.get(role, [])]
+        where = f"stage {stage.name!r}: player {name!r} moves {', '.join(player.modules)}, but"
+        if not moves:
+            raise RecipeError(f"{where} no term of the stage brings any; there is {', '.join(sorted(parts))}.")
+        if not any(parameter.requires_grad for module in moves for parameter in module.parameters()):
+            raise RecipeError(f"{where} all their parameters are frozen; let some train, requires_grad_(True).")
     return losses
 
 

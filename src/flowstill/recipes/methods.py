@@ -43,7 +43,7 @@ VECTORS_LR = schedule((1e-2, 5_250), (1e-3, 10_500), (1e-4, 15_750), (1e-5, 21_0
 HINTS, HINTS_LR = schedule((1e-4, 25_000), (1e-5, 35_000))
 REPRESENT_LR = schedule((0.1, 30_000), (0.01, 48_000), (0.001, 64_000))[1]
 MATCH_LR = schedule((1e-2, 30_000), (1e-3, 48_000), (1e-4, 64_000))[1]
-CLIP = AdaptiveClip(epoch_steps=195)  # 50 000 images in batches of 256
+CLIP = AdaptiveClip(epoch_steps=195)  # an epoch of CIFAR: 50 000 images in batches of 256
 NESTEROV = Optimizer(nesterov=True, decay="weights")
 
 Stages = Callable[[int], tuple[Stage, ...]]
@@ -72,7 +72,10 @@ def find_method(name: str) -> Method:
     ['transfer', 'task']
     """
     if name not in METHODS:
-        raise RecipeError(f"There is no method {name!r}. {did_you_mean(name, METHODS)} See `flowstill list methods`.")
+        near = did_you_mean(name, METHODS)
+        raise RecipeError(
+            " ".join(filter(None, (f"There is no method {name!r}.", near, "See `flowstill list methods`.")))
+        )
     return METHODS[name]
 
 
@@ -166,7 +169,11 @@ def _representing(recode: Recoding | None = Recoding(), game: KDGAN | None = Non
     return stages
 
 
-_ENDS, _NO, _CLASSES = "equal channels where sections end", "nothing more", "the same classes"
+_ENDS, _ANY, _BOTH = (
+    "sections, with equal channels at their ends",
+    "sections, of any channels",
+    "sections; the same classes",
+)
 _YIM, _YEO, _LEE, _LIU = "Yim et al. 2017", "Yeo et al. 2018", "Lee et al. 2018", "Liu et al. 2019"
 
 METHODS = {
@@ -187,25 +194,26 @@ METHODS = {
     "svd-joint": Method(
         "the same beside the task, its gradient clipped to the task's", _ENDS, _LEE, _clipped(SVD(), NESTEROV)),
     "kr": Method(
-        "what groups of layers do, by one layer each that the student follows with sparse gradients", _NO, _LIU,
+        "what groups of layers do, by one layer each that the student follows with sparse gradients", _ANY, _LIU,
         _representing(), True),
-    "kr-dense": Method("the same with gradients as they are", _NO, _LIU, _representing(recode=None), True),
+    "kr-dense": Method("the same with gradients as they are", _ANY, _LIU, _representing(recode=None), True),
     "kr-kdgan": Method(
-        "the same as kr, and labels that a discriminator takes for true ones", _CLASSES, _LIU,
+        "the same as kr, and labels that a discriminator takes for true ones", _BOTH, _LIU,
         _representing(game=KDGAN()), True),
     "kdgan": Method(
-        "labels that a discriminator takes for true ones, against a copy of the teacher", _CLASSES, "Wang et al. 2018",
+        "labels that a discriminator takes for true ones, against a copy of the teacher", _BOTH, "Wang et al. 2018",
         lambda sections: adversarial(steps=TASK, lr=TASK_LR), True),
     "fitnet": Method(
-        "the map of a middle layer, then soft logits beside the task", _CLASSES, f"Romero et al. 2015; {_YIM}",
+        "the map of a middle layer, then soft logits beside the task", _BOTH, f"Romero et al. 2015; {_YIM}",
         _hints(Hints())),
     "fitnet3": Method(
-        "the maps of all sections' ends, then soft logits beside the task", _CLASSES, f"Romero et al. 2015; {_YIM}",
+        "the maps of all sections' ends, then soft logits beside the task", _BOTH, f"Romero et al. 2015; {_YIM}",
         _hints(Hints(layers="sections"))),
     "kd": Method(
-        "the teacher's softened predictions (soft logits)", _CLASSES, "Hinton et al. 2015", _added(SoftLogits(), 0.9)),
+        "the teacher's softened predictions (soft logits)", "the same classes", "Hinton et al. 2015",
+        _added(SoftLogits(), 0.9)),
     "nst": Method(
-        "which spatial patterns the channels select", _NO, "Huang and Wang 2017", _added(NST())),
+        "which spatial patterns the channels select", _ANY, "Huang and Wang 2017", _added(NST())),
     "at": Method(
-        "where in the image each section's output is large", _NO, "Zagoruyko and Komodakis 2017", _added(Attention())),
+        "where in the image each section's output is large", _ANY, "Zagoruyko and Komodakis 2017", _added(Attention())),
 }  # fmt: skip

@@ -179,7 +179,8 @@ def as_stage(value: Any) -> Any:
 class Stage:
     """``steps`` over one cycle of updates: batch t runs ``cycle[t % len(cycle)]``, each player with its own optimiser.
 
-    knowledge: whether the teacher reads every batch, ``live``, or what it knows is ``stored``.
+    knowledge: whether the teacher reads every batch, ``live``, or what it knows is ``stored``. fresh_head: draw the
+    student's last layer anew before the stage, instead of going on with what it is.
     """
 
     name: Name
@@ -187,6 +188,7 @@ class Stage:
     players: dict[str, Player]
     cycle: Cycle
     knowledge: Source = Live()
+    fresh_head: bool = False
 
     def __post_init__(self) -> None:
         if not self.cycle or not all(self.cycle):
