@@ -1,0 +1,62 @@
+"""The MobileNets of Lee et al., Self-supervised Knowledge Distillation Using SVD, ECCV 2018, Fig. 4b."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+
+from torch import nn
+
+from flowstill.nets.layers import ConvBNReLU, initialise_he
+
+
+class Separable(nn.Sequential):
+    """A depthwise 3x3 convolution, then a 1x1 one, each with BatchNorm and ReLU: Howard et al. (2017), Fig. 3."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        depthwise = ConvBNReLU(in_channels, in_channels, 3, stride, groups=in_channels)
+        super().__init__(OrderedDict(depthwise=depthwise, pointwise=ConvBNReLU(in_channels, out_channels, 1)))
+
+
+class MobileNet(nn.Sequential):
+    """A 3x3 convolution to 32 channels, separable convolutions, global average pooling, one linear layer.
+
+    Images are (B, in_channels, H, W) of any size. ``dsc64`` is all of 64 channels, and so on; those of 128, 256 and 512
+    start with a stride of 2. The paper's taps are ``dsc64``, ``dsc128``, ``dsc256`` and ``dsc512``.
+
+    sections: of each, how many channels and how many separable convolutions.
+    """
+
+    def __init__(self, sections: Iterable[tuple[int, int]], num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.conv0 = ConvBNReLU(in_channels, 32, 3)
+        before = 32
+        for width, count in sections:
+            first = Separable(before, width, 2 if width in (128, 256, 512) else 1)
+            others = (Separable(width, width, 1) for _ in range(count - 1))
+            self.add_module(f"dsc{width}", nn.Sequential(first, *others))
+            before = width
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
+        self.fc = nn.Linear(before, num_classes)
+        initialise_he(self)
+
+
+# "Removing the last four" separable convolutions of MobileNet v1 contradicts Table 1's size. Its 2.23 M parameters and
+# 98.4 MFLOPs are those of v1 without four of the five repeated at 512 channels, 1024 without a stride: inferred.
+def teacher(num_classes: int = 100, in_channels: int = 3) -> MobileNet:
+    """Nine separable convolutions.
+
+    >>> sum(p.numel() for p in teacher().parameters())
+    2234276
+    """
+    return MobileNet([(64, 1), (128, 2), (256, 2), (512, 2), (1024, 2)], num_classes, in_channels)
+
+
+def student(num_classes: int = 100, in_channels: int = 3) -> MobileNet:
+    """Each number of channels once.
+
+    >>> sum(p.numel() for p in student().parameters())
+    816676
+    """
+    return MobileNet([(64, 1), (128, 1), (256, 1), (512, 1), (1024, 1)], num_classes, in_channels)
