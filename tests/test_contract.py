@@ -14,6 +14,7 @@ from torch import nn
 import flowstill as fs
 from flowstill.data.batch import Batch
 from flowstill.engine.hardware import make_fabric
+from flowstill.engine.learner import Learner
 from flowstill.engine.loop import StageLoop
 from flowstill.engine.precision import Precision
 from flowstill.engine.runner import StageRunner
@@ -86,11 +87,11 @@ def stages(name, procedure, steps):
     return with_adversaries(made) if name == "kdgan" else made
 
 
-def run(made: Stage, teacher, student, given):
+def run(made: Stage, teacher, student, given, dtype="32"):
     """The stage on one batch, again and again. Returns each step's losses."""
     shape = tuple(given.images.shape[1:])
     torch.manual_seed(5)
-    fabric = make_fabric("cpu", 1, Precision())
+    fabric = make_fabric("cpu", 1, Precision(dtype))
     pairs = pair_sections(teacher, student, shape)
     runner = StageRunner(fabric, student, made, pairs, Setting(teacher, student, shape, CLASSES))
     live = StoredTargets(Teacher(fabric, teacher), {}, 0)
@@ -205,6 +206,40 @@ def test_under_bfloat16_losses_are_float32_and_near_the_loops(name, family):
         expected = NAIVE[name]([plain(theirs[tap]) for tap in ends[0]], [plain(ours[tap]) for tap in ends[1]])
     assert expected > 0
     assert value.item() == pytest.approx(expected, rel=2e-3)
+
+
+@pytest.mark.parametrize("name", [*COMPARED, *PLAYED])
+def test_in_the_engine_bfloat16_rounds_the_forward_alone(name):
+    """What a loss is held against reaches it as it was made: no rounding on the way into the wrapped module."""
+    teacher, student = networks("resnet")
+    twin, given, seen = copy.deepcopy(student), batch("resnet"), {}
+    made = stages(name, "joint", 1)
+    plain = Learner.forward
+
+    def spy(self, images, update, targets):
+        for built, target in zip(self.terms[update], targets, strict=True):
+            seen[update, built.name] = [part for part in ([target] if isinstance(target, torch.Tensor) else target)
+                                        if isinstance(part, torch.Tensor) and part.is_floating_point()]  # fmt: skip
+        return plain(self, images, update, targets)
+
+    Learner.forward = spy
+    try:
+        losses = run(made, teacher, student, given, dtype="bf16")
+    finally:
+        Learner.forward = plain
+    assert all(math.isfinite(value) for row in losses for value in row.values())
+    if name in ("fsp", "dense", "svd"):  # others hold what the forward itself gave
+        parts = [part for (_, term), parts in seen.items() if term == name for part in parts]
+        assert parts
+        assert all(part.dtype == torch.float32 for part in parts)
+        assert any(not torch.equal(part, part.bfloat16().float()) for part in parts)
+    if name in COMPARED and name != "hints":
+        pairs = pair_sections(teacher, twin, SHAPES["resnet"])
+        loss = knowledge_class(name)().build(pairs, Setting(teacher, twin, SHAPES["resnet"], CLASSES))
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            target = loss.target(Tapped(teacher, loss.teacher_taps)(given.images), given)
+            expected = loss(Tapped(twin.train(), loss.student_taps)(given.images), target)
+        assert losses[0][name] == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_several_terms_with_weights_meet_in_one_stage():

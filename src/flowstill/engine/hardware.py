@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
+from lightning_fabric.plugins import Precision as Plugin
 
 from flowstill.engine.precision import Precision
 from flowstill.errors import RecipeError, did_you_mean
@@ -35,6 +38,17 @@ def make_fabric(device: str, devices: int, precision: Precision) -> Fabric:
     log.setLevel(logging.WARNING)  # it announces the precision, which is ours to say
     try:
         return Fabric(accelerator=device, devices=devices, strategy="ddp_spawn" if devices > 1 else "auto",
-                      precision=precision.fabric)  # fmt: skip
+                      plugins=Autocast(device) if precision.dtype == "bf16" else Plugin())  # fmt: skip
     finally:
         log.setLevel(level)
+
+
+class Autocast(MixedPrecision):
+    """bf16 by autocast alone. Fabric's own would also round all that goes into the forward: the losses' targets."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__("bf16-mixed", device)
+
+    def convert_input(self, data: Any) -> Any:
+        """What it is given."""
+        return data

@@ -26,11 +26,6 @@ class Precision:
     layout: Literal["contiguous", "channels_last"] = "contiguous"
 
     @property
-    def fabric(self) -> Literal["32-true", "bf16-mixed"]:
-        """Fabric's name for the dtype."""
-        return "bf16-mixed" if self.dtype == "bf16" else "32-true"
-
-    @property
     def memory_format(self) -> torch.memory_format:
         """torch's name for the layout."""
         return torch.channels_last if self.layout == "channels_last" else torch.contiguous_format
