@@ -14,7 +14,7 @@ from flowstill.knowledge.aggregation import (
 )  # fmt: skip
 from flowstill.taps import Reading, Tapped
 from oracles import representing as oracle
-from representing_networks import calibrated, draw, pairing, read, vgg
+from representing_networks import calibrated, draw, pairing, psi_by_loops, read, vgg
 
 
 @pytest.mark.parametrize("squared", [False, True])
@@ -51,43 +51,13 @@ def tiny(width=(3, 4, 5), shape=(3, 8, 8), teacher="resnet14", **options):
 @pytest.mark.parametrize("width", [(2, 3, 4), (3, 3, 3)])
 @pytest.mark.parametrize("options", [{}, {"squared": True}, {"measure": "residual"}, {"layers": 1}])
 def test_psi_equals_the_loops(width, options):
-    """Every W~ by scalar loops: convolution with the group's stride, BatchNorm, ReLU, identity mapping; then mu and the norms."""
     teacher, _, loss, matching = tiny(width, **options)
     calibrated(loss, None, seed=7)
     images = draw(2, 3, 8, 8)
     reading = read(teacher, loss.teacher_taps, images)
-    spreads, costs, features = [], [], []
-    for group, layer in zip(loss.aggregate.groups, loss.aggregate.layers, strict=True):
-        before, after = reading[group.teacher.before.tap], reading[group.teacher.after.tap].tolist()
-        stride = before.shape[2] // len(after[0][0])
-        bn = [t.tolist() for t in (layer.bn.running_mean, layer.bn.running_var, layer.bn.weight, layer.bn.bias)]
-        own = [
-            oracle.rectified(oracle.normalised(oracle.convolution(maps, layer.conv.weight.tolist(), stride, 1), *bn))
-            for maps in before.tolist()
-        ]
-        features.append(own)
-        mapped = (
-            own
-            if isinstance(layer.identity, nn.Identity)
-            else [oracle.convolution(maps, layer.identity.weight.tolist(), 1, 0) for maps in own]
-        )
-        costs.append(oracle.cost(after, mapped, options.get("squared", False)))
-        if options.get("measure") == "residual":
-            spreads.append(
-                oracle.deviation(
-                    [
-                        x - y
-                        for a, b in zip(after, mapped, strict=True)
-                        for x, y in zip(oracle.flat(a), oracle.flat(b), strict=True)
-                    ]
-                )
-            )
-        else:
-            weights = [teacher.get_submodule(path).weight.flatten().tolist() for path in group.teacher.paths]
-            spreads.append(oracle.deviation([w for row in weights for w in row]))
-    assert float(loss(Reading(images), loss.target(reading)).detach()) == pytest.approx(
-        oracle.psi(spreads, costs), rel=1e-9
-    )
+    given = {name: value for name, value in options.items() if name != "layers"}
+    expected, features = psi_by_loops(teacher, loss, reading, **given)
+    assert float(loss(Reading(images), loss.target(reading)).detach()) == pytest.approx(expected, rel=1e-9)
     for ours, theirs in zip(matching.target(reading), features, strict=True):
         assert ours.flatten().tolist() == pytest.approx(
             [v for maps in theirs for v in oracle.flat(maps)], rel=1e-9, abs=1e-12

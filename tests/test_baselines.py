@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
+import flowstill as fs
 from flowstill.errors import ShapeError
 from flowstill.knowledge.attention import attention_loss
 from flowstill.knowledge.logits import SoftLogits, soft_logits_loss
 from flowstill.knowledge.nst import NST, nst_loss
-from flowstill.taps import Reading
+from flowstill.taps import Reading, Tapped
 from oracles import baselines as oracle
 
 
@@ -107,3 +108,51 @@ def test_float32_out_of_bfloat16_autocast(function):
 def test_nst_says_what_it_lacks():
     with pytest.raises(ValueError, match="none of the teacher's was paired"):
         NST().build(())
+
+
+def nst_pair(student_width, **options):
+    """NST between two small networks, and the readings of both."""
+    torch.manual_seed(0)
+    networks = [fs.create(name, width=width).double().eval()
+                for name, width in (("resnet14", (2, 3, 4)), ("resnet8", student_width))]  # fmt: skip
+    loss = NST(**options).build(fs.pair_sections(*networks, (3, 8, 8)))
+    with torch.no_grad():
+        readings = [Tapped(net, ("layer1", "layer2", "layer3"), until="taps")(draw(2, 3, 8, 8)) for net in networks]
+    return loss, *readings
+
+
+@pytest.mark.parametrize("strength", [1.0, 7.5, 50.0])
+@pytest.mark.parametrize(("sections", "names"), [("last", ["layer3"]), ("all", ["layer1", "layer2", "layer3"])])
+@pytest.mark.parametrize("width", [(2, 3, 4), (3, 5, 9)])
+def test_nst_of_the_chosen_sections_equals_the_loops(sections, names, strength, width):
+    loss, its, own = nst_pair(width, sections=sections, strength=strength)
+    assert [str(tap) for tap in loss.teacher_taps] == [str(tap) for tap in loss.student_taps] == names
+    expected = strength / 2 * sum(oracle.nst(own[name].tolist(), its[name].tolist()) for name in names)
+    assert float(loss(own, loss.target(its))) == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("sections", ["last", "all"])
+def test_nst_of_a_network_with_itself_is_nothing_in_any_order_of_channels(sections):
+    loss, its, _ = nst_pair((2, 3, 4), sections=sections)
+    orders = {"layer1": [1, 0], "layer2": [2, 0, 1], "layer3": [3, 1, 0, 2]}
+    permuted = Reading(its.images, None, {tap: its[tap][:, orders[str(tap)]] for tap in loss.student_taps})
+    assert float(loss(its, loss.target(its))) == pytest.approx(0, abs=1e-14)
+    assert float(loss(permuted, loss.target(its))) == pytest.approx(0, abs=1e-14)
+
+
+@pytest.mark.parametrize("kind", ["normal", "rectified", "sparse"])
+def test_nst_is_at_least_zero_on_many_random_maps(kind):
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(200):
+        side, ours, theirs = (int(torch.randint(1, high, (), generator=generator)) for high in (6, 12, 12))
+        student, teacher = (
+            torch.randn(2, channels, side, side, generator=generator, dtype=torch.float64)
+            for channels in (ours, theirs)
+        )
+        if kind != "normal":
+            student, teacher = student.relu(), teacher.relu()
+        if kind == "sparse":
+            student = torch.where(torch.rand(student.shape, generator=generator) < 0.2, student, 0.0)
+        value = float(nst_loss(student, teacher))
+        assert value >= -1e-15  # that is 0 up to rounding, for maps of one pixel
+        assert value == pytest.approx(oracle.nst(student.tolist(), teacher.tolist()), rel=1e-9, abs=1e-14)

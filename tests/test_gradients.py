@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from flowstill.transfer.gradients import clip_global, clip_per_variable, eq14_literal, sigmoid
+from oracles import clipping as oracle
 
 
 @pytest.fixture
@@ -79,3 +80,43 @@ def test_eq14_as_printed_dims_only_a_small_transfer_and_more_each_epoch():
     for epoch, factor in ((0, 0.8808), (5, 0.04743), (20, 1.523e-8)):
         assert float(eq14_literal(task, small, epoch)[0]) - 2 == pytest.approx(factor, rel=1e-3, abs=2e-7)
     assert float(eq14_literal(task, large, 5)[0]) == 6
+
+
+def by_mode(mode, task, transfer, epoch, against):
+    if mode == "eq14_literal":
+        return eq14_literal(task, transfer, epoch)
+    if mode == "global":
+        return clip_global(task, transfer, sigmoid(epoch))
+    return clip_per_variable(task, transfer, sigmoid(epoch), against if mode == "official" else None)
+
+
+def as_lists(gradients):
+    return [None if g is None else g.flatten().tolist() for g in gradients]
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 4])
+@pytest.mark.parametrize("scale", [0.05, 0.6, 1.0, 30.0])
+@pytest.mark.parametrize("mode", ["official", "ce_norm", "global", "eq14_literal"])
+def test_every_mode_equals_the_loops(mode, scale, epoch):
+    """Over variables of many sizes: some are reached by both losses, some by one alone, some by none, some by zeros."""
+    generator = torch.Generator().manual_seed(1)
+    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    task = [draw(4, 3), None, draw(7), 3 * draw(2, 2, 3), None, torch.zeros(5, dtype=torch.float64), 0.1 * draw(6)]
+    transfer = [draw(4, 3), draw(5), None, draw(2, 2, 3), None, draw(5), torch.zeros(6, dtype=torch.float64)]
+    transfer = [None if g is None else scale * g for g in transfer]
+    weights = [draw(5) if g is None else draw(*g.shape) for g in task]
+    decays = [True, True, False, True, True, True, False]
+    against = [g if g is None or not does else g + 0.3 * w for g, w, does in zip(task, weights, decays, strict=True)]
+    regularised = oracle.with_l2(as_lists(task), as_lists(weights), decays, 0.3)
+    expected = oracle.met(mode, as_lists(task), as_lists(transfer), epoch, regularised)
+    found = as_lists(by_mode(mode, task, transfer, epoch, against))
+    assert [g is None for g in found] == [g is None for g in expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        if ours is not None:
+            assert ours == pytest.approx(theirs, rel=1e-12, abs=1e-14)
+
+
+@pytest.mark.parametrize("mode", ["official", "ce_norm", "global", "eq14_literal"])
+def test_transfer_that_reaches_nothing_leaves_the_task(mode):
+    task = [torch.ones(3), None]
+    assert by_mode(mode, task, [None, None], 1, task) == task

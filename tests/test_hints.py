@@ -9,6 +9,7 @@ from flowstill.data.batch import Batch
 from flowstill.engine.hardware import make_fabric
 from flowstill.engine.precision import Precision
 from flowstill.engine.runner import StageRunner
+from flowstill.knowledge import parse_knowledge
 from flowstill.knowledge.base import Setting
 from flowstill.knowledge.hints import Hints, blocks, hint_loss
 from flowstill.knowledge.logits import SoftLogits
@@ -141,6 +142,25 @@ def test_three_losses_are_summed_and_equal_networks_cost_nothing():
     assert float(loss(own, loss.target(its))) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize(("layers", "summed"), [((1,), False), ((2,), True), ((2, 0), False), ((0, 1, 2), True)])
+def test_chosen_sections_equal_the_loops(layers, summed):
+    """Widths that differ in the first and the last section, from 2 to 3 and from 5 to 4 channels."""
+    torch.manual_seed(0)
+    student = fs.create("resnet8", width=(2, 4, 5)).double().eval()
+    teacher = fs.create("resnet14", width=(3, 4, 4)).double().eval()
+    loss, images = build(teacher, student, layers=layers, sum=summed).double(), draw(2, 3, 16, 16)
+    names = [f"layer{number + 1}" for number in layers]
+    assert paths(loss.teacher_taps) == paths(loss.student_taps) == names
+    with torch.no_grad():
+        own, its = (Tapped(net, names, until="taps")(images) for net in (student, teacher))
+    expected = 0.0
+    for name, regressor in zip(names, loss.regressors, strict=True):
+        assert isinstance(regressor, nn.Identity) == (name == "layer2")
+        weights = () if name == "layer2" else (regressor.weight[:, :, 0, 0].tolist(), regressor.bias.tolist())
+        expected += oracle.hint(own[name].tolist(), its[name].tolist(), *(weights or (None, None)), summed=summed)
+    assert float(loss(own, loss.target(its)).detach()) == pytest.approx(expected, rel=1e-10)
+
+
 def test_gradients():
     assert torch.autograd.gradcheck(
         lambda maps: hint_loss(maps, draw(2, 3, 2, 2)), draw(2, 3, 2, 2, seed=1).requires_grad_()
@@ -167,6 +187,31 @@ def test_what_cannot_be_built_is_said():
     with pytest.raises(fs.RecipeError, match="'layers: sections'"):
         Hints().build(pairs)
     assert len(Hints(layers="sections").build(pairs).student_taps) == 3
+    assert paths(Hints(layers=(2, 0)).build(pairs).student_taps) == ["layer3", "layer1"]
+    with pytest.raises(
+        fs.RecipeError, match="no section 3: the networks pair in 3 sections, numbered from 0 to 2; change 'layers'"
+    ):
+        Hints(layers=(0, 3)).build(pairs)
+
+
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        ((), r"layers \(\): name at least one section"),
+        ((1, 1), r"layers \(1, 1\): name at least one section, and none twice"),
+        ((-1,), r"layers\[0\]: expected at least 0, got -1"),
+        ((1.5,), r"layers\[0\]: expected a whole number, got 1.5"),
+        (1, "expected 'middle' or 'sections' or a list, got 1"),
+        ("section", "Did you mean 'sections'"),
+    ],
+)
+def test_layers_that_are_none_are_refused(layers, said):
+    with pytest.raises(fs.RecipeError, match=said):
+        Hints(layers=layers)
+
+
+def test_chosen_sections_are_written_in_a_recipe():
+    assert parse_knowledge({"name": "hints", "layers": [1]}) == Hints(layers=(1,))
 
 
 def start(stage, teacher, student, shape):

@@ -22,6 +22,7 @@ from flowstill.taps import Tapped
 from flowstill.transfer.procedures import adversarial, alternating, with_adversaries
 from flowstill.transfer.schedules import Constant, Cosine, Linear, Milestones
 from oracles import kdgan as oracle
+from oracles.baselines import soft_logits
 
 SHAPE = (1, 8, 8)
 SIDES = ("discriminator", "teacher", "student")
@@ -123,6 +124,41 @@ def test_each_side_equals_the_loops(side, alpha):
     expected = oracle.side(side, own.logits.tolist(), theirs.tolist(), features, given.labels.tolist(), noise,
                            1 - 0.9 * 3 / 9, weights, alpha, 0.7, 0.4, 3.0)  # fmt: skip
     assert float(loss(own, target).detach()) == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize(("alpha", "matters"), [(1.0, {"student"}), (0.0, {"teacher"}), (0.5, {"student", "teacher"})])
+def test_alpha_says_whose_samples_the_discriminator_sees(alpha, matters):
+    """With alpha = 1 nothing of T reaches D's loss and gradient, with 0 nothing of C."""
+    teacher, student, losses, shared = built(alpha=alpha)
+    loss, given = losses["discriminator"], batch()
+    student.eval()
+    with torch.no_grad():
+        others = {"student": fs.create("resnet8", num_classes=10, in_channels=1, width=0.25).eval()(given.images)}
+        others["teacher"] = shared["teacher_copy"](given.images).flip(1)
+
+    def learnt(**instead):
+        target = loss.target(read(teacher, given.images, loss.teacher_taps), given)
+        own = read(student, given.images)
+        target = target._replace(teacher=instead.get("teacher", target.teacher))
+        value = loss(replace(own, logits=instead["student"]) if "student" in instead else own, target)
+        return [value.detach(), *torch.autograd.grad(value, list(shared["discriminator"].parameters()))]
+
+    before = learnt()
+    for side, logits in others.items():
+        same = all(torch.equal(a, b) for a, b in zip(before, learnt(**{side: logits}), strict=True))
+        assert same == (side not in matters)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.3])
+def test_with_alpha_one_the_teachers_copy_deceives_nobody(gamma):
+    """What is left of its side is gamma L_DS^T."""
+    teacher, student, losses, shared = built(alpha=1.0, gamma=gamma)
+    loss, given = losses["teacher"], batch()
+    own = read(student.eval(), given.images)
+    value = loss(own, loss.target(read(teacher, given.images, loss.teacher_taps), given))
+    theirs = read(shared["teacher_copy"], given.images).logits
+    expected = gamma * soft_logits(theirs.tolist(), own.logits.tolist(), 4.0, "kl", True)
+    assert float(value.detach()) == pytest.approx(expected, rel=1e-4, abs=1e-7)
 
 
 def test_a_batch_without_labels_leaves_the_discriminator_alone():

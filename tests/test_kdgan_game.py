@@ -118,10 +118,10 @@ def prototypes(count, seed):
     return patterns[labels] + 0.7 * torch.randn(count, *SHAPE, generator=generator), labels
 
 
-def test_the_discriminator_beats_chance_on_images_it_has_not_seen():
-    """It tells true labels from wrong ones, and from samples of C and T, here one-hot like the true ones."""
+def learnt(count=512):
+    """Images of ``prototypes`` with their labels, and a teacher that knows them."""
     teacher, student = networks()
-    images, labels = prototypes(512, seed=0)
+    images, labels = prototypes(count, seed=0)
     teacher.requires_grad_(True).train()
     optimizer = torch.optim.SGD(teacher.parameters(), lr=0.1, momentum=0.9)
     for step in range(25):
@@ -129,40 +129,67 @@ def test_the_discriminator_beats_chance_on_images_it_has_not_seen():
         optimizer.zero_grad()
         F.cross_entropy(teacher(images[rows]), labels[rows]).backward()
         optimizer.step()
-    teacher.requires_grad_(False).eval()
-    frozen = kept(teacher)
-    (stage,) = adversarial(steps=150, lr=0.01)
-    runner = runner_of(stage, teacher, student)
-    for step in range(150):
-        index = torch.arange(64) + 64 * (step % 8)
-        play(runner, teacher, Batch(images[index], labels[index], index, index, step, 150), step=step)
-    assert same(frozen, teacher)
+    return teacher.requires_grad_(False).eval(), student, images, labels
 
+
+def trained_game(lr, steps, updates, teacher, student, images, labels):
+    """The game's losses after so many batches, of which only these updates run."""
+    (stage,) = adversarial(steps=steps, lr=lr)
+    runner = runner_of(stage, teacher, student)
+    for step in range(steps):
+        index = torch.arange(64) + 64 * (step % 8)
+        play(runner, teacher, Batch(images[index], labels[index], index, index, step, steps), updates, step)
+    runner.close()
+    return runner.learner.losses[0]
+
+
+def scores(loss, teacher, *judged):
+    """D's logits on 400 images it has not seen: for the true labels, and for one sampled label each of these networks."""
     new, truth = prototypes(400, seed=1)
-    loss = runner.learner.losses[0]
     features = read(teacher, new, loss.teacher_taps)["layer3"].mean((2, 3))
+    noise = gumbel_noise(77, 0, torch.arange(400), 10).float()
     with torch.no_grad():
-        real = loss.discriminator(features, F.one_hot(truth, 10).float())
-        wrong = loss.discriminator(features, F.one_hot((truth + 1 + torch.arange(400) % 9) % 10, 10).float())
-        drawn = {}
-        for name, network in (("student", student.eval()), ("copy", loss.teacher_copy)):
-            logits = network(new) + gumbel_noise(77, 0, torch.arange(400), 10).float()
-            drawn[name] = loss.discriminator(features, F.one_hot(logits.argmax(1), 10).float())
-    print(
-        {
-            "wrong": float((real > wrong).float().mean()),
-            **{
-                k: (
-                    float((real > 0).float().mean() + (d < 0).float().mean()) / 2,
-                    float(((real > d).float() + 0.5 * (real == d).float()).mean()),
-                )
-                for k, d in drawn.items()
-            },
-        }
-    )
-    assert float((real > wrong).float().mean()) > 0.7
-    for samples in drawn.values():
-        assert float(((real > samples).float() + 0.5 * (real == samples).float()).mean()) > 0.52
+        labels = [
+            truth,
+            *((network(new) + noise).argmax(1) for network in judged),
+            (truth + 1 + torch.arange(400) % 9) % 10,
+        ]
+        return [loss.discriminator(features, F.one_hot(label, 10).float()) for label in labels]
+
+
+def ahead(real, drawn):
+    """The share of images whose true label D puts above the other, a tie counting half."""
+    return float(((real > drawn).float() + 0.5 * (real == drawn).float()).mean())
+
+
+def right(real, drawn):
+    """The share of D's right verdicts, half of the labels being true ones."""
+    return (float((real > 0).float().mean()) + float((drawn < 0).float().mean())) / 2
+
+
+def test_the_discriminator_beats_chance_on_images_it_has_not_seen():
+    """It tells true labels from wrong ones, and from samples of C and T, which learn all the while."""
+    teacher, student, *data = learnt()
+    frozen = kept(teacher)
+    loss = trained_game(0.01, 150, (0, 1, 2), teacher, student, *data)
+    assert same(frozen, teacher)
+    real, *drawn, wrong = scores(loss, teacher, student.eval(), loss.teacher_copy)
+    assert ahead(real, wrong) > 0.8
+    assert all(ahead(real, samples) > 0.54 for samples in drawn)
+
+
+def test_the_discriminator_sees_through_a_poor_classifier():
+    """A student that has learnt nothing: on unseen images nearly all of its labels are told from the true ones."""
+    teacher, student, *data = learnt()
+    student.eval()
+    blind = trained_game(0.0, 1, (), teacher, student, *data)
+    real, drawn, _ = scores(blind, teacher, student)
+    assert abs(right(real, drawn) - 0.5) < 0.1
+    loss = trained_game(0.0, 250, (0,), teacher, student, *data)
+    real, drawn, wrong = scores(loss, teacher, student)
+    assert ahead(real, drawn) > 0.85
+    assert right(real, drawn) > 0.8
+    assert ahead(real, wrong) > 0.9
 
 
 def test_knowledge_representing_plays_it_too():

@@ -1,5 +1,6 @@
 """Knowledge representing from the formulas of Liu et al. (2019), by scalar loops in float64."""
 
+import bisect
 import math
 
 
@@ -32,7 +33,7 @@ def bound(gradient, quantile):
     """The smallest magnitude that at least a share ``quantile`` of the entries does not exceed."""
     magnitudes = sorted(abs(g) for g in gradient)
     for magnitude in magnitudes:
-        if sum(m <= magnitude for m in magnitudes) >= quantile * len(magnitudes):
+        if bisect.bisect_right(magnitudes, magnitude) >= quantile * len(magnitudes):
             return magnitude
     return magnitudes[-1]
 
@@ -45,6 +46,15 @@ def threshold_after(gradient, epsilon, lr, quantile):
     by_epsilon = sum(-(abs(g) + g * g) / used**2 for g in gradient if abs(g) >= used) / len(gradient)
     by_rho = by_epsilon * math.exp(rho) / (1 + math.exp(rho))
     return used, min(math.log(1 + math.exp(rho - lr * by_rho)), top)
+
+
+def recoded(gradient, epsilon, strength, lr, quantile):
+    """A gradient recoded by its own threshold, and the threshold to keep; 0 where there is none yet."""
+    epsilon = epsilon or mean_magnitude(gradient)
+    if min(epsilon, bound(gradient, quantile)) == 0:  # most of it is zeros: everything passes
+        return [g + strength * (1 if g > 0 else -1 if g < 0 else 0) * (abs(g) + g * g) for g in gradient], 0.0
+    used, kept = threshold_after(gradient, epsilon, lr, quantile)
+    return recode(gradient, used, strength, soft=False), kept
 
 
 def groups(layers, size, at_most):

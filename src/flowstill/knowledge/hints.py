@@ -8,9 +8,10 @@ stage adds ``soft_logits`` (temperature 3, cross-entropy, not squared) with a we
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -108,14 +109,15 @@ class HintsLoss(Loss):
 
 @specification
 class Hints(Knowledge):
-    """The teacher's maps themselves, at one layer or at every section's end.
+    """The teacher's maps themselves, at one layer or at sections' ends.
 
     Where channels differ, a 1x1 convolution on the student, which trains along, brings its maps to the teacher's width;
     where sizes differ, the larger map is average-pooled to the smaller's.
 
     layers: ``middle``, the 1-loss FitNet: the papers say "the middle layer", here the output of block ceil(n / 2) of the
     middle section, in each network by its own n (where the taps were named by hand: the section's back tap).
-    ``sections``, the 3-loss FitNet: the outputs of all sections, summed.
+    ``sections``, the 3-loss FitNet: the outputs of all sections, summed. Or numbers of sections, from 0: the outputs of
+    these alone; ``[1]`` is a hint at the second section's end, which moves nothing above it.
     sum: over an image's elements, as a squared L2 norm is written; the mean keeps one scale for maps of any size.
     """
 
@@ -123,20 +125,31 @@ class Hints(Knowledge):
     paper: ClassVar[str] = "Romero et al. 2015, FitNets: Hints for Thin Deep Nets"
 
     name: Literal["hints"] = "hints"
-    layers: Literal["middle", "sections"] = "middle"
+    layers: Literal["middle", "sections"] | tuple[Annotated[int, Field(ge=0)], ...] = "middle"
     sum: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.layers, tuple) and not 0 < len(self.layers) == len(set(self.layers)):
+            raise ValueError(f"layers {self.layers}: name at least one section, and none twice; or choose 'middle' or "
+                             "'sections'")  # fmt: skip
 
     def build(self, pairs: Pairs, setting: Setting | None = None) -> HintsLoss:
         """The loss with its regressors. For the middle layer, networks are read once (their blocks are not in the pairs).
 
-        Raises: RecipeError without sections, or if the middle block is wanted and the networks are not given.
+        Raises: RecipeError without sections, for a section that does not exist, or if the middle block is wanted and the
+        networks are not given.
         """
         if not pairs:
             raise RecipeError(
                 "hints compares sections, but none of the teacher's was paired with one of the student's."
             )
-        if self.layers == "sections":
-            ends = [[(side.exit, side.exit_shape) for side in (pair.teacher, pair.student)] for pair in pairs]
+        if self.layers != "middle":
+            numbers = range(len(pairs)) if self.layers == "sections" else self.layers
+            if max(numbers) >= len(pairs):
+                raise RecipeError(f"hints: no section {max(numbers)}: the networks pair in {len(pairs)} sections, numbered "
+                                  f"from 0 to {len(pairs) - 1}; change 'layers'.")  # fmt: skip
+            chosen = [pairs[number] for number in numbers]
+            ends = [[(side.exit, side.exit_shape) for side in (pair.teacher, pair.student)] for pair in chosen]
             return HintsLoss([end[0] for end in ends], [end[1] for end in ends], self.sum)
         if setting is None or setting.teacher is None:
             raise RecipeError("hints finds the middle block in the networks themselves: build it with a Setting that has "

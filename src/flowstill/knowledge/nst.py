@@ -74,7 +74,7 @@ class NSTLoss(Loss):
         return tuple(teacher[tap].detach() for tap in self.teacher_taps)
 
     def forward(self, student: Reading, target: Sequence[Tensor]) -> Tensor:
-        """A float32 scalar, at least 0."""
+        """A float32 scalar, at least 0 up to rounding."""
         losses = [nst_loss(student[tap], maps) for tap, maps in zip(self.student_taps, target, strict=True)]
         return self.factor / 2 * torch.stack(losses).sum()
 

@@ -46,8 +46,8 @@ def clip_global(task: Gradients, transfer: Gradients, share: float) -> list[Tens
 def eq14_literal(task: Gradients, transfer: Gradients, epoch: float) -> list[Tensor | None]:
     """Eq. 13-14 as printed: a transfer gradient *smaller* than the task's is multiplied by 1/(1 + exp(p - tau)).
 
-    tau is the ratio of the norms over all variables, p the epoch. Kept to compare with: it dims the transfer when it
-    is small already, and to nothing as the epochs pass.
+    tau is the ratio of the norms over all variables that the transfer reaches, p the epoch. Kept to compare with: it
+    dims the transfer when it is small already, and to nothing as the epochs pass.
     """
     a, b = _norm(task, transfer), _norm(transfer, transfer)
     tau = a / b
