@@ -180,6 +180,8 @@ def test_what_names_tell_without_data():
         "mnist": Facts((1, 28, 28), 10),
         "cifar10": Facts((3, 32, 32), 10),
         "cifar100": Facts((3, 32, 32), 100),
+        "tcifar10": Facts((3, 32, 32), 10),
+        "tcifar100": Facts((3, 32, 32), 100),
         "cub200": Facts((3, 224, 224), 200),
         "imagenet": Facts((3, 224, 224), 1000),
     }

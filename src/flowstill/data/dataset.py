@@ -40,8 +40,9 @@ class Images(Protocol):
 class ImageData:
     """Training and test images of one set, made by ``open_data``.
 
-    shape: (C, H, W) of an image. classes: their names, by number. mean, std: of each channel over the training images,
-    as shares of 255; batches are normalised with them. seed: of what is held out, what is labelled, and the fixed views.
+    shape: (C, H, W) of an image. classes: their names, by number. mean, std: of each channel over the training images
+    (or as the specification says), as shares of 255; batches are normalised with them. seed: of what is held out, what
+    is labelled, and the fixed views.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class ImageData:
         else:
             self._test_rows, self._test_split = torch.arange(len(labels["test"])), "test"
         self.labelled_rows()
-        mean, std = images.statistics(self._train_rows)
+        mean, std = (spec.mean, spec.std) if spec.mean and spec.std else images.statistics(self._train_rows)
         self.mean = tuple(value / 255 for value in mean)
         self.std = tuple(value / 255 for value in std)
 

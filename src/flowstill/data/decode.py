@@ -39,7 +39,10 @@ class Form:
 
 
 def open_image(split: Split, row: int) -> Image.Image:
-    """One image of a split, decoded and upright. Raises: DataError naming the row or file if it cannot be read."""
+    """One image of a split, decoded, upright and, where the split says so, distorted.
+
+    Raises: DataError naming the row or file if it cannot be read.
+    """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     encoded = split.encoded(row)
@@ -56,7 +59,7 @@ def open_image(split: Split, row: int) -> Image.Image:
         raise DataError(f"{split.where(row)} is no readable image ({reason}). Mend or remove it.") from None
     if image.mode.startswith(("I", "F")):
         raise DataError(f"{split.where(row)} has more than 8 bits a channel. Save it with 8 bits.")
-    return image
+    return split.distortion(image, row) if split.distortion else image
 
 
 def channels_of(image: Image.Image, split: Split, row: int) -> int:

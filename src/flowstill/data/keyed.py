@@ -27,6 +27,7 @@ class Purpose(IntEnum):
     GUMBEL = 7
     SHUFFLE = 8
     VIEW = 9
+    DISTORTION = 10
 
 
 def key_of(seed: int, purpose: Purpose) -> int:
@@ -52,6 +53,16 @@ def bits(key: int, *counters: Tensor) -> Tensor:
 def uniform(random: Tensor) -> Tensor:
     """Random bits as numbers in [0, 1), float64."""
     return _shifted(random, 11).double() * 2.0**-53
+
+
+def normal(random: Tensor) -> Tensor:
+    """Random bits as numbers of the standard normal distribution, float64: its quantiles at the numbers in (0, 1).
+
+    >>> normal(torch.tensor([2**62, -(2**63), -(2**62)])).round(decimals=4).tolist()  # quarter, half, three quarters
+    [-0.6745, 0.0, 0.6745]
+    """
+    values: Tensor = torch.special.ndtri((_shifted(random, 12).double() + 0.5) * 2.0**-52)
+    return values
 
 
 def below(random: Tensor, count: int) -> Tensor:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from flowstill.data.layouts import LAYOUTS, Layout, find_file
 from flowstill.data.named import NAMED
-from flowstill.data.spec import Data
+from flowstill.data.spec import DISTORTED, Data
 from flowstill.errors import DataError, did_you_mean
 
 TESTS = ("test", "validation", "val", "valid")  # what the test split may be called, the likeliest first
@@ -18,11 +19,13 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 @dataclass(frozen=True)
 class Source:
-    """Where the images are. name: as given. place: a folder or a hub name. train and test: files, or folders of
-    classes; empty where they are not local. tests: what the test split may be called, the likeliest first.
+    """Where the images are. name: as given, or of the set that it is made from. place: a folder or a hub name.
+
+    train and test: files, or folders of classes; empty where they are not local. tests: what the test split may be
+    called, the likeliest first.
     """
 
-    kind: Literal["digits", "folder", "parquet", "hub"]
+    kind: Literal["digits", "folder", "parquet", "cifar", "idx", "cub", "hub"]
     name: str
     place: str
     train: tuple[Path, ...] = ()
@@ -35,17 +38,45 @@ def find_source(spec: Data) -> Source:
 
     Raises: DataError if a folder is missing or holds no data set, or if the name is a misspelt one.
     """
+    if spec.name in DISTORTED:
+        spec = replace(spec, name=DISTORTED[spec.name], distortion=None, noise_sigma=None)
     named = NAMED.get(spec.name)
     if named is None:
         return _unnamed(spec)
     if named.hub is None:
         return Source("digits", spec.name, spec.name)
-    tests = tuple(dict.fromkeys((named.tests, *TESTS)))
+    tests = tuple(dict.fromkeys((*named.tests, *TESTS)))
     if spec.root is None:
         return Source("hub", spec.name, named.hub, tests=tests)
     root = _folder(Path(spec.root).expanduser())
     inner = root / spec.name
-    return _in_folder(inner if inner.is_dir() else root, tests, spec)
+    return _known(inner if inner.is_dir() else root, tests, spec)
+
+
+def _known(base: Path, tests: tuple[str, ...], spec: Data) -> Source:
+    """A known set below ``base``: as its archive unpacks, as parquet files, or a folder for each class."""
+    layout = LAYOUTS.get(spec.name, Layout())
+    places = [path for path in (*(base / folder for folder in layout.folders), base) if path.is_dir()]
+    for place in places:
+        if layout.begins_in(place):
+            test = () if spec.hold_out else _all_files(place, layout.test)
+            return Source(layout.kind, spec.name, str(place), _all_files(place, layout.train), test)
+    holding = (place for place in places if (place / "train").is_dir() or _parquet_folder(place))
+    return _in_folder(next(holding, base), tests, spec)
+
+
+def _all_files(folder: Path, patterns: tuple[str, ...]) -> tuple[Path, ...]:
+    """A file for each pattern. Raises: DataError naming the first that is missing."""
+    files = []
+    for pattern in patterns:
+        file = find_file(folder, pattern)
+        if file is None:
+            raise DataError(
+                f"{str(folder)!r} has no file {pattern!r}. Unpack the set's own archive anew. "
+                f"It holds {_listing(folder)}."
+            )
+        files.append(file)
+    return tuple(files)
 
 
 def _unnamed(spec: Data) -> Source:
@@ -88,9 +119,10 @@ def _in_folder(folder: Path, tests: tuple[str, ...], spec: Data) -> Source:
     """The splits of a folder: parquet files, or a folder for each class."""
     base = _parquet_folder(folder)
     if base is None and not (folder / "train").is_dir():
+        own = "".join(f", nor {name}" for name in LAYOUTS.get(spec.name, Layout()).train[:1])
         raise DataError(
             f"{str(folder)!r} holds no data set {spec.name!r}: there is neither train.parquet, nor train-*.parquet, "
-            f"nor train/<class>/ with images. It holds {_listing(folder)}."
+            f"nor train/<class>/ with images{own}. It holds {_listing(folder)}."
         )
     for name in tests:
         test = _parquet(base, name) if base else tuple(path for path in [folder / name] if path.is_dir())

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from flowstill.data.spec import Augment, Data
+from flowstill.data.spec import DISTORTED, Augment, Data
 
 NONE = Augment()
+SYNTHETIC = "synthetic:"  # before a name: images made up in the shape of that set
 
 
 @dataclass(frozen=True)
@@ -21,15 +22,15 @@ class Facts:
 class Named:
     """A data set known by name.
 
-    hub: its name on the Hugging Face hub, None where it is built in. tests: the split that serves as the test set.
-    fixed: whether all images have the size in ``facts``; otherwise they are photographs, brought to it. classes: their
-    names, where copies of the set may come without. augment: what networks are usually trained with.
+    hub: its name on the Hugging Face hub, None where it is built in. tests: the splits that serve as the test set, the
+    likeliest first. fixed: whether all images have the size in ``facts``; otherwise they are photographs, brought to
+    it. classes: their names, where copies of the set may come without. augment: what networks are usually trained with.
     """
 
     about: str
     facts: Facts
     hub: str | None = None
-    tests: str = "test"
+    tests: tuple[str, ...] = ("test",)
     fixed: bool = True
     classes: tuple[str, ...] = ()
     augment: Augment = NONE
@@ -68,11 +69,12 @@ NAMED = {
         "ILSVRC 2012, 1.28 million photographs, tested on the 50 000 for validation",
         Facts((3, 224, 224), 1000),
         "ILSVRC/imagenet-1k",
-        tests="validation",
+        tests=("validation", "val"),
         fixed=False,
         augment=Augment(resized_crop=True, flip=True),
     ),
 }
+NAMED |= {name: replace(NAMED[of], about=f"{of} with blur or noise in every image") for name, of in DISTORTED.items()}
 
 
 def data_facts(data: Data | str) -> Facts | None:
@@ -82,12 +84,13 @@ def data_facts(data: Data | str) -> Facts | None:
     Facts(shape=(3, 32, 32), classes=10)
     >>> data_facts(Data("mnist", size=32, channels=3))
     Facts(shape=(3, 32, 32), classes=10)
-    >>> data_facts("owner/set") is None
-    True
+    >>> data_facts("synthetic:cifar100").classes, data_facts("owner/set")
+    (100, None)
     """
     spec = Data(data) if isinstance(data, str) else data
-    if spec.name not in NAMED:
+    name = spec.name.removeprefix(SYNTHETIC)
+    if name not in NAMED:
         return None
-    facts = NAMED[spec.name].facts
+    facts = NAMED[name].facts
     channels, height, width = facts.shape
     return Facts((spec.channels or channels, spec.size or height, spec.size or width), facts.classes)

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
+from flowstill.data.cifar import cifar_splits
 from flowstill.data.classes import class_names
+from flowstill.data.cub import cub_splits
 from flowstill.data.dataset import ImageData, Images
 from flowstill.data.decode import TESTED_SHARE, Form, channels_of, open_image
+from flowstill.data.distortion import distortion
+from flowstill.data.idx import idx_splits
 from flowstill.data.locate import Source, find_source
 from flowstill.data.memory import Decoded
 from flowstill.data.named import NAMED, data_facts
 from flowstill.data.spec import Data
 from flowstill.data.splits import Split, digits_splits, folder_splits
 from flowstill.data.streaming import Streamed
+from flowstill.data.synthetic import is_synthetic, synthetic_data
 from flowstill.errors import DataError
 
 IN_MEMORY = 4 * 2**30  # bytes of decoded images up to which a set is held in memory
+READERS = {"folder": folder_splits, "cifar": cifar_splits, "idx": idx_splits, "cub": cub_splits}
 
 
 def open_data(spec: Data, *, seed: int = 0) -> ImageData:
@@ -27,7 +34,11 @@ def open_data(spec: Data, *, seed: int = 0) -> ImageData:
     >>> data.shape, len(data.classes), data.train_size, data.labelled_size, data.test_size
     ((1, 8, 8), 10, 1297, 200, 500)
     """
+    if is_synthetic(spec.name):
+        return synthetic_data(spec, seed)
     train, test = _splits(find_source(spec), spec)
+    train = replace(train, distortion=distortion(spec, 0))
+    test = replace(test, distortion=distortion(spec, 1)) if test is not None else None
     facts = data_facts(spec)
     named = NAMED.get(spec.name)
     classes = class_names(train, test, facts.classes if facts else None, named.classes if named else ())
@@ -49,8 +60,8 @@ def _splits(source: Source, spec: Data) -> tuple[Split, Split | None]:
     if source.kind == "digits":
         train, test = digits_splits()
         return train, test if with_test else None
-    if source.kind == "folder":
-        return folder_splits(source, with_test=with_test)
+    if source.kind in READERS:
+        return READERS[source.kind](source, with_test=with_test)
     # Reading tables takes a library that is slow to import.
     from flowstill.data.tables import hub_splits, parquet_splits
 
@@ -73,5 +84,10 @@ def _form(spec: Data, train: Split) -> Form:
         raise DataError(
             f"{train.where(0)} has (channels, height, width) {shape}; {spec.name!r} has {facts.shape}. Is it another "
             "set? Give its folder's name to use it as it is, or set 'size' and 'channels'."
+        )
+    if spec.mean and len(spec.mean) != shape[0]:
+        raise DataError(
+            f"'mean' and 'std' have {len(spec.mean)} number(s), but images of {spec.name!r} have {shape[0]} channel(s). "
+            "Give as many numbers in each."
         )
     return Form(shape, channels, size, TESTED_SHARE if spec.augment.resized_crop else 1.0)

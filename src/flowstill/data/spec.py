@@ -8,6 +8,9 @@ from pydantic import Field
 
 from flowstill.specification import specification
 
+Artifact = Literal["blur_sigma1", "noise_255_sigma1", "noise_norm_sigma1", "noise_calibrated"]
+DISTORTED = {"tcifar10": "cifar10", "tcifar100": "cifar100"}  # sets made from others, which need no file of their own
+
 
 @specification
 class Augment:
@@ -58,8 +61,9 @@ class Augment:
 class Data:
     """A data set and how it is fed.
 
-    name: ``digits``, ``cifar10``, ``cifar100``, ``mnist``, ``cub200``, ``imagenet``, a folder of images, a parquet
-    file's folder, or a hub name. root: where local copies lie (the command line's ``--data-root``).
+    name: ``digits``, ``cifar10``, ``cifar100``, ``mnist``, ``cub200``, ``imagenet``, ``tcifar10``, ``tcifar100``, a
+    folder of images, a parquet file's folder, or a hub name. root: where local copies lie (``--data-root``), as parquet,
+    folders of classes, or as the set's own archive unpacks.
     accumulate: in so many parts, one after another, each batch goes through the networks, and the gradients of the parts are
     summed: for batches that do not fit into memory. BatchNorm, where there is any, sees each part by itself.
     labels: so many labelled training images for the task (stratified, seeded), None for all; transfer uses all images.
@@ -67,6 +71,15 @@ class Data:
     hold_out: so many training images (stratified, seeded) stand in for the test images and are not trained on.
     size: side in pixels to which images are brought, the shorter side first, then the centre; None as they are.
     channels: 1 or 3, None as they are. workers: processes that decode, for sets too large for memory.
+    mean, std: of red, green and blue (or of grey), in units of 0 to 255, with which images are normalised; None to
+    measure them on the training images. The SVD paper's code has [129.38, 124.11, 112.48] and [68.21, 65.43, 70.46].
+    distortion: for ``tcifar10`` and ``tcifar100``, which are CIFAR with artifacts in all images, training and test, made
+    as they are opened and always the same for one (split, row). The paper (knowledge representing, 2019) says only "from
+    a gaussian distribution (sigma = 1)". ``blur_sigma1`` (None is the same) blurs by a Gaussian of 1 pixel;
+    ``noise_255_sigma1`` adds noise of deviation 1 on 0 to 255; ``noise_norm_sigma1`` of deviation 1 after normalisation;
+    ``noise_calibrated`` of deviation ``noise_sigma``. Blur is the default because noise of 1 in 255 cannot be seen, noise
+    of 1 after normalisation is as strong as the image, and the paper's teacher loses 2.8 %: a judgement, not measured.
+    noise_sigma: in units of 0 to 255, with ``noise_calibrated``.
     """
 
     name: str
@@ -80,7 +93,22 @@ class Data:
     size: Annotated[int, Field(ge=8)] | None = None
     channels: Literal[1, 3] | None = None
     workers: Annotated[int, Field(ge=0)] = 2
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    distortion: Artifact | None = None
+    noise_sigma: Annotated[float, Field(gt=0)] | None = None
 
     def __post_init__(self) -> None:
         if self.accumulate > self.batch:
             raise ValueError(f"accumulate is {self.accumulate}, but a batch has only {self.batch} images to divide")
+        if len(self.mean or ()) != len(self.std or ()):
+            raise ValueError("'mean' and 'std' go together: give as many numbers in both, or neither to measure them")
+        for name, values, least in (("mean", self.mean, 0), ("std", self.std, 1)):
+            if values is not None and (len(values) not in (1, 3) or not all(least <= x <= 255 for x in values)):
+                raise ValueError(f"{name!r} is {list(values)}; it needs 1 or 3 numbers from {least} to 255, in units of "
+                                 "0 to 255 (multiply shares of 1 by 255)")  # fmt: skip
+        made_from = self.name.rpartition(":")[2]  # of made-up images, the set whose shape they have
+        if (self.distortion or self.noise_sigma) and made_from not in DISTORTED:
+            raise ValueError(f"'distortion' and 'noise_sigma' are for {' and '.join(DISTORTED)}, not {self.name!r}")
+        if (self.distortion == "noise_calibrated") != (self.noise_sigma is not None):
+            raise ValueError("'distortion: noise_calibrated' and 'noise_sigma' go together: give both or neither")

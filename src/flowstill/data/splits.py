@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowstill.data.distortion import Distortion
 from flowstill.data.locate import Source
 from flowstill.data.order import stratified
 from flowstill.errors import DataError, did_you_mean
@@ -26,7 +26,7 @@ class Split:
 
     class_names: as declared by the source, None if it holds numbers only. parts: the files that the rows come from,
     each with its number of rows; empty if each row is a file of its own. place: for messages.
-    column: of the table, holds the images, left encoded.
+    column: of the table, holds the images, left encoded. distortion: what is done to each once it is decoded.
     """
 
     table: Any
@@ -35,6 +35,7 @@ class Split:
     place: str
     parts: tuple[tuple[str, int], ...] = ()
     column: str = "image"
+    distortion: Distortion | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -60,21 +61,39 @@ class Split:
         return self.where(int(wanted.nonzero()[0]))
 
 
+def file_split(files: Sequence[Path], labels: Tensor, names: tuple[str, ...] | None, place: str) -> Split:
+    """Images that are a file each, labels (N,) int64."""
+    return Split(_table([{"bytes": None, "path": str(file)} for file in files]), labels, names, place)
+
+
+def array_split(
+    pixels: np.ndarray[Any, np.dtype[np.uint8]], labels: Tensor, names: tuple[str, ...] | None, place: str,
+    parts: tuple[tuple[str, int], ...],
+) -> Split:  # fmt: skip
+    """Images that are numbers already, (N, H, W) or (N, H, W, 3), labels (N,) int64; kept as PGM or PPM."""
+    header = b"P%d %d %d 255\n" % (5 if pixels.ndim == 3 else 6, pixels.shape[2], pixels.shape[1])
+    table = _table([{"bytes": header + image.tobytes(), "path": None} for image in pixels])
+    return Split(table, labels, names, place, parts)
+
+
+def _table(images: list[dict[str, Any]]) -> Any:
+    import datasets
+
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    return datasets.Dataset.from_dict({"image": images}, features=features)
+
+
 def folder_split(folder: Path) -> Split:
     """``FOLDER/<class>/**/*.png`` and the like; hidden files and files that are no images are passed over.
 
     Raises: DataError if there is no folder for any class.
     """
-    import datasets
-
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not names:
         raise DataError(f"{str(folder)!r} has no folder for any class. Sort its images into {folder.name}/<class>/.")
-    files = [(str(path), label) for label, name in enumerate(names) for path in _image_files(folder / name)]
-    features = datasets.Features({"image": datasets.Image(decode=False)})
-    paths = [{"bytes": None, "path": path} for path, _ in files]
-    table = datasets.Dataset.from_dict({"image": paths}, features=features)
-    return Split(table, torch.tensor([label for _, label in files], dtype=torch.int64), tuple(names), repr(str(folder)))
+    files = [(path, label) for label, name in enumerate(names) for path in _image_files(folder / name)]
+    labels = torch.tensor([label for _, label in files], dtype=torch.int64)
+    return file_split([path for path, _ in files], labels, tuple(names), repr(str(folder)))
 
 
 def _image_files(folder: Path) -> list[Path]:
@@ -104,8 +123,6 @@ def digits_splits() -> tuple[Split, Split]:
 
     500 of them, of each class equally many and always the same, are for testing.
     """
-    import datasets
-    from PIL import Image
     from sklearn.datasets import load_digits
 
     scans = load_digits()
@@ -114,16 +131,8 @@ def digits_splits() -> tuple[Split, Split]:
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     chosen[stratified(labels, 500, key=0)] = True
 
-    def encode(scan: np.ndarray[Any, Any]) -> bytes:
-        buffer = io.BytesIO()
-        Image.fromarray(scan).save(buffer, "PNG", compress_level=0)
-        return buffer.getvalue()
-
     def split(rows: Tensor, name: str) -> Split:
-        images = [{"bytes": encode(pixels[row]), "path": None} for row in rows.tolist()]
-        features = datasets.Features({"image": datasets.Image(decode=False)})
-        table = datasets.Dataset.from_dict({"image": images}, features=features)
         place = f"the {name} split of 'digits'"
-        return Split(table, labels[rows], tuple(map(str, range(10))), place, ((place, len(rows)),))
+        return array_split(pixels[rows], labels[rows], tuple(map(str, range(10))), place, ((place, len(rows)),))
 
     return split((~chosen).nonzero().flatten(), "training"), split(chosen.nonzero().flatten(), "test")

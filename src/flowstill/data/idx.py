@@ -1,0 +1,51 @@
+"""MNIST's own files (LeCun et al. 1998): idx, as they are or gzipped."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from flowstill.data.locate import Source
+from flowstill.data.splits import Split, array_split
+from flowstill.errors import DataError
+
+BYTES = 8  # the code for values of one byte without a sign
+
+
+def idx_splits(source: Source, *, with_test: bool = True) -> tuple[Split, Split | None]:
+    """Training and test images, each split a file of images and one of labels. Raises: DataError naming the file."""
+    return _split(*source.train), _split(*source.test) if with_test else None
+
+
+def _split(images: Path, labels: Path) -> Split:
+    pixels, numbers = _read(images, 3), _read(labels, 1)
+    if len(pixels) != len(numbers):
+        raise DataError(
+            f"{str(images)!r} has {len(pixels)} images, but {str(labels)!r} {len(numbers)} labels. Fetch both anew."
+        )
+    place = repr(str(images))
+    return array_split(pixels, torch.from_numpy(numbers.astype(np.int64)), None, place, ((place, len(pixels)),))
+
+
+def _read(file: Path, axes: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """An array of uint8: two zeros, the values' code, the number of axes, their lengths (4 bytes each), the values."""
+    try:
+        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{str(file)!r} cannot be read ({error}). Fetch it anew.") from None
+    first = 4 + 4 * axes
+    if content[:4] != bytes([0, 0, BYTES, axes]) or len(content) < first:
+        raise DataError(f"{str(file)!r} is no idx file of bytes with {axes} axes. Fetch it anew.")
+    shape = np.frombuffer(content[4:first], ">u4").tolist()
+    if len(content) - first != math.prod(shape):
+        raise DataError(
+            f"{str(file)!r} announces {'x'.join(map(str, shape))} values, but {len(content) - first} bytes follow. "
+            "Fetch it anew."
+        )
+    return np.frombuffer(content, np.uint8, offset=first).reshape(shape)
