@@ -253,7 +253,7 @@ def test_the_ablations_rows_differ_in_nothing_but_the_flows():
     assert recipe.data == table3.data
     for name in ("teacher", "student_scratch", "student_scratch_total"):
         assert recipe.jobs[name].stages == table3.jobs[name].stages
-    assert recipe.jobs["plain"].stages == table3.jobs["student"].stages
+    assert recipe.jobs["plain"].stages == table3.jobs["fsp"].stages
     rows = {name: recipe.jobs[name] for name in ("plain", "dense", "sequential", "dense_sequential")}
     for job in rows.values():
         transfer, task = job.stages

@@ -16,6 +16,7 @@ from flowstill.cli.distill import distill
 from flowstill.cli.evaluate import evaluate
 from flowstill.cli.inspect import inspect
 from flowstill.cli.listing import show_list
+from flowstill.cli.reproduce import reproduce
 from flowstill.cli.train import train
 from flowstill.errors import FlowstillError
 
@@ -28,6 +29,7 @@ app = typer.Typer(
 app.command("demo")(demo)
 app.command("distill")(distill)
 app.command("train")(train)
+app.command("reproduce")(reproduce)
 app.command("check")(check)
 app.command("inspect")(inspect)
 app.command("evaluate")(evaluate)

@@ -111,7 +111,8 @@ def default_shape(net: str) -> Shape:
         if known is not None:
             channels, height, width = known.input_size
             return channels, height, width
-    return (3, 224, 224) if name else (3, 32, 32)
+    large = name or net.endswith("-imagenet") or net == "inception-bn"
+    return (3, 224, 224) if large else (3, 32, 32)
 
 
 def _by(numbers: tuple[int, ...]) -> str:

@@ -56,6 +56,9 @@ DataRoot = Annotated[
 TrustCode = Annotated[
     bool, typer.Option("--trust-code", help="Allow networks that the recipe takes from Python files.")
 ]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Try each stage for two steps on made-up images, and keep nothing.")
+]
 Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or mps.")]
 Devices = Annotated[int, typer.Option(parser=whole_number, metavar="N", help="How many devices share each batch.")]
 PrecisionOption = Annotated[Precision, typer.Option("--precision", help="auto measures which is quickest, once.")]

@@ -11,6 +11,7 @@ from flowstill.cli.options import (
     DataRoot,
     Device,
     Devices,
+    DryRun,
     Precision,
     PrecisionOption,
     RecipeName,
@@ -35,17 +36,21 @@ def train(
     devices: Devices = 1,
     precision: PrecisionOption = Precision.auto,
     trust_code: TrustCode = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Run a recipe's jobs and keep all that happens in a folder.
 
     A killed run goes on with --resume, with the numbers that it would have given uninterrupted.
     """
-    from flowstill.cli.training import train_and_show
+    from flowstill.cli.training import train_and_show, try_out
     from flowstill.recipes.load import load_recipe
 
     loaded = load_recipe(
         recipe, set=tuple(settings or ()), scale=scale, seed=seed, data_root=data_root, trust_code=trust_code
     )
+    if dry_run:
+        try_out(loaded, device)
+        return
     train_and_show(
         loaded,
         out or Path("runs", loaded.name),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -34,6 +35,20 @@ def train_and_show(
     if finished_before:
         print(f"{out} is finished already; nothing was left to do.")
     show_run(run)
+
+
+def try_out(recipe: Recipe, device: str = "auto") -> None:
+    """Run two steps of each stage on images made up in the right shape, in a folder that goes away."""
+    from flowstill.engine import train
+    from flowstill.recipes.dry import dry
+
+    if not recipe.jobs:
+        print(f"{recipe.name}: draws a figure; there is nothing to train")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        train(dry(recipe), Path(folder) / "run", device=device, precision="32", progress=False)
+    stages = sum(len(job.stages) for job in recipe.jobs.values())
+    print(f"{recipe.name}: {len(recipe.jobs)} jobs, {stages} stages, two steps each on made-up images: all run")
 
 
 def show_run(run: Run) -> None:

@@ -70,6 +70,10 @@ def train(
             )
     else:
         recipe = load_recipe(recipe, **options)
+    if not recipe.jobs:
+        raise RecipeError(
+            f"{recipe.name!r} draws a figure and trains nothing; `flowstill reproduce {recipe.name}` draws it."
+        )
     device = choose_device(device, devices)
     if recipe.data.batch < devices:
         raise RecipeError(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -49,8 +50,10 @@ def check(
     Raises: FlowstillError with the job's name in front.
     """
     with torch.random.fork_rng(devices=[]):
+        kinds = {repr(job.network): job for name, job in recipe.jobs.items() if name not in (objects or {})}
+        made = {kind: on_meta(job, shape, classes) for kind, job in kinds.items()}  # jobs of one kind share one here
         networks = {
-            name: objects[name] if objects and name in objects else on_meta(job, shape, classes)
+            name: objects[name] if objects and name in objects else made[repr(job.network)]
             for name, job in recipe.jobs.items()
         }
     others = {
@@ -61,7 +64,8 @@ def check(
             or _other_classes(name, job, networks[name], shape, classes)
         )
     }
-    return {name: _plan(name, recipe, networks, others, shape, classes, images) for name in recipe.jobs}
+    pair, size = functools.cache(pair_sections), functools.cache(count)
+    return {name: _plan(name, recipe, networks, others, shape, classes, images, pair, size) for name in recipe.jobs}
 
 
 def on_meta(job: Job, shape: Shape, classes: int) -> nn.Module:
@@ -113,7 +117,7 @@ def _other_classes(name: str, job: Job, network: nn.Module, shape: Shape, classe
 
 def _plan(
     name: str, recipe: Recipe, networks: dict[str, nn.Module], others: dict[str, str], shape: Shape, classes: int,
-    images: int | None,
+    images: int | None, pair: Callable[..., Pairs], size: Callable[..., Counts],
 ) -> JobPlan:  # fmt: skip
     job = recipe.jobs[name]
     student, teacher = networks[name], networks.get(job.teacher or "")
@@ -122,7 +126,7 @@ def _plan(
         if teacher is not None and any(stage.reads_sections for stage in job.stages):
             example = (1, *shape)
             pairs = pairs_by_hand(teacher, student, example, [(f.teacher, f.student) for f in job.flows]) \
-                if job.flows else pair_sections(teacher, student, example)  # fmt: skip
+                if job.flows else pair(teacher, student, example)  # fmt: skip
         setting = Setting(teacher, student, shape, classes)
         built = {stage.name: _build(stage, pairs, replace(setting, shared={})) for stage in job.stages}
         if job.teacher in others:
@@ -130,7 +134,7 @@ def _plan(
         terms = {stage: [_taps(*term) for term in its] for stage, its in built.items()}
         stored = {stage.name: stored_files(job, stage, built[stage.name], recipe.data, teacher, shape, images)
                   for stage in job.stages}  # fmt: skip
-        return JobPlan(name, job.network.name, count(student, shape), pairs, terms, stored, name not in others)
+        return JobPlan(name, job.network.name, size(student, shape), pairs, terms, stored, name not in others)
     except (NetworkError, RecipeError) as error:
         raise type(error)(f"job {name!r}: {error}") from None
 

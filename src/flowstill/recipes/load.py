@@ -51,7 +51,7 @@ def load_recipe(
     Raises: RecipeError with all problems, a line for each: ``recipe.yaml:12: jobs.student.seed: expected a whole
     number, got 'abc'``.
 
-    >>> load_recipe("fsp-table3", scale=0.02, set=["student.stages.transfer.lr=0.01"]).jobs["student"].stages[0].steps
+    >>> load_recipe("fsp-table3", scale=0.02, set=["fsp.stages.transfer.lr=0.01"]).jobs["fsp"].stages[0].steps
     420
     """
     if isinstance(source, Recipe):
@@ -106,6 +106,7 @@ def _read(file: Traversable | Path, source: str) -> Document:
 def _change(document: Document, changes: Sequence[str], seed: int | None, data_root: str | Path | None) -> None:
     """Bring the data into the schema's form and apply the options to it."""
     expand(document)
+    jobs_as_mappings(document)
     for change in changes:
         override(document, change)
         jobs_as_mappings(document)

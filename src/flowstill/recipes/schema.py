@@ -95,19 +95,24 @@ class Paper:
 
 @specification
 class Recipe:
-    """Data, jobs, ensembles: all that a run needs to know."""
+    """Data, jobs, ensembles: all that a run needs to know.
+
+    figure: what is drawn of it beside its table: ``curves`` of loss and accuracy, ``kernels`` of the first layer; or
+    without any job, the ``penalty`` of sparse recoding, or ``samples`` of distorted images beside plain ones.
+    """
 
     name: str
     data: Data
-    jobs: dict[Name, Job]
+    jobs: dict[Name, Job] = Field(default_factory=dict)
     ensembles: dict[Name, Ensemble] = Field(default_factory=dict)
     together: tuple[tuple[str, ...], ...] = ()
     seed: int = 0
     about: str = ""
     paper: Paper | None = None
+    figure: Literal["curves", "kernels", "penalty", "samples"] | None = None
 
     def __post_init__(self) -> None:
-        if not self.jobs:
+        if not self.jobs and self.figure not in ("penalty", "samples"):
             raise ValueError("a recipe needs at least one job")
         problems = [*self._wrong_jobs(), *self._wrong_groups()]
         if problems:

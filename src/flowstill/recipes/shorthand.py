@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from flowstill.errors import RecipeError
+from flowstill.recipes.dump import plain
+from flowstill.recipes.methods import find_method
 from flowstill.recipes.places import Document
 
 SHORTHAND = ("teacher", "student", "stages")
@@ -51,12 +54,31 @@ def expand(document: Document) -> None:
 
 
 def jobs_as_mappings(document: Document) -> None:
-    """A job given as a network's name alone becomes ``{network: NAME}``."""
+    """A job given as a network's name alone becomes ``{network: NAME}``, and ``stages: METHOD`` the method's stages."""
     jobs = document.data.get("jobs")
-    if isinstance(jobs, dict):
-        for name, job in jobs.items():
-            if isinstance(job, str):
-                jobs[name] = {"network": job}
+    if not isinstance(jobs, dict):
+        return
+    for name, job in jobs.items():
+        if isinstance(job, str):
+            jobs[name] = {"network": job}
+        elif isinstance(job, dict) and isinstance(job.get("stages"), str):
+            job["stages"] = _method(document, name, job["stages"])
+
+
+def _method(document: Document, job: str, name: str) -> list[Any]:
+    """The stages of a method; none, with the problem noted, if there is no such method."""
+    try:
+        found = find_method(name)
+    except RecipeError as error:
+        document.say(("jobs", job, "stages"), str(error))
+        return []
+    if found.by_section:
+        document.say(
+            ("jobs", job, "stages"), f"the stages of {name!r} depend on the networks' sections; write them out"
+        )
+        return []
+    made: list[Any] = plain(found.stages(0))
+    return made
 
 
 def _move(document: Document, old: tuple[str, ...], new: tuple[str, ...]) -> None:

@@ -1,0 +1,38 @@
+"""The numbers that the papers print."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import resources
+
+import yaml
+
+ACCURACY = "accuracy"
+
+
+@dataclass(frozen=True)
+class Printed:
+    """A table of a paper. rows: row -> a number for each of ``columns``, in percent unless a column's name says otherwise.
+
+    reconstruction: rows whose method the paper leaves so open that ours is a reconstruction.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: dict[str, tuple[float, ...]]
+    reconstruction: tuple[str, ...] = ()
+
+
+def printed_tables() -> dict[str, Printed]:
+    """All tables by name.
+
+    >>> printed_tables()["fsp-table3"].rows["fsp"]
+    (88.7,)
+    """
+    text = resources.files("flowstill.experiments").joinpath("printed.yaml").read_text(encoding="utf-8")
+    tables = {}
+    for name, table in yaml.safe_load(text).items():
+        rows = {row: tuple(v) if isinstance(v, list) else (v,) for row, v in table["rows"].items()}
+        columns = tuple(map(str, table.get("columns", (ACCURACY,))))
+        tables[name] = Printed(table["title"], columns, rows, tuple(table.get("reconstruction", ())))
+    return tables

@@ -1,0 +1,158 @@
+"""``reproduce``: a table of a paper, from nothing or from where it was stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from flowstill.data import data_facts, open_data
+from flowstill.engine.precision import Asked
+from flowstill.errors import RecipeError
+from flowstill.experiments.drawings import draw
+from flowstill.experiments.estimate import Estimate, estimate
+from flowstill.experiments.figure import write_figure
+from flowstill.experiments.printed import ACCURACY, Printed, printed_tables
+from flowstill.experiments.rows import cell, restricted, rows_of
+from flowstill.experiments.table import Cell, Table, comma_separated, markdown, printed_cell
+from flowstill.experiments.teachers import teacher_key, trained_by_itself, with_teachers
+from flowstill.files import atomic_write
+from flowstill.recipes.check import JobPlan, check
+from flowstill.recipes.dump import plain
+from flowstill.recipes.load import load_recipe
+from flowstill.recipes.schema import Recipe
+from flowstill.runs import Run, is_run
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a table will take. rows: in order. seeds: each trains the rows once; teachers are trained once for all.
+
+    recipe: with the rows' jobs alone. stand_in: the data set that takes the place of the paper's, or nothing.
+    """
+
+    recipe: Recipe
+    rows: tuple[str, ...]
+    seeds: tuple[int, ...]
+    scale: float
+    printed: Printed | None
+    stand_in: str = ""
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """The jobs that are trained once, for all seeds and for other tables."""
+        return tuple(name for name in self.recipe.jobs if trained_by_itself(self.recipe, name))
+
+    @property
+    def key(self) -> str:
+        """A digest of what is trained for one seed."""
+        jobs = {name: plain(job) for name, job in self.recipe.jobs.items()}
+        data = {key: value for key, value in plain(self.recipe.data).items() if key != "root"}
+        text = json.dumps([data, jobs, plain(self.recipe.ensembles)], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def plan_table(
+    table: str, *, scale: float = 1.0, seeds: int = 1, rows: Sequence[str] = (), data_root: str | Path | None = None,
+    data: str | None = None, set: Sequence[str] = (),
+) -> Plan:  # fmt: skip
+    """What ``reproduce`` will do for these arguments. Raises: FlowstillError naming what is wrong."""
+    if seeds < 1:
+        raise RecipeError(f"--seeds {seeds}: at least one.")
+    whole = load_recipe(table, scale=scale, data_root=data_root, set=[*set, *([f"data.name={data}"] if data else [])])
+    printed = printed_tables().get(whole.name)
+    chosen = tuple(rows) or tuple(printed.rows if printed else rows_of(whole))
+    paper_set = load_recipe(table).data.name
+    stand_in = whole.data.name if whole.data.name != paper_set else ""
+    first = whole.seed
+    return Plan(restricted(whole, chosen), chosen, tuple(range(first, first + seeds)), scale, printed, stand_in)
+
+
+def check_plan(plan: Plan, **options: Any) -> tuple[dict[str, JobPlan], Estimate]:
+    """The jobs' networks and pairs, and what they will take. options: of ``estimate``. Raises: FlowstillError."""
+    if not plan.recipe.jobs:
+        return {}, Estimate({}, {}, 0)
+    facts = data_facts(plan.recipe.data)
+    if facts is None:
+        opened = open_data(plan.recipe.data)
+        shape, classes = opened.shape, len(opened.classes)
+    else:
+        shape, classes = facts.shape, facts.classes
+    plans = check(plan.recipe, shape, classes)
+    return plans, estimate(plan.recipe, plans, **options)
+
+
+def reproduce(
+    plan: Plan, out: str | Path, *, precision: Asked = "auto", say: Callable[[str], None] = print, **options: Any
+) -> Table:
+    """Train what is missing of a plan and write the table; what was stopped goes on where it was.
+
+    Teachers lie beside ``out`` in a folder ``teachers``, each named by what its weights depend on, and serve every
+    table there. ``out`` gets a run folder for each seed, ``table.md``, ``table.csv``, ``table.png`` and ``table.svg``, and
+    where the recipe says so ``figure.png`` and ``figure.svg``.
+
+    options: ``device``, ``devices``, ``progress`` of ``train``. say: told of each step.
+    Returns: the table. Raises: FlowstillError; KeyboardInterrupt once the state is saved.
+    """
+    from flowstill.engine import train
+
+    out = Path(out)
+    teachers = out.parent / "teachers"
+    for name in plan.teachers:
+        there = teachers / teacher_key(plan.recipe, name, precision)
+        done = is_run(there) and Run.open(there).finished
+        say(f"teacher {name}: {'is there, in' if done else 'into'} {there}")
+    if not plan.recipe.jobs:
+        return write(plan, [], out)
+    with_weights = with_teachers(plan.recipe, teachers, precision=precision, **options)
+    runs = []
+    for seed in plan.seeds:
+        path = out / f"seed-{seed}-{plan.key}"
+        say(f"seed {seed}: {'goes on in' if is_run(path) else 'into'} {path}")
+        runs.append(train(replace(with_weights, seed=seed), path, resume=True, precision=precision, **options))
+        write(plan, runs, out)
+    return write(plan, runs, out)
+
+
+def write(plan: Plan, runs: Sequence[Run], out: Path) -> Table:
+    """The table of these runs, one for each seed, and the recipe's figure into ``out``; returns the table."""
+    table = make_table(plan, runs)
+    out.mkdir(parents=True, exist_ok=True)
+    if plan.recipe.figure:
+        draw(plan.recipe, runs, out)
+    if not table.cells:
+        return table
+    for name, text in (("table.md", markdown(table)), ("table.csv", comma_separated(table))):
+        atomic_write(out / name, text.encode())
+    write_figure(table, out)
+    return table
+
+
+def make_table(plan: Plan, runs: Sequence[Run]) -> Table:
+    """The rows, each seed's run giving a number for each cell."""
+    columns = plan.printed.columns if plan.printed else (ACCURACY,)
+    cells = []
+    for row in plan.rows:
+        for column in columns:
+            values = [cell(plan.recipe, run.summary, row, column) for run in runs]
+            there = tuple(value for value in values if value is not None)
+            cells.append(Cell(row, column, printed_cell(plan.printed, row, column), there))
+    printed = plan.printed
+    return Table(plan.recipe.name, printed.title if printed else plan.recipe.about, tuple(cells),
+                 printed.reconstruction if printed else (), notes(plan, len(runs)))  # fmt: skip
+
+
+def notes(plan: Plan, seeds: int) -> tuple[str, ...]:
+    """Under which conditions the numbers came about."""
+    data = plan.recipe.data
+    said = [
+        f"Schedules at {plan.scale:g} of the paper's; mean over {seeds} seed{'s' if seeds > 1 else ''}, one teacher for all."
+    ]
+    if plan.stand_in:
+        said.append(f"The images are those of {plan.stand_in}, which stands in for the paper's set.")
+    if data.labels:
+        said.append(f"The task sees {data.labels} labels.")
+    return tuple(said)
