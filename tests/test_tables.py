@@ -39,7 +39,7 @@ from flowstill.transfer.recoding import Recoding
 TABLES = printed_tables()
 CLAIMS = ("fsp-modules", "kr-claims", "kr-figure5")
 OURS = (*TABLES, *CLAIMS)
-IMAGENET = "kr-table3"  # whose networks take seconds, even without numbers in them
+IMAGENET = "kr-table3"
 QUICK = ["fsp-table3", "fsp-table5", "dense-cifar10-min", "kr-table1", "svd-table1", "kr-figure5"]  # one of each kind
 CHECKED = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in OURS]
 NET_COLUMNS = ("net1", "net2", "net3")
