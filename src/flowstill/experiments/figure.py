@@ -32,7 +32,7 @@ def write_figure(table: Table, folder: Path) -> list[Path]:
     axes.set_title(f"{table.name}: {table.title}", fontsize=10, loc="left")
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, loc="best")
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=2)
     written = [folder / "table.png", folder / "table.svg"]
     for path in written:
         figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
