@@ -64,6 +64,15 @@ def test_psi_equals_the_loops(width, options):
         )
 
 
+def test_the_first_weights_spread_as_asked():
+    torch.manual_seed(0)
+    pairs, setting = pairing(fs.create("resnet14"), fs.create("resnet8"), (3, 32, 32))
+    for layer in Aggregation(std=0.5).build(pairs, setting).aggregate.layers:
+        weight = layer.conv.weight.detach()
+        assert float(weight.std()) == pytest.approx(0.5, rel=5 / (2 * weight.numel()) ** 0.5)  # five standard errors
+        assert float(weight.mean().abs()) < 5 * 0.5 / weight.numel() ** 0.5
+
+
 def test_copies_of_the_teachers_own_layers_cost_nothing():
     """c = 1: a W~ with the weights of a convolution, BatchNorm and ReLU does what they do."""
     torch.manual_seed(0)
@@ -169,7 +178,9 @@ def test_what_cannot_be_built_is_said():
         Aggregated().build(pairs, setting)
     Aggregation().build(pairs, setting)
     assert Aggregation(measure="residual").build(pairs, setting).aggregate is setting.shared["aggregate"]
-    with pytest.raises(fs.RecipeError, match="'layers: 3' in one term and of 4"):
+    with pytest.raises(fs.RecipeError, match="'layers: 3' in one term and 4 in another"):
         Aggregation(layers=4).build(pairs, setting)
+    with pytest.raises(fs.RecipeError, match=r"'std: None' in one term and 2[.]0 in another"):
+        Aggregation(std=2).build(pairs, setting)
     with pytest.raises(fs.RecipeError, match="needs a teacher"):
         Aggregation().build(())

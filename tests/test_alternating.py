@@ -1,22 +1,18 @@
 """Knowledge representing's two steps in turn: what moves and what stays, spec (e)."""
 
-import signal
-
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import flowstill as fs
+from compared_runs import PLAIN, assert_same, resumed, weights
 from flowstill.data.batch import Batch
 from flowstill.data.spec import Augment, Data
-from flowstill.engine.hardware import make_fabric
-from flowstill.engine.precision import Precision
-from flowstill.engine.runner import StageRunner
+from flowstill.nets import save_weights
 from flowstill.recipes.schema import Job, Net, Optimizer, Recipe
-from flowstill.taps import Tapped
 from flowstill.transfer.procedures import alternating
 from flowstill.transfer.recoding import Recoding
-from representing_networks import pairing, read, vgg
+from representing_networks import read, vgg
+from stage_runners import kept, moved, read_teacher, stage_runner
 
 
 def batch(shape=(3, 16, 16), seed=0, count=16):
@@ -28,23 +24,11 @@ def start(stage, teacher=None, student=None, shape=(3, 16, 16)):
     torch.manual_seed(0)
     teacher = (teacher or fs.create("resnet14", width=0.25)).requires_grad_(False).eval()
     student = student or fs.create("resnet8", width=(3, 8, 12))
-    pairs, setting = pairing(teacher, student, shape)
-    return StageRunner(make_fabric("cpu", 1, Precision()), student, stage, pairs, setting), teacher, student
+    return stage_runner(stage, teacher, student, shape), teacher, student
 
 
 def step(runner, teacher, number, given, t=0):
-    with torch.no_grad():
-        taps, logits = runner.teacher_needs([0, 1])
-        reading = Tapped(teacher, taps, until="logits" if logits else "taps")(given.images)
-    return runner.update(number, given, reading, t)
-
-
-def kept(module):
-    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
-
-
-def moved(before, module):
-    return {name for name, tensor in module.state_dict().items() if not torch.equal(before[name], tensor)}
+    return runner.update(number, given, read_teacher(runner, teacher, given.images, [0, 1]), t)
 
 
 def test_step_a_moves_student_and_w_and_step_b_the_student_alone():
@@ -190,10 +174,6 @@ def test_stage_is_that_of_the_paper():
     assert stage.players["student"].recode == Recoding()
 
 
-NET = Net("resnet8", {"width": 0.5})
-PLAIN = {"device": "cpu", "precision": "32", "progress": False}
-
-
 def recipe(teacher):
     stages = alternating(steps=6, lr=0.05, match_lr=0.01, recode=Recoding(lr=0.3))
     student = Net("resnet8", {"width": [5, 10, 20]})
@@ -203,20 +183,10 @@ def recipe(teacher):
 
 def test_a_run_resumes_bit_for_bit(tmp_path):
     """W~, both momenta, thresholds and statistics are in the saved state; the run works from a recipe with filters reduced."""
-    from flowstill.nets import save_weights
-
     torch.manual_seed(0)
     save_weights(fs.create("resnet14", num_classes=10, in_channels=1, width=0.5), tmp_path / "teacher.safetensors")
     given = recipe(tmp_path / "teacher.safetensors")
     whole = fs.train(given, tmp_path / "whole", **PLAIN)
-
-    def interrupt(job, stage, steps):
-        if steps == 3:
-            signal.raise_signal(signal.SIGINT)
-
-    with pytest.raises(KeyboardInterrupt):
-        fs.train(given, tmp_path / "part", on_step=interrupt, **PLAIN)
-    again = fs.train(given, tmp_path / "part", resume=True, **PLAIN)
-    one, other = (load_file(run.path / "student.safetensors") for run in (whole, again))
-    assert all(torch.equal(one[name], other[name]) for name in one)
-    assert set(one) == set(fs.create("resnet8", num_classes=10, in_channels=1, width=(5, 10, 20)).state_dict())
+    assert_same(resumed(given, tmp_path / "part", ("student", "represent", 3)), whole)
+    reduced = fs.create("resnet8", num_classes=10, in_channels=1, width=(5, 10, 20))
+    assert set(weights(whole)) == set(reduced.state_dict())

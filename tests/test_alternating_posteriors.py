@@ -9,6 +9,7 @@ from flowstill.data.batch import Batch
 from flowstill.engine.hardware import make_fabric
 from flowstill.engine.precision import Precision
 from flowstill.engine.runner import StageRunner
+from flowstill.engine.teacher import needs_of
 from flowstill.knowledge.base import Setting
 from flowstill.knowledge.kdgan import KDGAN, gumbel_noise
 from flowstill.knowledge.logits import SoftLogits
@@ -51,7 +52,7 @@ class Course:
     def play(self, *players):
         """The updates of these players, in the stage's order; the names of step A's losses."""
         numbers = [number for number, update in enumerate(self.stage.updates) if update.player in players]
-        taps, logits = self.runner.teacher_needs(numbers)
+        taps, logits = needs_of(self.runner.losses(numbers))
         with torch.no_grad():
             reading = Tapped(self.teacher, taps, until="logits" if logits else "taps")(batch().images)
         for number in numbers:

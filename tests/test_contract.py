@@ -209,7 +209,7 @@ def test_under_bfloat16_losses_are_float32_and_near_the_loops(name, family):
 
 
 @pytest.mark.parametrize("name", [*COMPARED, *PLAYED])
-def test_in_the_engine_bfloat16_rounds_the_forward_alone(name):
+def test_in_the_engine_bfloat16_rounds_the_forward_alone(name, monkeypatch):
     """What a loss is held against reaches it as it was made: no rounding on the way into the wrapped module."""
     teacher, student = networks("resnet")
     twin, given, seen = copy.deepcopy(student), batch("resnet"), {}
@@ -222,11 +222,8 @@ def test_in_the_engine_bfloat16_rounds_the_forward_alone(name):
                                         if isinstance(part, torch.Tensor) and part.is_floating_point()]  # fmt: skip
         return plain(self, images, update, targets)
 
-    Learner.forward = spy
-    try:
-        losses = run(made, teacher, student, given, dtype="bf16")
-    finally:
-        Learner.forward = plain
+    monkeypatch.setattr(Learner, "forward", spy)
+    losses = run(made, teacher, student, given, dtype="bf16")
     assert all(math.isfinite(value) for row in losses for value in row.values())
     if name in ("fsp", "dense", "svd"):  # others hold what the forward itself gave
         parts = [part for (_, term), parts in seen.items() if term == name for part in parts]

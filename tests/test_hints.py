@@ -6,9 +6,6 @@ from torch import nn
 
 import flowstill as fs
 from flowstill.data.batch import Batch
-from flowstill.engine.hardware import make_fabric
-from flowstill.engine.precision import Precision
-from flowstill.engine.runner import StageRunner
 from flowstill.knowledge import parse_knowledge
 from flowstill.knowledge.base import Setting
 from flowstill.knowledge.hints import Hints, blocks, hint_loss
@@ -17,27 +14,10 @@ from flowstill.sections import find_sections, pair_sections, pairs_by_hand
 from flowstill.taps import Reading, Tapped
 from flowstill.transfer.procedures import joint, two_stage
 from flowstill.transfer.schedules import Linear
-from flowstill.transfer.stages import Term
+from flowstill.transfer.stages import AdaptiveClip, Optimizer, Term
 from oracles import hints as oracle
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def vgg(*rows, bn=True):
-    """Rows of (convolutions, channels), a pooling between two rows; BatchNorm and ReLU in place follow each convolution."""
-    layers, channels = [], 3
-    for number, (count, width) in enumerate(rows):
-        layers += [nn.MaxPool2d(2)] if number else []
-        for _ in range(count):
-            layers += [
-                nn.Conv2d(channels, width, 3, padding=1),
-                *([nn.BatchNorm2d(width)] if bn else []),
-                nn.ReLU(True),
-            ]
-            channels = width
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
+from representing_networks import draw, vgg
+from stage_runners import kept, moved, read_teacher, stage_runner
 
 
 def build(teacher, student, shape=(3, 16, 16), **options):
@@ -214,11 +194,6 @@ def test_chosen_sections_are_written_in_a_recipe():
     assert parse_knowledge({"name": "hints", "layers": [1]}) == Hints(layers=(1,))
 
 
-def start(stage, teacher, student, shape):
-    pairs = pair_sections(teacher, student, shape)
-    return StageRunner(make_fabric("cpu", 1, Precision()), student, stage, pairs, Setting(teacher, student, shape, 10))
-
-
 @pytest.mark.parametrize("layers", ["middle", "sections"])
 @pytest.mark.parametrize(("teacher", "student", "side"), [
     (lambda: fs.create("resnet14", width=0.5), lambda: fs.create("resnet8", width=0.25), 16),
@@ -229,34 +204,43 @@ def test_it_falls_on_a_fixed_batch_and_the_regressor_moves_with_the_student(laye
     torch.manual_seed(0)
     teacher, student = teacher().requires_grad_(False).eval(), student()
     first, _ = two_stage(Hints(layers=layers), transfer_steps=20, transfer_lr=0.02, task_steps=1, task_lr=0.1)
-    runner = start(first, teacher, student, (3, side, side))
+    runner = stage_runner(first, teacher, student, (3, side, side))
     images = torch.randn(8, 3, side, side)
     given = Batch(images, torch.arange(8), torch.arange(8), torch.zeros(8, dtype=torch.long))
-    with torch.no_grad():
-        reading = Tapped(teacher, runner.teacher_needs([0])[0])(images)
+    reading = read_teacher(runner, teacher, images)
     (loss,) = runner.learner.losses
-    before = {name: p.detach().clone() for name, p in loss.named_parameters()}
-    frozen = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    before, frozen = kept(loss), kept(teacher)
     values = [float(runner.update(0, given, reading, t)["hints"]) for t in range(12)]
     assert before
     assert values[-1] < 0.9 * values[0]
-    assert not any(torch.equal(before[name], p) for name, p in loss.named_parameters())
-    assert all(torch.equal(frozen[name], tensor) for name, tensor in teacher.state_dict().items())
+    assert moved(before, loss) == set(before)
+    assert not moved(frozen, teacher)
+
+
+def test_regressors_move_under_a_clipping_rule():
+    """They belong to the transfer, whose gradient the rule holds against the task's on the student alone."""
+    torch.manual_seed(0)
+    teacher, student = fs.create("resnet8").requires_grad_(False).eval(), fs.create("resnet8", width=0.5)
+    (stage,) = joint("hints", steps=3, lr=0.1, rule=AdaptiveClip(), optimizer=Optimizer(weight_decay=0.0))
+    runner = stage_runner(stage, teacher, student, (3, 8, 8))
+    (regressor,) = runner.learner.parts()["adapters"]
+    before, images = kept(regressor), torch.randn(6, 3, 8, 8)
+    given = Batch(images, torch.arange(6), torch.arange(6), torch.zeros(6, dtype=torch.long))
+    runner.update(0, given, read_teacher(runner, teacher, images), 0)
+    assert moved(before, regressor) == set(before)
 
 
 @pytest.mark.parametrize(("step", "weight"), [(0, 4.0), (50, 2.5), (100, 1.0)])
 def test_second_stage_is_ce_plus_lambda_h_with_lambda_from_4_to_1(step, weight):
     """The student's step is that on CE + lambda H(P_T, P_S) at temperature 3, with lambda 4, 2.5 and 1."""
     torch.manual_seed(0)
-    shape = (3, 8, 8)
     teacher, student, twin = (fs.create("resnet8", width=0.25) for _ in range(3))
     twin.load_state_dict(student.state_dict())
     soft = Term(SoftLogits(temperature=3.0, divergence="cross_entropy", squared=False), Linear((4, 1)))
     (stage,) = joint(soft, steps=101, lr=0.1)
-    runner = start(stage, teacher.requires_grad_(False).eval(), student, shape)
-    images, labels = torch.randn(6, *shape), torch.arange(6)
-    with torch.no_grad():
-        reading = Tapped(teacher)(images)
+    runner = stage_runner(stage, teacher.requires_grad_(False).eval(), student, (3, 8, 8))
+    images, labels = torch.randn(6, 3, 8, 8), torch.arange(6)
+    reading = read_teacher(runner, teacher, images)
     runner.update(0, Batch(images, labels, torch.arange(6), torch.zeros(6, dtype=torch.long)), reading, step)
 
     logits = twin.train()(images)

@@ -1,27 +1,23 @@
 """The game of KDGAN within the engine: who moves, what each part does, exact resumption, spec (f)."""
 
-import signal
-
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
 import flowstill as fs
+from compared_runs import PLAIN, assert_near, assert_same, resumed, rows, weights
 from flowstill.data.batch import Batch
 from flowstill.data.spec import Augment, Data
-from flowstill.engine.hardware import make_fabric
-from flowstill.engine.precision import Precision
-from flowstill.engine.runner import StageRunner
-from flowstill.knowledge.base import Setting
 from flowstill.knowledge.kdgan import KDGAN, gumbel_noise
 from flowstill.nets import save_weights
 from flowstill.recipes.check import check
 from flowstill.recipes.load import dump_recipe
 from flowstill.recipes.schema import Job, Net, Recipe
-from flowstill.sections import pair_sections
 from flowstill.taps import Tapped
 from flowstill.transfer.procedures import adversarial, alone, alternating, with_adversaries
+from stage_runners import kept, moved, read_teacher, stage_runner
+from without_batchnorm import TWO_SECTIONS
 
 SHAPE = (1, 8, 8)
 
@@ -37,31 +33,14 @@ def batch(count=6, step=3, steps=10, seed=0):
     return Batch(images, torch.arange(count) % 10, torch.arange(count) + 20, torch.zeros(count, dtype=torch.long), step, steps)  # fmt: skip
 
 
-def read(network, images, taps=()):
-    with torch.no_grad():
-        return Tapped(network, taps)(images)
-
-
 def runner_of(stage, teacher, student, seed=0):
     torch.manual_seed(1)
-    setting = Setting(teacher, student, SHAPE, 10, seed=seed)
-    return StageRunner(
-        make_fabric("cpu", 1, Precision()), student, stage, pair_sections(teacher, student, SHAPE), setting
-    )
+    return stage_runner(stage, teacher, student, SHAPE, seed)
 
 
 def play(runner, teacher, given, updates=(0, 1, 2), step=0):
-    taps, _ = runner.teacher_needs(updates)
-    reading = read(teacher, given.images, taps)
+    reading = read_teacher(runner, teacher, given.images, updates)
     return [runner.update(number, given, reading, step) for number in updates]
-
-
-def kept(module):
-    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
-
-
-def same(before, module):
-    return all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
 
 
 def test_each_update_moves_one_player_and_nothing_else():
@@ -78,8 +57,8 @@ def test_each_update_moves_one_player_and_nothing_else():
         before = [kept(player) for player in players]
         play(runner, teacher, batch(), (number,))
         for state, player in zip(before, players, strict=True):
-            assert same(state, player) == (player is not mover)
-    assert same(frozen, teacher)
+            assert bool(moved(state, player)) == (player is mover)
+    assert not moved(frozen, teacher)
     assert int(student.bn1.num_batches_tracked) == 1  # in its own update alone
 
 
@@ -146,9 +125,9 @@ def trained_game(lr, steps, updates, teacher, student, images, labels):
 def scores(loss, teacher, *judged):
     """D's logits on 400 images it has not seen: for the true labels, and for one sampled label each of these networks."""
     new, truth = prototypes(400, seed=1)
-    features = read(teacher, new, loss.teacher_taps)["layer3"].mean((2, 3))
     noise = gumbel_noise(77, 0, torch.arange(400), 10).float()
     with torch.no_grad():
+        features = Tapped(teacher, loss.teacher_taps)(new)["layer3"].mean((2, 3))
         labels = [
             truth,
             *((network(new) + noise).argmax(1) for network in judged),
@@ -172,7 +151,7 @@ def test_the_discriminator_beats_chance_on_images_it_has_not_seen():
     teacher, student, *data = learnt()
     frozen = kept(teacher)
     loss = trained_game(0.01, 150, (0, 1, 2), teacher, student, *data)
-    assert same(frozen, teacher)
+    assert not moved(frozen, teacher)
     real, *drawn, wrong = scores(loss, teacher, student.eval(), loss.teacher_copy)
     assert ahead(real, wrong) > 0.8
     assert all(ahead(real, samples) > 0.54 for samples in drawn)
@@ -202,10 +181,7 @@ def test_knowledge_representing_plays_it_too():
     runner, before = runner_of(stage, teacher, student), kept(student)
     losses = play(runner, teacher, batch(), range(4))
     assert [set(row) for row in losses] == [{"kdgan"}, {"kdgan"}, {"labels", "kdgan", "aggregation"}, {"aggregated"}]
-    assert not same(before, student)
-
-
-PLAIN = {"device": "cpu", "precision": "32", "progress": False}
+    assert moved(before, student)
 
 
 def recipe(teacher, steps=6):
@@ -215,15 +191,15 @@ def recipe(teacher, steps=6):
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory):
+def teacher_file(tmp_path_factory):
     teacher, _ = networks()
     path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
     save_weights(teacher, path)
     return path
 
 
-def test_a_recipe_is_checked_without_memory_and_survives_yaml(weights, tmp_path):
-    given = recipe(weights)
+def test_a_recipe_is_checked_without_memory_and_survives_yaml(teacher_file, tmp_path):
+    given = recipe(teacher_file)
     plan = check(given, SHAPE, 10)["student"]
     assert [(name, teacher) for name, teacher, _ in plan.terms["adversarial"]] == [
         ("kdgan", ("layer3",)), ("kdgan", ("layer3",)), ("labels", ()), ("kdgan", ("layer3",))]  # fmt: skip
@@ -231,43 +207,22 @@ def test_a_recipe_is_checked_without_memory_and_survives_yaml(weights, tmp_path)
     assert fs.load_recipe(tmp_path / "kdgan.yaml") == given
 
 
-def test_a_run_resumes_bit_for_bit_and_leaves_the_teacher(weights, tmp_path):
+def test_a_run_resumes_bit_for_bit_and_leaves_the_teacher(teacher_file, tmp_path):
     """D, T, their optimisers and the noise go on where they were."""
-    given = recipe(weights)
+    given = recipe(teacher_file)
     whole = fs.train(given, tmp_path / "whole", **PLAIN)
-
-    def interrupt(job, stage, steps):
-        if steps == 3:
-            signal.raise_signal(signal.SIGINT)
-
-    with pytest.raises(KeyboardInterrupt):
-        fs.train(given, tmp_path / "part", on_step=interrupt, **PLAIN)
-    again = fs.train(given, tmp_path / "part", resume=True, **PLAIN)
-    one, other = (load_file(run.path / "student.safetensors") for run in (whole, again))
-    assert all(torch.equal(one[name], other[name]) for name in one)
-    assert set(one) == set(networks()[1].state_dict())
-    before, after = load_file(weights), load_file(whole.path / "teacher.safetensors")
+    assert_same(resumed(given, tmp_path / "part", ("student", "adversarial", 3)), whole)
+    assert set(weights(whole)) == set(networks()[1].state_dict())
+    before, after = load_file(teacher_file), weights(whole, "teacher")
     assert all(torch.equal(before[name], after[name]) for name in before)
-    rows = [line.split(",") for line in (whole.path / "metrics.csv").read_text().splitlines()]
-    assert len({row[3] for row in rows if row[3].startswith("train/")}) == 4  # the three sides apart, and the labels
+    losses = {row[3] for row in rows(whole) if row[3].startswith("train/")}
+    assert len(losses) == 4  # the three sides apart, and the labels
 
 
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
     """BatchNorm normalises by each process's own half, so networks without it are compared."""
-    source = tmp_path / "net.py"
-    source.write_text(
-        "from torch import nn\n"
-        "def make(num_classes, in_channels):\n"
-        "    conv = lambda i, o, s: nn.Sequential(nn.Conv2d(i, o, 3, s, 1), nn.ReLU())\n"
-        "    return nn.Sequential(conv(in_channels, 8, 1), conv(8, 8, 1), conv(8, 16, 2), conv(16, 16, 1),\n"
-        "                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, num_classes))\n"
-    )
-    net = Net(f"{source}:make")
-    student = Job(net, adversarial(steps=4, lr=0.05), teacher="teacher")
-    given = Recipe("two", Data("digits", batch=32), {"teacher": Job(net, alone(4, 0.05), seed=1), "student": student})
-    one, two = (
-        load_file(fs.train(given, tmp_path / str(n), devices=n, **PLAIN).path / "student.safetensors") for n in (1, 2)
-    )
-    for name in one:
-        torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-5)
+    teacher = Job(TWO_SECTIONS, alone(4, 0.05), seed=1)
+    student = Job(TWO_SECTIONS, adversarial(steps=4, lr=0.05), teacher="teacher")
+    given = Recipe("two", Data("digits", batch=32), {"teacher": teacher, "student": student})
+    assert_near(*(fs.train(given, tmp_path / str(devices), devices=devices, **PLAIN) for devices in (1, 2)))

@@ -118,6 +118,20 @@ def test_msra_initialisation():
     assert not network.fc.bias.any()
 
 
+def test_other_initialisations():
+    torch.manual_seed(0)
+    xavier, orthogonal = ResNet(20, init="xavier"), ResNet(20, init="orthogonal")
+    for one, other in zip(xavier.modules(), orthogonal.modules(), strict=True):
+        if isinstance(one, nn.Conv2d):
+            fans = (one.in_channels + one.out_channels) * math.prod(one.kernel_size)
+            bound = math.sqrt(6 / fans)
+            assert 0.98 * bound < one.weight.abs().max() <= bound
+            rows = other.weight.flatten(1).double()
+            torch.testing.assert_close(rows @ rows.T, torch.eye(len(rows), dtype=torch.float64), rtol=0, atol=1e-5)
+    with pytest.raises(NetworkError, match="init 'msra': choose 'he', 'xavier', 'orthogonal'"):
+        ResNet(8, init="msra")
+
+
 def test_no_map_is_overwritten_after_it_was_made():
     network = ResNet(8, shortcut="B")
     kept = []

@@ -8,6 +8,7 @@ from flowstill.data.batch import Batch
 from flowstill.engine.hardware import make_fabric
 from flowstill.engine.precision import Precision
 from flowstill.engine.runner import StageRunner
+from flowstill.engine.teacher import needs_of
 from flowstill.knowledge.base import Setting
 from flowstill.knowledge.hints import Hints
 from flowstill.taps import Tapped
@@ -39,7 +40,7 @@ def test_one_section_by_its_own_knowledge_leaves_all_above_it(kind, lr, number):
     images = torch.randn(8, *SHAPE, generator=torch.Generator().manual_seed(1))
     given = Batch(images, torch.arange(8), torch.arange(8), torch.zeros(8, dtype=torch.long))
     with torch.no_grad():
-        reading = Tapped(teacher, runner.teacher_needs([0])[0])(images)
+        reading = Tapped(teacher, needs_of(runner.losses([0]))[0])(images)
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
     frozen = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     values = [float(loss) for t in range(12) for loss in runner.update(0, given, reading, t).values()]

@@ -9,6 +9,7 @@ from flowstill.data.batch import Batch
 from flowstill.engine.hardware import make_fabric
 from flowstill.engine.precision import Precision
 from flowstill.engine.runner import StageRunner
+from flowstill.engine.teacher import needs_of
 from flowstill.knowledge.aggregation import Aggregated, Aggregation
 from flowstill.taps import Reading, Tapped
 from flowstill.transfer.procedures import alternating
@@ -53,7 +54,7 @@ def test_identity_mappings_are_there_and_move_in_step_a_alone():
     images = torch.randn(6, *SHAPE, generator=torch.Generator().manual_seed(1))
     given = Batch(images, torch.arange(6), torch.arange(6), torch.zeros(6, dtype=torch.long))
     with torch.no_grad():
-        reading = Tapped(teacher, runner.teacher_needs([0, 1])[0])(images)
+        reading = Tapped(teacher, needs_of(runner.losses([0, 1]))[0])(images)
     frozen, seen = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}, {}
     for step in range(8):
         for number in (0, 1):

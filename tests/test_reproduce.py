@@ -1,15 +1,14 @@
 """A table of a paper: rows, teachers kept, numbers beside the printed ones, a stop in the middle."""
 
 import csv
-import json
 import re
-import signal
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import flowstill as fs
+from compared_runs import PLAIN, stop_at
 from flowstill.cli import main
 from flowstill.data import open_data
 from flowstill.data.spec import Data
@@ -25,7 +24,6 @@ from flowstill.experiments.teachers import teacher_key, trained_by_itself
 from flowstill.recipes.check import check
 from flowstill.recipes.dry import dry
 from flowstill.recipes.load import load_recipe
-from flowstill.recipes.schema import Recipe
 
 TINY = """
 name: tiny-table
@@ -44,7 +42,6 @@ ensembles: {fsp: {jobs: [fsp_1, fsp_2]}}
 """
 PRINTED = Printed("A paper, Table 9", ("net1", "net2", "average", "ensemble", "total_iterations"),
                   {"scratch": (50.0,) * 4 + (6.0,), "fsp": (60.0, 62.0, 61.0, 63.0, 16.0)}, ("fsp",))  # fmt: skip
-PLAIN = {"device": "cpu", "precision": "32", "progress": False}
 
 
 @pytest.fixture
@@ -152,12 +149,12 @@ def test_the_teacher_is_trained_once_for_all_seeds_and_tables(tiny, tmp_path, mo
 
 def test_a_teachers_key_holds_what_its_weights_depend_on(tiny):
     recipe = load_recipe(tiny)
-    key = teacher_key(recipe, "teacher", "32")
+    key = teacher_key(recipe, "teacher", "32", "")
     others = {
         "elsewhere": replace(recipe, data=replace(recipe.data, root="/elsewhere")),
         "another name": replace(recipe, name="x"),
     }
-    assert {teacher_key(other, "teacher", "32") for other in others.values()} == {key}
+    assert {teacher_key(other, "teacher", "32", "") for other in others.values()} == {key}
     changed = {
         "batch": replace(recipe, data=replace(recipe.data, batch=16)),
         "seed": replace(recipe, seed=1),
@@ -167,8 +164,9 @@ def test_a_teachers_key_holds_what_its_weights_depend_on(tiny):
         "rate": load_recipe(tiny, set=["teacher.stages.task.lr=0.1"]),
         "augmentation": load_recipe(tiny, set=["data.augment.shift=2"]),
     }
-    keys = {what: teacher_key(other, "teacher", "32") for what, other in changed.items()} | {
-        "precision": teacher_key(recipe, "teacher", "bf16")
+    keys = {what: teacher_key(other, "teacher", "32", "") for what, other in changed.items()} | {
+        "precision": teacher_key(recipe, "teacher", "bf16", ""),
+        "pixels": teacher_key(recipe, "teacher", "32", "of other images"),
     }
     assert len(set(keys.values()) | {key}) == len(keys) + 1
 
@@ -180,22 +178,19 @@ def test_only_teachers_that_train_by_themselves_are_kept(tiny):
 
 @pytest.mark.parametrize("where", [("teacher", "task", 3), ("first", "transfer", 2), ("kd", "joint", 4)])
 def test_a_stopped_table_goes_on_where_it_was_with_the_same_numbers(tiny, tmp_path, where):
-    plan = plan_table(tiny, rows=["fsp", "kd"])
-    whole = make(plan, tmp_path / "whole" / "out")
-    seen = []
+    plan, stop = plan_table(tiny, rows=["fsp", "kd"]), stop_at(where)
+    steps, seen = [], []
+    whole = make(plan, tmp_path / "whole" / "out", on_step=lambda *here: steps.append(here))
 
     def interrupt(*here):
         seen.append(here)
-        if here == where and seen.count(where) == 1:
-            signal.raise_signal(signal.SIGINT)
+        stop(*here)
 
     with pytest.raises(KeyboardInterrupt):
         make(plan, tmp_path / "cut" / "out", on_step=interrupt)
-    before = len(seen)
-    table = make(plan, tmp_path / "cut" / "out", on_step=lambda *here: seen.append(here))
-    assert table == whole
-    assert before + len(set(seen[before:])) <= len(set(seen)) + before - (where[2] - 1)  # nothing before the stop again
-    assert seen[before] == (*where[:2], where[2] + 1)
+    assert seen[-1] == where
+    assert make(plan, tmp_path / "cut" / "out", on_step=lambda *here: seen.append(here)) == whole
+    assert seen == steps  # each step once
 
 
 def test_a_stand_in_is_said(tiny, tmp_path):
@@ -296,7 +291,5 @@ def test_a_recipe_without_printed_numbers_is_a_table_too(tiny, tmp_path):
     table = make(plan_table(tiny), tmp_path / "out")
     assert table.rows == ("teacher", "scratch", "first", "fsp", "kd")
     assert all(one.printed is None for one in table.cells)
-    assert json.loads((tmp_path / "out" / next((tmp_path / "out").glob("seed-*")).name / "summary.json").read_text())[
-        "finished"
-    ]
-    assert isinstance(load_recipe(tiny), Recipe)
+    (run,) = (tmp_path / "out").glob("seed-*")
+    assert fs.Run.open(run).finished

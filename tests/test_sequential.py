@@ -1,21 +1,16 @@
 """Transfer in steps: which updates run what, what a frozen step leaves alone, and the recipe that compares them."""
 
 import re
-import signal
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import flowstill as fs
+from compared_runs import PLAIN, assert_near, assert_same, resumed
 from flowstill.data.batch import Batch
 from flowstill.data.spec import Augment, Data
-from flowstill.engine.hardware import make_fabric
 from flowstill.engine.learner import parameters_below
-from flowstill.engine.precision import Precision
-from flowstill.engine.runner import StageRunner
 from flowstill.errors import RecipeError
-from flowstill.knowledge.base import Setting
 from flowstill.knowledge.dense import Dense
 from flowstill.knowledge.fsp import FSP
 from flowstill.nets.resnet import ResNet
@@ -23,10 +18,12 @@ from flowstill.recipes.dump import dump_recipe
 from flowstill.recipes.load import load_recipe
 from flowstill.recipes.schema import Job, Net, Recipe
 from flowstill.sections import pair_sections
-from flowstill.taps import Tap, Tapped
+from flowstill.taps import Tap
 from flowstill.transfer.procedures import alone, blocks, cyclic, stage
 from flowstill.transfer.schedules import Constant, Cosine, Linear, Milestones
 from flowstill.transfer.stages import Optimizer, Player, Stage, Update
+from stage_runners import read_teacher, stage_runner
+from without_batchnorm import THREE_SECTIONS
 
 WIDTHS = (4, 6, 8)
 SHAPE = (3, 8, 8)
@@ -34,7 +31,6 @@ STEPS = [Dense(step=s) for s in (1, 2, 3)]
 FROZEN = [Dense(step=s, freeze_below=True) for s in (1, 2, 3)]
 BELOW = {1: set(), 2: {"conv1", "bn1", "layer1"}, 3: {"conv1", "bn1", "layer1", "layer2"}}  # of X_{s-1}; none in step 1
 PARTS = {"conv1", "bn1", "layer1", "layer2", "layer3"}  # what dense flows reach
-PLAIN = {"device": "cpu", "precision": "32", "progress": False}
 
 
 def batch(t):
@@ -46,19 +42,14 @@ def start(row, student=None):
     torch.manual_seed(0)
     teacher = ResNet(14, width=WIDTHS).requires_grad_(False).eval()
     student = student or ResNet(8, width=WIDTHS)
-    setting = Setting(teacher, student, SHAPE, 10)
-    fabric = make_fabric("cpu", 1, Precision())
-    runner = StageRunner(fabric, student, row, pair_sections(teacher, student, SHAPE), setting)
-    return runner, teacher, student
+    return stage_runner(row, teacher, student, SHAPE), teacher, student
 
 
 def advance(runner, teacher, t):
     """What batch t of the stage runs. Returns the parts whose parameters moved in each update."""
     moved = []
     for number in runner.slot(t):
-        taps, _ = runner.teacher_needs([number])
-        with torch.no_grad():
-            reading = Tapped(teacher, taps, until="taps")(batch(t).images)
+        reading = read_teacher(runner, teacher, batch(t).images, [number])
         before = {name: p.detach().clone() for name, p in runner.learner.student.named_parameters()}
         runner.update(number, batch(t), reading, t)
         changed = {n for n, p in runner.learner.student.named_parameters() if not torch.equal(before[n], p)}
@@ -212,16 +203,8 @@ def test_steps_run_from_a_recipe_and_resume_bit_for_bit(tmp_path):
     path.write_text(dump_recipe(given), encoding="utf-8")
     assert load_recipe(path) == given
 
-    def interrupt(job, stage, steps):
-        if stage == "transfer" and steps == 4:
-            signal.raise_signal(signal.SIGINT)
-
     whole = fs.train(given, tmp_path / "whole", **PLAIN)
-    with pytest.raises(KeyboardInterrupt):
-        fs.train(given, tmp_path / "part", on_step=interrupt, **PLAIN)
-    again = fs.train(given, tmp_path / "part", resume=True, **PLAIN)
-    one, other = (load_file(run.path / "student.safetensors") for run in (whole, again))
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert_same(resumed(given, tmp_path / "part", ("student", "transfer", 4)), whole)
 
 
 def test_blocks_run_from_a_recipe(tmp_path):
@@ -232,19 +215,9 @@ def test_blocks_run_from_a_recipe(tmp_path):
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
     """BatchNorm normalises by each process's own half, so a network without it is compared."""
-    source = tmp_path / "net.py"
-    source.write_text(
-        "from torch import nn\n"
-        "def make(num_classes, in_channels):\n"
-        "    conv = lambda i, o, s: nn.Sequential(nn.Conv2d(i, o, 3, s, 1), nn.ReLU())\n"
-        "    return nn.Sequential(conv(in_channels, 8, 1), conv(8, 8, 1), conv(8, 16, 2), conv(16, 16, 1), conv(16, 16, 2),\n"
-        "                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, num_classes))\n"
-    )
-    given = recipe(cyclic(SHUFFLED, steps=6, lr=0.05), Net(f"{source}:make"))
+    given = recipe(cyclic(SHUFFLED, steps=6, lr=0.05), THREE_SECTIONS)
     runs = [fs.train(given, tmp_path / f"run{devices}", devices=devices, **PLAIN) for devices in (1, 2)]
-    one, two = (load_file(run.path / "student.safetensors") for run in runs)
-    for name in one:
-        torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-5)
+    assert_near(*runs)
 
 
 def test_the_ablations_rows_differ_in_nothing_but_the_flows():

@@ -9,9 +9,6 @@ import pytest
 import torch
 
 from flowstill.data.batch import Batch
-from flowstill.engine.hardware import make_fabric
-from flowstill.engine.precision import Precision
-from flowstill.engine.runner import StageRunner
 from flowstill.errors import RecipeError
 from flowstill.knowledge import parse_knowledge
 from flowstill.knowledge.base import Setting
@@ -25,6 +22,7 @@ from flowstill.transfer.procedures import stage
 from flowstill.transfer.stages import Update
 from oracles import dense as oracle
 from oracles.fsp_checks import draw, same
+from stage_runners import read_teacher, stage_runner
 from test_fsp import calibrated, permuted
 
 SHUFFLES = ("realisable", "independent", "per_matrix")
@@ -199,16 +197,11 @@ def trained(teacher, knowledge, seed=0, steps=4):
     torch.manual_seed(5)
     student = ResNet(8, width=WIDTHS).double()
     row = stage("transfer", steps, 0.05, [Update(transfer=knowledge)])
-    pairs = pair_sections(teacher, student, (3, 16, 16))
-    fabric = make_fabric("cpu", 1, Precision())
-    runner = StageRunner(fabric, student, row, pairs, setting(teacher, student, seed))
+    runner = stage_runner(row, teacher, student, (3, 16, 16), seed)
     for t in range(steps):
         index = torch.arange(8)
         given = Batch(images(8, seed=t), index % 10, index, torch.zeros_like(index))
-        taps, _ = runner.teacher_needs([0])
-        with torch.no_grad():
-            reading = Tapped(teacher, taps, until="taps")(given.images)
-        runner.update(0, given, reading, t)
+        runner.update(0, given, read_teacher(runner, teacher, given.images), t)
     runner.close()
     return student.state_dict()
 

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import signal
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import load_file
 
 import flowstill as fs
+from compared_runs import PLAIN, assert_near, assert_same, rows, stop_at
 from flowstill.engine import stored as module
 from flowstill.engine.teacher import Teacher
 from flowstill.recipes.schema import AdaptiveClip, Job, Net
 from flowstill.transfer.procedures import cyclic, joint
 from flowstill.transfer.stages import Live, Stored
-from stored_recipes import ALL_VIEWS, CROPS, FEW, NET, PLAIN, fsp_first, planned, recipe, told
-
-
-def rows(run):
-    with open(run.path / "metrics.csv", newline="") as file:
-        return [row for row in list(csv.reader(file))[1:] if row[3] != "images_per_second"]
-
-
-def weights(run, job: str = "student"):
-    return load_file(run.path / f"{job}.safetensors")
+from stored_recipes import ALL_VIEWS, CROPS, FEW, NET, fsp_first, planned, recipe, told
+from without_batchnorm import TWO_SECTIONS
 
 
 @pytest.fixture
@@ -65,9 +54,7 @@ def test_stored_equals_live_with_random_crops(tmp_path, stages):
     """Of 47 images in 18 views many come again."""
     few = replace(CROPS, labels=None, hold_out=1250)
     runs = [fs.train(recipe(stages, how, few), tmp_path / how.name, **PLAIN) for how in (Live(), ALL_VIEWS)]
-    live, stored = map(weights, runs)
-    for name in live:
-        torch.testing.assert_close(stored[name], live[name], rtol=1e-6, atol=1e-6)
+    assert_near(*runs, rtol=1e-6, atol=1e-6)
     for one, other in zip(*map(rows, runs), strict=True):
         assert one[:4] == other[:4]
         assert float(one[4]) == pytest.approx(float(other[4]), rel=1e-5, abs=1e-6)
@@ -108,10 +95,7 @@ def test_jobs_in_lockstep_read_together_and_equal_live(tmp_path, read):
     for how in (Live(), Stored(views=2)):
         given = replace(recipe(stages, how, FEW, **jobs), together=(("student", "b", "c"),))
         runs[how.name] = fs.train(given, tmp_path / how.name, **PLAIN)
-    for job in ("student", "b", "c"):
-        live, stored = (weights(runs[name], job) for name in ("live", "stored"))
-        for name in live:
-            torch.testing.assert_close(stored[name], live[name], rtol=1e-6, atol=1e-6)
+    assert_near(runs["stored"], runs["live"], rtol=1e-6, atol=1e-6)
     assert read[:9] == [32] * 8 + [1]
     assert sum(read[9:]) <= 8 * 32  # no image more for three students than for one
 
@@ -122,9 +106,7 @@ def test_one_of_a_group_may_be_stored_and_another_live(tmp_path):
     mixed = replace(both, jobs={**both.jobs, "b": replace(both.jobs["b"], stages=told(stages, Stored(views=2)))})
     runs = [fs.train(replace(given, together=(("student", "b"),)), tmp_path / str(number), **PLAIN)
             for number, given in enumerate((both, mixed))]  # fmt: skip
-    for job in ("student", "b"):
-        for name, value in weights(runs[0], job).items():
-            torch.testing.assert_close(weights(runs[1], job)[name], value, rtol=1e-6, atol=1e-6)
+    assert_near(*runs, rtol=1e-6, atol=1e-6)
 
 
 class Killed(BaseException):
@@ -140,12 +122,8 @@ def test_interrupted_equals_uninterrupted_bit_for_bit(tmp_path, kill_after, dtyp
     before = list(read)
     read.clear()
 
-    def stop(job, stage, step):
-        if (job, stage) == ("student", "transfer") and step == 4:
-            signal.raise_signal(signal.SIGINT)
-
     with pytest.raises(KeyboardInterrupt):
-        fs.train(given, tmp_path / "cut", on_step=stop, **PLAIN)
+        fs.train(given, tmp_path / "cut", on_step=stop_at(("student", "transfer", 4)), **PLAIN)
     if kill_after:
         first = list(read)
         read.clear()
@@ -163,9 +141,7 @@ def test_interrupted_equals_uninterrupted_bit_for_bit(tmp_path, kill_after, dtyp
         assert first[1:] + filled + read[1:] == before[1:]  # nothing is read a second time
     else:
         run = fs.train(given, tmp_path / "cut", resume=True, **PLAIN)
-    for job in ("teacher", "student"):
-        assert (run.path / f"{job}.safetensors").read_bytes() == (whole.path / f"{job}.safetensors").read_bytes()
-    assert rows(run) == rows(whole)
+    assert_same(run, whole)
 
 
 def test_a_finished_run_keeps_no_knowledge(tmp_path):
@@ -206,20 +182,8 @@ def test_numbers_of_an_image_are_those_that_are_kept(tmp_path, term, kept):
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
     """BatchNorm normalises by each process's own half, so a network without it is compared."""
-    source = tmp_path / "net.py"
-    source.write_text(
-        "from torch import nn\n"
-        "def make(num_classes, in_channels):\n"
-        "    conv = lambda i, o, s: nn.Sequential(nn.Conv2d(i, o, 3, s, 1), nn.ReLU())\n"
-        "    return nn.Sequential(conv(in_channels, 8, 1), conv(8, 8, 1), conv(8, 16, 2), conv(16, 16, 1),\n"
-        "                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, num_classes))\n"
-    )
-    net = Net(f"{source}:make")
     given = recipe(joint("fsp", steps=8, lr=0.05), Stored(views=2), FEW)
-    given = replace(given, jobs={name: replace(job, network=net) for name, job in given.jobs.items()})
+    given = replace(given, jobs={name: replace(job, network=TWO_SECTIONS) for name, job in given.jobs.items()})
     runs = [fs.train(given, tmp_path / str(devices), devices=devices, **PLAIN) for devices in (1, 2)]
-    for job in ("teacher", "student"):
-        one, two = (weights(run, job) for run in runs)
-        for name in one:
-            torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-5)
+    assert_near(*runs)
     assert not (runs[1].path / "knowledge").exists()

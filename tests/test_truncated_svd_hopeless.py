@@ -125,3 +125,21 @@ def test_damped_inverse_is_the_inverse_on_the_rest():
         shifted = values[:, j, None, None] * torch.eye(30, dtype=torch.float64) - gram
         expected = torch.linalg.pinv(shifted, hermitian=True, rtol=1e-11) @ right[:, j, :, None]
         torch.testing.assert_close(solved[:, j], expected[..., 0], rtol=1e-8, atol=1e-8)
+
+
+def test_where_single_precision_gives_up_double_precision_finds_the_pairs(monkeypatch):
+    gram = random_maps(3, 6, 2, 2).flatten(2)
+    gram = (gram @ gram.mT).float()
+    plain = torch.linalg.eigh
+
+    def gives_up(matrices):
+        if matrices.dtype == torch.float32:
+            raise torch.linalg.LinAlgError("failed to converge")
+        return plain(matrices)
+
+    monkeypatch.setattr(torch.linalg, "eigh", gives_up)
+    values, rows = eigen.all_pairs(gram)
+    assert values.dtype == rows.dtype == torch.float32
+    assert (values.diff(dim=1) <= 0).all()
+    torch.testing.assert_close(rows.mT @ (values[..., None] * rows), gram, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(rows @ rows.mT, torch.eye(6).expand(3, 6, 6), rtol=0, atol=1e-5)

@@ -25,7 +25,7 @@ def check(
     Builds all networks, taps and pairs on tensors that hold nothing; reads images only where nothing else tells
     their size, or how many they are.
     """
-    from flowstill.data import data_facts, find_source, open_data
+    from flowstill.data import find_facts, find_source, open_data
     from flowstill.recipes.check import check as plan
     from flowstill.recipes.load import load_recipe
 
@@ -33,17 +33,12 @@ def check(
         recipe, set=tuple(settings or ()), scale=scale, seed=seed, data_root=data_root, trust_code=trust_code
     )
     find_source(loaded.data)  # says what is missing, without opening a file
-    facts = data_facts(loaded.data)
-    images = None
-    if facts is None or any(stage.stores for job in loaded.jobs.values() for stage in job.stages):
-        opened = open_data(loaded.data, seed=loaded.seed)
-        shape, classes, images = opened.shape, len(opened.classes), opened.rows
-    else:
-        shape, classes = facts.shape, facts.classes
-    plans = plan(loaded, shape, classes, images=images)
-    size = "x".join(map(str, shape))
+    facts = find_facts(loaded.data)
+    stores = any(stage.stores for job in loaded.jobs.values() for stage in job.stages)
+    plans = plan(loaded, facts.shape, facts.classes, images=open_data(loaded.data).rows if stores else None)
+    size = "x".join(map(str, facts.shape))
     print(f"{loaded.name}: {loaded.about}" if loaded.about else loaded.name)
-    print(f"data {loaded.data.name}: {size}, {classes} classes, batch {loaded.data.batch}")
+    print(f"data {loaded.data.name}: {size}, {facts.classes} classes, batch {loaded.data.batch}")
     for name in (name for group in loaded.groups() for name in group):
         print()
         _show_job(loaded, plans[name])

@@ -46,7 +46,7 @@ def reproduce(
     every table beside it.
     """
     from flowstill.cli.training import try_out
-    from flowstill.experiments.reproduce import check_plan, plan_table
+    from flowstill.experiments.reproduce import COST, check_plan, plan_table
     from flowstill.experiments.reproduce import reproduce as make
 
     names = [row.strip() for row in rows.split(",") if row.strip()]
@@ -67,6 +67,8 @@ def reproduce(
         raise typer.Exit(130) from None
     if made.cells:
         _show(made, folder)
+    if (folder / COST).exists():
+        print((folder / COST).read_text(encoding="utf-8").strip())
     if plan.recipe.figure:
         print(f"drawn: {folder / 'figure.png'}, figure.svg")
 

@@ -12,11 +12,24 @@ if TYPE_CHECKING:
     from flowstill.data.batch import Batch
     from flowstill.data.dataset import ImageData
     from flowstill.data.locate import find_source
-    from flowstill.data.opening import open_data
+    from flowstill.data.opening import find_facts, open_data
 
-__all__ = ["NAMED", "Augment", "Batch", "Data", "Facts", "ImageData", "data_facts", "find_source", "open_data"]
+__all__ = [
+    "NAMED",
+    "Augment",
+    "Batch",
+    "Data",
+    "Facts",
+    "ImageData",
+    "data_facts",
+    "find_facts",
+    "find_source",
+    "open_data",
+]
 
-_LATE = {"Batch": "batch", "ImageData": "dataset", "find_source": "locate", "open_data": "opening"}  # they import torch
+_LATE = {  # they import torch
+    "Batch": "batch", "ImageData": "dataset", "find_facts": "opening", "find_source": "locate", "open_data": "opening",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

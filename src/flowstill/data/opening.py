@@ -14,7 +14,7 @@ from flowstill.data.distortion import distortion
 from flowstill.data.idx import idx_splits
 from flowstill.data.locate import Source, find_source
 from flowstill.data.memory import Decoded
-from flowstill.data.named import NAMED, data_facts
+from flowstill.data.named import NAMED, Facts, data_facts
 from flowstill.data.spec import Data
 from flowstill.data.splits import Split, digits_splits, folder_splits
 from flowstill.data.streaming import Streamed
@@ -52,6 +52,14 @@ def open_data(spec: Data, *, seed: int = 0) -> ImageData:
         images = Decoded(splits, form)
     labels = {name: split.labels for name, split in splits.items()}
     return ImageData(spec, images, form.shape, classes, labels, seed)
+
+
+def find_facts(spec: Data) -> Facts:
+    """The images' shape and the number of classes: by the name, or else by opening the set. Raises: DataError."""
+    if facts := data_facts(spec):
+        return facts
+    data = open_data(spec)
+    return Facts(data.shape, len(data.classes))
 
 
 def _splits(source: Source, spec: Data) -> tuple[Split, Split | None]:

@@ -14,6 +14,7 @@ from flowstill.data.order import Rows
 from flowstill.data.spec import Data
 
 TESTED = 20  # images
+SPLITS = ("train", "test")
 
 
 def is_synthetic(name: str) -> bool:
@@ -40,7 +41,7 @@ class MadeUp:
         channels, height, width = self._shape
         for rows in plan:
             places = torch.arange(channels * height * width)
-            noise = bits(key_of(len(split), Purpose.SAMPLE), rows.index[:, None], places)
+            noise = bits(key_of(SPLITS.index(split), Purpose.SAMPLE), rows.index[:, None], places)
             yield rows, (noise & 255).to(torch.uint8).view(-1, channels, height, width).to(device)
 
     def statistics(self, rows: Tensor) -> tuple[list[float], list[float]]:

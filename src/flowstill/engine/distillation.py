@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from flowstill.data import Data, Facts, data_facts, open_data
+from flowstill.data import Data, find_facts
 from flowstill.engine.loop import OnStep
 from flowstill.engine.precision import Asked
 from flowstill.engine.training import train
@@ -141,10 +141,7 @@ def _sections(recipe: Recipe, teacher: Given, student: Given) -> int:
     """In how many sections the two networks pair."""
     if recipe.jobs["student"].flows:
         return len(recipe.jobs["student"].flows)
-    facts = data_facts(recipe.data)
-    if facts is None:  # the name does not tell the images' size
-        opened = open_data(recipe.data)
-        facts = Facts(opened.shape, len(opened.classes))
+    facts = find_facts(recipe.data)
     networks = [
         given if isinstance(given, nn.Module) else on_meta(recipe.jobs[name], facts.shape, facts.classes)
         for name, given in (("teacher", teacher), ("student", student))

@@ -111,11 +111,6 @@ def parameters_below(network: nn.Module, tap: Tap, shape: Sequence[int]) -> set[
     return {p for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
 
 
-def detached(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same values without their graph."""
-    return {name: tensor.detach() for name, tensor in tensors.items()}
-
-
 def as_inputs(images: Tensor, channels_last: bool) -> Tensor:
     """Images in the layout that the run chose."""
     return images.contiguous(memory_format=torch.channels_last) if channels_last else images

@@ -26,9 +26,16 @@ class Mover:
         return self.player.lr.at(step, steps)
 
     def decayed(self, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """The gradients with the L2 term added, for rules that look at it; parameters without gradient stay without."""
+        """The gradients with L2 and L1 term added, for rules that look at them; parameters without gradient stay without."""
         decay = self.player.optimizer.weight_decay
         return [g if g is None or not self._decays(p) else g.add(p.detach(), alpha=decay)
+                for p, g in zip(self.parameters, self._with_l1(gradients), strict=True)]  # fmt: skip
+
+    def _with_l1(self, gradients: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        """The gradients with the L1 term added, which torch's optimisers do not know."""
+        if not (l1 := self.player.optimizer.l1):
+            return gradients
+        return [g if g is None or not self._decays(p) else g.add(p.detach().sign(), alpha=l1)
                 for p, g in zip(self.parameters, gradients, strict=True)]  # fmt: skip
 
     def _decays(self, parameter: nn.Parameter) -> bool:
@@ -38,7 +45,7 @@ class Mover:
         """One step. A parameter without gradient neither moves nor decays."""
         if self.recoder is not None:
             gradients = self.recoder(gradients)
-        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+        for parameter, gradient in zip(self.parameters, self._with_l1(gradients), strict=True):
             parameter.grad = _laid_out_as(parameter, gradient)
         for group in self.optimizer.param_groups:
             group["lr"] = lr

@@ -16,11 +16,10 @@ from flowstill.data.batch import Batch
 from flowstill.engine.learner import BuiltTerm, Learner, move_only, parameters_below, parameters_of
 from flowstill.engine.pieces import Piece, pieces
 from flowstill.engine.players import Mover
-from flowstill.engine.teacher import needs_of
 from flowstill.errors import RecipeError
 from flowstill.knowledge.base import Loss, Setting, Target
 from flowstill.sections import Pairs
-from flowstill.taps import Reading, Tap
+from flowstill.taps import Reading
 from flowstill.transfer.gradients import Gradients, clip_global, clip_per_variable, eq14_literal, sigmoid
 from flowstill.transfer.stages import AdaptiveClip, Stage, Term, Update
 
@@ -64,10 +63,6 @@ class StageRunner:
     def losses(self, updates: Sequence[int]) -> list[Loss]:
         """The losses of these updates, each once."""
         return list(dict.fromkeys(built.loss for update in updates for built in self.learner.terms[update]))
-
-    def teacher_needs(self, updates: Sequence[int]) -> tuple[tuple[Tap, ...], bool]:
-        """Which teacher taps these updates read, and whether the logits too."""
-        return needs_of(self.losses(updates))
 
     def update(
         self, number: int, batch: Batch, teacher: Reading | None, step: int, stored: Mapping[Loss, Target] = NOTHING

@@ -270,7 +270,9 @@ class Session:
         if not looked:
             return False
         mine = torch.tensor([float(self.interruption.asked), float(due)], device=self.fabric.device)
-        asked, due_somewhere = self.fabric.all_reduce(mine, reduce_op="sum").tolist()  # type: ignore[union-attr]
+        summed = self.fabric.all_reduce(mine, reduce_op="sum")
+        assert isinstance(summed, torch.Tensor)
+        asked, due_somewhere = summed.tolist()
         self.interruption.asked = asked > 0
         return self.interruption.asked or due_somewhere > 0
 

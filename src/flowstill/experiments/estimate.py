@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from flowstill.engine import train
 from flowstill.recipes.check import JobPlan
 from flowstill.recipes.dry import dry
@@ -40,7 +42,7 @@ def estimate(recipe: Recipe, plans: dict[str, JobPlan], **options: Any) -> Estim
     needed = [name for name in recipe.jobs if name in first.values() or name in _built_on(recipe)]
     small = dry(recipe, STEPS, batch)
     small = replace(small, jobs={name: small.jobs[name] for name in needed}, ensembles={}, together=())
-    times = _step_times(small, **options)
+    times = {key: min(seconds) for key, seconds in step_times(small, **options).items()}
     share = recipe.data.batch / batch
     seconds = {}
     for name, job in recipe.jobs.items():
@@ -65,13 +67,16 @@ def _built_on(recipe: Recipe) -> set[str]:
     return {other for name in recipe.jobs for other in recipe.builds_on(name)}
 
 
-def _step_times(recipe: Recipe, **options: Any) -> dict[tuple[str, str], float]:
-    """Job and stage -> seconds of a step, the shortest but the first."""
+def step_times(recipe: Recipe, **options: Any) -> dict[tuple[str, str], list[float]]:
+    """Run a recipe in a folder that goes away: job and stage -> seconds of each step but the first."""
     marks: dict[tuple[str, str], list[float]] = {}
+    on_gpu = torch.cuda.is_available() and options.get("device") != "cpu"
 
     def note(job: str, stage: str, step: int) -> None:
+        if on_gpu:
+            torch.cuda.synchronize()
         marks.setdefault((job, stage), []).append(time.perf_counter())
 
     with tempfile.TemporaryDirectory() as folder:
         train(recipe, Path(folder) / "dry", progress=False, on_step=note, **options)
-    return {key: min(b - a for a, b in itertools.pairwise(at)) for key, at in marks.items() if len(at) > 1}
+    return {key: [b - a for a, b in itertools.pairwise(at)] for key, at in marks.items() if len(at) > 1}

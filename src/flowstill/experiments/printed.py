@@ -11,6 +11,18 @@ ACCURACY = "accuracy"
 
 
 @dataclass(frozen=True)
+class PrintedCost:
+    """What updates cost. rows: row -> seconds for 100 updates, and the speed-up; None where the paper has none.
+
+    plain: a job whose last stage trains a student alone. taught: one whose only stage is its stage 1.
+    """
+
+    plain: str
+    taught: str
+    rows: dict[str, tuple[float | None, float | None]]
+
+
+@dataclass(frozen=True)
 class Printed:
     """A table of a paper. rows: row -> a number for each of ``columns``, in percent unless a column's name says otherwise.
 
@@ -21,6 +33,7 @@ class Printed:
     columns: tuple[str, ...]
     rows: dict[str, tuple[float, ...]]
     reconstruction: tuple[str, ...] = ()
+    cost: PrintedCost | None = None
 
 
 def printed_tables() -> dict[str, Printed]:
@@ -34,5 +47,9 @@ def printed_tables() -> dict[str, Printed]:
     for name, table in yaml.safe_load(text).items():
         rows = {row: tuple(v) if isinstance(v, list) else (v,) for row, v in table["rows"].items()}
         columns = tuple(map(str, table.get("columns", (ACCURACY,))))
-        tables[name] = Printed(table["title"], columns, rows, tuple(table.get("reconstruction", ())))
+        cost = None
+        if "cost" in table:
+            printed = {row: tuple(pair) for row, pair in table["cost"]["rows"].items()}
+            cost = PrintedCost(**{**table["cost"], "rows": printed})
+        tables[name] = Printed(table["title"], columns, rows, tuple(table.get("reconstruction", ())), cost)
     return tables

@@ -9,22 +9,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flowstill.data import data_facts, open_data
+from flowstill.data import find_facts, open_data
 from flowstill.engine.precision import Asked
 from flowstill.errors import RecipeError
+from flowstill.experiments.cost import write_cost
 from flowstill.experiments.drawings import draw
 from flowstill.experiments.estimate import Estimate, estimate
 from flowstill.experiments.figure import write_figure
-from flowstill.experiments.printed import ACCURACY, Printed, printed_tables
+from flowstill.experiments.printed import ACCURACY, Printed, PrintedCost, printed_tables
 from flowstill.experiments.rows import cell, restricted, rows_of
-from flowstill.experiments.table import Cell, Table, comma_separated, markdown, printed_cell
+from flowstill.experiments.table import Cell, Table, printed_cell, write_table
 from flowstill.experiments.teachers import teacher_key, trained_by_itself, with_teachers
-from flowstill.files import atomic_write
 from flowstill.recipes.check import JobPlan, check
 from flowstill.recipes.dump import plain
 from flowstill.recipes.load import load_recipe
 from flowstill.recipes.schema import Recipe
 from flowstill.runs import Run, is_run
+
+COST = "cost.md"
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,12 @@ class Plan:
     def teachers(self) -> tuple[str, ...]:
         """The jobs that are trained once, for all seeds and for other tables."""
         return tuple(name for name in self.recipe.jobs if trained_by_itself(self.recipe, name))
+
+    @property
+    def cost(self) -> PrintedCost | None:
+        """What the paper says of the cost of an update, if the jobs that show it are there."""
+        cost = self.printed and self.printed.cost
+        return cost if cost and {cost.plain, cost.taught} <= set(self.recipe.jobs) else None
 
     @property
     def key(self) -> str:
@@ -75,13 +83,8 @@ def check_plan(plan: Plan, **options: Any) -> tuple[dict[str, JobPlan], Estimate
     """The jobs' networks and pairs, and what they will take. options: of ``estimate``. Raises: FlowstillError."""
     if not plan.recipe.jobs:
         return {}, Estimate({}, {}, 0)
-    facts = data_facts(plan.recipe.data)
-    if facts is None:
-        opened = open_data(plan.recipe.data)
-        shape, classes = opened.shape, len(opened.classes)
-    else:
-        shape, classes = facts.shape, facts.classes
-    plans = check(plan.recipe, shape, classes)
+    facts = find_facts(plan.recipe.data)
+    plans = check(plan.recipe, facts.shape, facts.classes)
     return plans, estimate(plan.recipe, plans, **options)
 
 
@@ -92,7 +95,8 @@ def reproduce(
 
     Teachers lie beside ``out`` in a folder ``teachers``, each named by what its weights depend on, and serve every
     table there. ``out`` gets a run folder for each seed, ``table.md``, ``table.csv``, ``table.png`` and ``table.svg``, and
-    where the recipe says so ``figure.png`` and ``figure.svg``.
+    where the recipe says so ``figure.png`` and ``figure.svg``. Where the paper says what an update costs, that is measured
+    once, into ``cost.md`` and ``cost.csv``.
 
     options: ``device``, ``devices``, ``progress`` of ``train``. say: told of each step.
     Returns: the table. Raises: FlowstillError; KeyboardInterrupt once the state is saved.
@@ -100,34 +104,36 @@ def reproduce(
     from flowstill.engine import train
 
     out = Path(out)
-    teachers = out.parent / "teachers"
-    for name in plan.teachers:
-        there = teachers / teacher_key(plan.recipe, name, precision)
-        done = is_run(there) and Run.open(there).finished
-        say(f"teacher {name}: {'is there, in' if done else 'into'} {there}")
     if not plan.recipe.jobs:
         return write(plan, [], out)
-    with_weights = with_teachers(plan.recipe, teachers, precision=precision, **options)
+    content = open_data(plan.recipe.data).fingerprint if plan.teachers else ""
+    folders = {
+        name: out.parent / "teachers" / teacher_key(plan.recipe, name, precision, content) for name in plan.teachers
+    }
+    for name, there in folders.items():
+        done = is_run(there) and Run.open(there).finished
+        say(f"teacher {name}: {'is there, in' if done else 'into'} {there}")
+    with_weights = with_teachers(plan.recipe, folders, precision=precision, **options)
     runs = []
     for seed in plan.seeds:
         path = out / f"seed-{seed}-{plan.key}"
         say(f"seed {seed}: {'goes on in' if is_run(path) else 'into'} {path}")
         runs.append(train(replace(with_weights, seed=seed), path, resume=True, precision=precision, **options))
         write(plan, runs, out)
+    if plan.cost and not (out / COST).exists():
+        say("measuring what an update costs")
+        write_cost(plan.recipe, plan.cost, out, device=options.get("device", "auto"), precision=precision)
     return write(plan, runs, out)
 
 
 def write(plan: Plan, runs: Sequence[Run], out: Path) -> Table:
     """The table of these runs, one for each seed, and the recipe's figure into ``out``; returns the table."""
     table = make_table(plan, runs)
-    out.mkdir(parents=True, exist_ok=True)
     if plan.recipe.figure:
         draw(plan.recipe, runs, out)
-    if not table.cells:
-        return table
-    for name, text in (("table.md", markdown(table)), ("table.csv", comma_separated(table))):
-        atomic_write(out / name, text.encode())
-    write_figure(table, out)
+    if table.cells:
+        write_table(table, out)
+        write_figure(table, out)
     return table
 
 

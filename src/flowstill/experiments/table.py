@@ -8,8 +8,10 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from flowstill.experiments.printed import Printed
+from flowstill.files import atomic_write
 
 WHOLE = {"total_iterations"}
 COUNTS = {"params_million", "flops_million", *WHOLE}  # the same for every seed
@@ -141,6 +143,13 @@ def comma_separated(table: Table) -> str:
         numbers: Sequence[float | None] = (cell.printed, cell.mean, cell.spread, cell.difference, *cell.ours)
         writer.writerow([cell.row, cell.column, *("" if value is None else repr(round(value, 6)) for value in numbers)])
     return file.getvalue()
+
+
+def write_table(table: Table, out: Path, name: str = "table") -> None:
+    """``NAME.md`` and ``NAME.csv`` into ``out``, which is made where it is missing."""
+    out.mkdir(parents=True, exist_ok=True)
+    for ending, text in (("md", markdown(table)), ("csv", comma_separated(table))):
+        atomic_write(out / f"{name}.{ending}", text.encode())
 
 
 def printed_cell(printed: Printed | None, row: str, column: str) -> float | None:

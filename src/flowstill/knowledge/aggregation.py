@@ -90,7 +90,7 @@ class AggregatedLayer(nn.Module):
     is the identity mapping layer from the student's width to the teacher's.
     """
 
-    def __init__(self, before: Feature, after: Feature, channels: int) -> None:
+    def __init__(self, before: Feature, after: Feature, channels: int, std: float | None = None) -> None:
         super().__init__()
         stride = [max(1, round(a / b)) for a, b in zip(before.shape[1:], after.shape[1:], strict=True)]
         self.conv = nn.Conv2d(before.shape[0], channels, 3, (stride[0], stride[1]), padding=1, bias=False)
@@ -99,7 +99,10 @@ class AggregatedLayer(nn.Module):
         same = channels == after.shape[0]
         self.identity = nn.Identity() if same else nn.Conv2d(channels, after.shape[0], 1, bias=False)
         # As a CIFAR ResNet's begin: "harder to converge, if the initialization on W~ is very different from W^s".
-        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+        if std is None:
+            nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+        else:
+            nn.init.normal_(self.conv.weight, std=std)
         if isinstance(self.identity, nn.Conv2d):
             nn.init.dirac_(self.identity.weight)
 
@@ -119,11 +122,11 @@ class AggregatedLayer(nn.Module):
 class Aggregate(nn.Module):
     """All W~ of a stage, one for each group: what learns from the teacher and teaches the student."""
 
-    def __init__(self, groups: Sequence[Group], size: int) -> None:
+    def __init__(self, groups: Sequence[Group], size: int, std: float | None = None) -> None:
         super().__init__()
-        self.groups, self.size = tuple(groups), size
+        self.groups, self.size, self.std = tuple(groups), size, std
         self.layers = nn.ModuleList(
-            AggregatedLayer(g.teacher.before, g.teacher.after, g.student.after.shape[0]) for g in self.groups
+            AggregatedLayer(g.teacher.before, g.teacher.after, g.student.after.shape[0], std) for g in self.groups
         )
 
     def forward(self, inputs: Sequence[Tensor], observe: bool = True) -> list[Tensor]:
@@ -204,6 +207,8 @@ class Aggregation(Knowledge):
     layers: c, the most neighbours in a group, unless the student has too few layers: 3, on ImageNet 4.
     measure: the mu of Eq. 9, the standard deviation of the group's ``weights`` or of its ``residual`` in the batch, in
     both cases over its mean. squared: the cost is the squared norm, not the norm.
+    std: of W~'s first weights; None for those that a CIFAR ResNet's layers begin with, so about the student's. The paper:
+    "harder to converge, if the initialization on W~ is very different from W^s".
     """
 
     summary: ClassVar[str] = "what groups of layers do, learnt by one layer each for the student to follow; any widths"
@@ -213,6 +218,7 @@ class Aggregation(Knowledge):
     layers: Annotated[int, Field(ge=1)] = 3
     measure: Measure = "weights"
     squared: bool = False
+    std: Annotated[float, Field(gt=0)] | None = None
 
     def build(self, pairs: Pairs, setting: Setting | None = None) -> AggregationLoss:
         """The loss with its W~, which goes into ``setting.shared`` as ``aggregate``.
@@ -225,12 +231,13 @@ class Aggregation(Knowledge):
                 "aggregation needs a teacher, and a section of it that is paired with one of the student's."
             )
         if "aggregate" not in setting.shared:
-            setting.shared["aggregate"] = Aggregate(find_groups(pairs, setting, self.layers), self.layers)
+            setting.shared["aggregate"] = Aggregate(find_groups(pairs, setting, self.layers), self.layers, self.std)
         aggregate = setting.shared["aggregate"]
         assert isinstance(aggregate, Aggregate)
-        if aggregate.size != self.layers:
-            raise RecipeError(f"aggregation: a stage has one aggregate, of groups of 'layers: {aggregate.size}' in one "
-                              f"term and of {self.layers} in another; give both the same.")  # fmt: skip
+        for option, there, here in (("layers", aggregate.size, self.layers), ("std", aggregate.std, self.std)):
+            if there != here:
+                raise RecipeError(f"aggregation: a stage has one aggregate, with '{option}: {there}' in one term and "
+                                  f"{here} in another; give both the same.")  # fmt: skip
         spreads = [_spread(setting.teacher, group.teacher.paths) for group in aggregate.groups]
         return AggregationLoss(aggregate, torch.stack(spreads), self.measure, self.squared)
 

@@ -177,6 +177,8 @@ class FSP(Knowledge):
     is the Gram matrix of that one map.
     sections: numbers, from 0, of the sections to train, None for all. Section 4.1.1 of the paper: "each module can be
     trained independently".
+    freeze_below: in an update with this term the student's sections below the first of ``sections`` stay as they are, as
+    in ``Dense``; above the first section only.
     shuffle: the teacher's channels in an order drawn once for the stage from the job's seed: ``realisable`` by a network
     of its kind, ``independent`` at each tap, or ``per_matrix``; see ``drawn_orders``. None leaves them as they are.
     """
@@ -188,9 +190,13 @@ class FSP(Knowledge):
     weighting: Weighting = "equal"
     flows: Literal["sections", "inside"] = "sections"
     sections: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    freeze_below: bool = False
     shuffle: Shuffle | None = None
 
     def __post_init__(self) -> None:
+        if self.freeze_below and not (self.sections and min(self.sections)):
+            raise ValueError("'freeze_below' says something of sections above the first; name them in 'sections', or leave "
+                             "it out")  # fmt: skip
         if self.sections is not None and not 0 < len(self.sections) == len(set(self.sections)):
             raise ValueError(f"sections {self.sections}: name at least one section, and none twice; or leave it out")
 
@@ -211,7 +217,10 @@ class FSP(Knowledge):
         student = [self._flow(pairs[number].student) for number in numbers]
         check_channels(teacher, student, "section", numbers)
         alphas = flow_weights(self.weighting, [shape for _, shape in teacher])
-        return build_loss(pairs, teacher, student, alphas, self.shuffle, setting)
+        loss = build_loss(pairs, teacher, student, alphas, self.shuffle, setting)
+        if self.freeze_below:
+            loss.frozen_below = pairs[min(numbers) - 1].student.exit
+        return loss
 
     def _flow(self, section: Section) -> Shaped:
         """The flow in a section, and its matrix's shape."""

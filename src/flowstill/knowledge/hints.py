@@ -118,6 +118,8 @@ class Hints(Knowledge):
     middle section, in each network by its own n (where the taps were named by hand: the section's back tap).
     ``sections``, the 3-loss FitNet: the outputs of all sections, summed. Or numbers of sections, from 0: the outputs of
     these alone; ``[1]`` is a hint at the second section's end, which moves nothing above it.
+    freeze_below: beside numbers in ``layers``: in an update with this term the student's sections below the first of them
+    stay as they are; above the first section only.
     sum: over an image's elements, as a squared L2 norm is written; the mean keeps one scale for maps of any size.
     """
 
@@ -126,9 +128,13 @@ class Hints(Knowledge):
 
     name: Literal["hints"] = "hints"
     layers: Literal["middle", "sections"] | tuple[Annotated[int, Field(ge=0)], ...] = "middle"
+    freeze_below: bool = False
     sum: bool = False
 
     def __post_init__(self) -> None:
+        if self.freeze_below and not (isinstance(self.layers, tuple) and self.layers and min(self.layers)):
+            raise ValueError("'freeze_below' says something of sections above the first; give their numbers as 'layers', or "
+                             "leave it out")  # fmt: skip
         if isinstance(self.layers, tuple) and not 0 < len(self.layers) == len(set(self.layers)):
             raise ValueError(f"layers {self.layers}: name at least one section, and none twice; or choose 'middle' or "
                              "'sections'")  # fmt: skip
@@ -150,7 +156,10 @@ class Hints(Knowledge):
                                   f"from 0 to {len(pairs) - 1}; change 'layers'.")  # fmt: skip
             chosen = [pairs[number] for number in numbers]
             ends = [[(side.exit, side.exit_shape) for side in (pair.teacher, pair.student)] for pair in chosen]
-            return HintsLoss([end[0] for end in ends], [end[1] for end in ends], self.sum)
+            loss = HintsLoss([end[0] for end in ends], [end[1] for end in ends], self.sum)
+            if self.freeze_below:
+                loss.frozen_below = pairs[min(numbers) - 1].student.exit
+            return loss
         if setting is None or setting.teacher is None:
             raise RecipeError("hints finds the middle block in the networks themselves: build it with a Setting that has "
                               "both, or choose 'layers: sections'.")  # fmt: skip

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -13,6 +14,11 @@ from torch.nn import functional
 from flowstill.errors import NetworkError
 
 LARGEST_DEPTH = 1202  # the deepest that the paper trains
+_INITS: dict[str, Callable[[Tensor], Tensor]] = {
+    "he": partial(nn.init.kaiming_normal_, mode="fan_out", nonlinearity="relu"),
+    "xavier": nn.init.xavier_uniform_,
+    "orthogonal": nn.init.orthogonal_,
+}
 _NAME = re.compile(r"resnet(?P<depth>[1-9][0-9]{0,5})(x(?P<width>[1-9][0-9]?))?")
 
 
@@ -77,8 +83,9 @@ class ResNet(nn.Module):
     depth: 8, 14, 20, ... up to 1202. width: a factor on the channels 16-32-64, or the three channel numbers themselves.
     shortcut: where a section begins, ``A`` pads with zero channels (the paper's choice), ``B`` is 1x1 conv + BatchNorm.
 
-    Convolutions start as N(0, 2 / fan_out), fan_out = 9 out_channels (MSRA, as in Facebook's ResNet code); BatchNorm as
-    1 and 0; the linear layer as PyTorch's, its bias 0.
+    init: how convolutions start. ``he`` is N(0, 2 / fan_out), fan_out = 9 out_channels (as in Facebook's ResNet code),
+    ``xavier`` Glorot's even distribution, ``orthogonal`` rows at right angles. BatchNorm starts as 1 and 0, the linear
+    layer as PyTorch's, its bias 0.
 
     Raises: NetworkError naming the argument that cannot be.
 
@@ -96,9 +103,12 @@ class ResNet(nn.Module):
         *,
         width: float | Sequence[int] = 1,
         shortcut: Literal["A", "B"] = "A",
+        init: Literal["he", "xavier", "orthogonal"] = "he",
     ) -> None:
         super().__init__()
         _check_depth(depth)
+        if init not in _INITS:
+            raise NetworkError(f"init {init!r}: choose {', '.join(map(repr, _INITS))}.")
         if shortcut not in ("A", "B"):
             raise NetworkError(f"shortcut {shortcut!r}: choose 'A' (zero padding) or 'B' (1x1 convolution).")
         widths = _widths(width)
@@ -116,7 +126,7 @@ class ResNet(nn.Module):
         self.layer3 = _section(widths[1], widths[2], 2, blocks, shortcut)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(widths[2], num_classes)
-        self._initialise()
+        self._initialise(init)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, in_channels, H, W) of any size -> logits (B, num_classes)."""
@@ -124,10 +134,10 @@ class ResNet(nn.Module):
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.fc(torch.flatten(self.avgpool(x), 1))  # type: ignore[no-any-return]  # nn.Module calls are Any
 
-    def _initialise(self) -> None:
+    def _initialise(self, init: str) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                _INITS[init](module.weight)
         nn.init.zeros_(self.fc.bias)
 
 

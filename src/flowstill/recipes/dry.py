@@ -7,15 +7,18 @@ from dataclasses import replace
 from flowstill.data.named import SYNTHETIC
 from flowstill.data.spec import Data
 from flowstill.recipes.schema import Job, Recipe, Weights
+from flowstill.transfer.schedules import Constant
 from flowstill.transfer.stages import Stage
 
 BATCH = 4  # images
+RATE = Constant(1e-6)  # a few images of noise would make some networks diverge at the recipe's own
 
 
 def dry(recipe: Recipe, steps: int = 2, batch: int = BATCH) -> Recipe:
     """The recipe with ``steps`` of each stage, or one for each batch of its cycle if that is more, on noise.
 
-    Weights that would have to be there, from files or pretrained, are left out: the networks start fresh.
+    Learning rates are next to nothing. Weights that would have to be there, from files or pretrained, are left out: the
+    networks start fresh.
 
     >>> from flowstill.recipes.load import load_recipe
     >>> small = dry(load_recipe("fsp-table3"))
@@ -44,4 +47,5 @@ def _dry_job(job: Job, steps: int) -> Job:
 
 
 def _dry_stage(stage: Stage, steps: int) -> Stage:
-    return replace(stage, steps=max(steps, len(stage.cycle)))
+    players = {name: replace(player, lr=RATE) for name, player in stage.players.items()}
+    return replace(stage, steps=max(steps, len(stage.cycle)), players=players)

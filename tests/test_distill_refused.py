@@ -1,0 +1,109 @@
+"""What `distill` refuses before anything is made, and a teacher of other classes, whom it takes."""
+
+import pytest
+import torch
+
+import flowstill as fs
+from compared_runs import PLAIN
+from distilling import DATA, SHORT, network, taught
+from flowstill.cli import main
+from flowstill.engine.distillation import distillation
+from flowstill.errors import FlowstillError, NetworkError, RecipeError
+from flowstill.nets import save_weights
+from flowstill.reports.results import verdict
+
+COMMAND = ["distill", "--teacher", "resnet8", "--student", "resnet8", "--data", "digits"]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    return taught(tmp_path_factory.mktemp("teacher"))
+
+
+def test_an_unknown_method_is_refused_with_the_nearest(capsys, tmp_path, teacher):
+    more = ["--teacher-weights", str(teacher), "--method", "fps", "--out", str(tmp_path / "run")]
+    assert main([*COMMAND, *more]) == 2
+    assert "There is no method 'fps'. Did you mean 'fsp'?" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_that_has_learned_nothing_is_refused(tmp_path, capsys):
+    assert main([*COMMAND, "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert "teacher" in error
+    assert "--teacher-weights" in error
+    assert not (tmp_path / "run").exists()
+
+
+def frozen():
+    return network().requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"student": frozen}, "player 'student' moves student, adapters, but all their parameters are frozen"),
+        ({"student": 5}, "the student is a network or its name .*, not 5"),
+        ({"teacher": "."}, "the teacher '.' is a file or a folder, not a network's name.*--teacher-weights FILE"),
+        ({"method": []}, "method is an empty row of stages"),
+        ({"method": ""}, "There is no method ''. See"),
+        ({"set": "data.batch=x"}, "data.batch: expected a whole number, got 'x'"),
+        ({"set": ["teacher.about=x"], "teacher_weights": None}, "'resnet8' has learned nothing.*--teacher-weights"),
+        ({"labels": 3}, "'labels' is 3, but 'digits' has 10 classes"),
+    ],
+)
+def test_bad_input_is_named_before_anything_is_made(tmp_path, teacher, arguments, said):
+    given = {"teacher": "resnet8", "student": "resnet8", "data": DATA, "teacher_weights": teacher, **arguments}
+    given["student"] = given["student"]() if given["student"] is frozen else given["student"]
+    with pytest.raises(FlowstillError, match=said):
+        fs.distill(**given, out=tmp_path / "run", **PLAIN)
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_beside_a_teacher_that_is_an_object_are_refused(teacher):
+    with pytest.raises(RecipeError, match="given as an object has its weights"):
+        distillation(network(), "resnet8", DATA, "kd", teacher_weights=teacher)
+
+
+def test_one_object_cannot_be_both(teacher):
+    both = network()
+    with pytest.raises(RecipeError, match=r"one object, which would be overwritten; give a copy\.deepcopy"):
+        distillation(both, both, DATA, "kd")
+
+
+def test_a_student_of_other_classes_is_refused_before_anything_is_made(tmp_path, teacher):
+    student = fs.create("resnet8", 7, 1)
+    with pytest.raises(NetworkError, match=r"job 'student': object:ResNet gives .*7.*10 classes.*head of 10"):
+        fs.distill(fs.create("resnet8", 10, 1, weights=teacher), student, DATA, "fsp", out=tmp_path / "run", **PLAIN)
+    assert not (tmp_path / "run").exists()
+
+
+def seven():
+    torch.manual_seed(8)
+    return fs.create("resnet8", 7, 1)
+
+
+@pytest.mark.parametrize("method", ["kd", "kdgan", "fitnet"])
+def test_predictions_of_other_classes_are_refused(tmp_path, method):
+    weights = tmp_path / "seven.safetensors"
+    save_weights(seven().state_dict(), weights)
+    said = r"job 'student': stage '.*': (soft_logits|kdgan) reads the predictions of 'teacher', but .*7.*Fine-tune the teacher"
+    with pytest.raises(RecipeError, match=said):
+        fs.distill(seven(), network(), DATA, method, out=tmp_path / "run", **PLAIN)
+    with pytest.raises(RecipeError, match=said):
+        fs.distill("resnet8", "resnet8", DATA, method, teacher_weights=weights, out=tmp_path / "run", **PLAIN)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("method", ["fsp", "at"])
+def test_a_teacher_of_other_classes_teaches_what_is_no_prediction(tmp_path, method):
+    """It is not measured on classes that it does not know."""
+    save_weights(seven().state_dict(), tmp_path / "seven.safetensors")
+    by_name = {"teacher_weights": tmp_path / "seven.safetensors"}
+    for number, (teacher, more) in enumerate(((seven(), {}), ("resnet8", by_name))):
+        run = fs.distill(teacher, network(), DATA, method, out=tmp_path / str(number), scale=SHORT, **more, **PLAIN)
+        assert "accuracy" not in run.summary["jobs"]["teacher"]
+        assert "accuracy" in run.summary["jobs"]["student"]
+        assert run.finished
+        (sentence,) = verdict(run)
+        assert "the teacher has" not in sentence
