@@ -7,6 +7,7 @@ from archive_files import write_cifar
 from flowstill.cli import main
 from flowstill.errors import RecipeError
 from flowstill.experiments.drawings import EPSILONS, draw, penalty_curves, task_curves
+from flowstill.experiments.reached import reached_table
 from flowstill.experiments.reproduce import plan_table, reproduce
 from flowstill.recipes.load import dump_recipe, load_recipe
 from flowstill.recipes.schema import Data, Recipe
@@ -60,7 +61,34 @@ def test_figures_of_runs_are_written(run, tmp_path, kind):
 def test_a_figure_comes_with_its_table(tmp_path):
     (tmp_path / "r.yaml").write_text(CURVES.replace("KIND", "curves"))
     reproduce(plan_table(tmp_path / "r.yaml", rows=["fsp"]), tmp_path / "out", say=lambda text: None, **PLAIN)
-    assert {"figure.png", "figure.svg", "table.md"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"figure.png", "figure.svg", "table.md", "reached.md", "reached.csv"} <= written
+
+
+def test_how_soon_is_counted_against_the_first_jobs_end(run):
+    """By hand: the first evaluation at or above the bar, brought back to where the line to it crosses the bar."""
+    table = reached_table(load_recipe(run.path / "recipe.yaml"), [run])
+    curves = task_curves(run, "test/accuracy")
+    end = curves["teacher"][1][-1]
+    for job, (steps, values) in curves.items():
+        for share in (80, 90, 95):
+            found = [number for number, value in enumerate(values) if value >= end * share / 100]
+            ours = table.at(job, f"updates_to_{share}").ours
+            if not found:
+                assert ours == ()
+                continue
+            before = steps[found[0] - 1] if found[0] else steps[0]
+            assert before <= ours[0] <= steps[found[0]]
+    assert "final accuracy of teacher" in table.notes[0]
+
+
+def test_curves_are_drawn_from_more_evaluations_than_others_have(run, tmp_path):
+    (tmp_path / "r.yaml").write_text(CURVES.replace("figure: KIND\n", ""))
+    plain = fs.train(load_recipe(tmp_path / "r.yaml"), tmp_path / "run", **PLAIN)
+    points = {
+        which: len(task_curves(one, "test/accuracy")["fsp"][0]) for which, one in {"plain": plain, "drawn": run}.items()
+    }
+    assert points == {"plain": 1, "drawn": 3}  # 20 updates of 32 images, three forwards each, on 500 test images: 3.8
 
 
 def test_a_figure_without_training(tmp_path, capsys, monkeypatch):

@@ -15,7 +15,9 @@ from flowstill.engine.learner import as_inputs
 from flowstill.engine.progress import Watch
 from flowstill.engine.runner import StageRunner
 from flowstill.engine.stored import StoredTargets
+from flowstill.recipes.schema import Recipe
 
+CURVE_POINTS, DRAWN_POINTS = 10, 50  # evaluations of a stage at most; where the recipe draws its curves
 OnStep = Callable[[str, str, int], None]  # job, stage, steps of the stage done
 
 
@@ -110,3 +112,19 @@ def marks(steps: int, count: int) -> set[int]:
 
 
 __all__ = ["Meter", "OnStep", "Pace", "StageLoop", "Watch", "marks"]
+
+
+def evaluations(recipe: Recipe, steps: int, tested: int) -> int:
+    """How often a stage of the recipe that trains the task is evaluated on ``tested`` images, its end included.
+
+    Seldom where it would take more than a fifth of the stage's time, or, if the recipe is there to draw its curves, as long
+    as the stage. An update takes about three forwards' time.
+
+    >>> from flowstill.recipes.load import load_recipe
+    >>> [evaluations(load_recipe("fsp-table3"), steps, 10_000) for steps in (64_000, 320, 10)]
+    [10, 4, 1]
+    >>> [evaluations(load_recipe("fsp-figure3"), steps, 10_000) for steps in (64_000, 320, 10)]
+    [50, 24, 1]
+    """
+    most, share = (DRAWN_POINTS, 1.0) if recipe.figure == "curves" else (CURVE_POINTS, 0.2)
+    return max(1, min(most, int(share * 3 * steps * recipe.data.batch / tested)))

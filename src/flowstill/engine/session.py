@@ -16,7 +16,7 @@ from torch import nn
 from flowstill.engine.evaluation import evaluate_networks
 from flowstill.engine.feed import Feed
 from flowstill.engine.interruption import Interruption
-from flowstill.engine.loop import OnStep, Pace, StageLoop, marks
+from flowstill.engine.loop import OnStep, Pace, StageLoop, evaluations, marks
 from flowstill.engine.networks import copy_of, fresh_head, placed
 from flowstill.engine.precision import Precision
 from flowstill.engine.progress import Watch
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("flowstill")
 SAVE_EVERY = 30.0  # seconds between two saved states
-CURVE_POINTS = 10  # evaluations in a stage that trains the task
 LOG_POINTS = 50  # rows of losses in a stage
 
 
@@ -138,7 +137,8 @@ class Session:
             restore_random_states(self.fabric, state["rng"])
         self.watch.stage(" + ".join(group), stage.name, start, stage.steps)
         pace = Pace(self.recipe.data.batch)
-        logged, measured = marks(stage.steps, LOG_POINTS), marks(stage.steps, CURVE_POINTS)
+        logged = marks(stage.steps, LOG_POINTS)
+        measured = marks(stage.steps, evaluations(self.recipe, stage.steps, self.data.test_size))
         while loop.step < stage.steps:
             loop.advance()
             pace.step()

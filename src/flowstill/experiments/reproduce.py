@@ -17,6 +17,7 @@ from flowstill.experiments.drawings import draw
 from flowstill.experiments.estimate import Estimate, estimate
 from flowstill.experiments.figure import write_figure
 from flowstill.experiments.printed import ACCURACY, Printed, PrintedCost, printed_tables
+from flowstill.experiments.reached import reached_table
 from flowstill.experiments.rows import cell, restricted, rows_of
 from flowstill.experiments.table import Cell, Table, printed_cell, write_table
 from flowstill.experiments.teachers import teacher_key, trained_by_itself, with_teachers
@@ -95,8 +96,8 @@ def reproduce(
 
     Teachers lie beside ``out`` in a folder ``teachers``, each named by what its weights depend on, and serve every
     table there. ``out`` gets a run folder for each seed, ``table.md``, ``table.csv``, ``table.png`` and ``table.svg``, and
-    where the recipe says so ``figure.png`` and ``figure.svg``. Where the paper says what an update costs, that is measured
-    once, into ``cost.md`` and ``cost.csv``.
+    where the recipe says so ``figure.png`` and ``figure.svg``, for curves also ``reached.md`` and ``.csv``.
+    Where the paper says what an update costs, that is measured once, into ``cost.md`` and ``cost.csv``.
 
     options: ``device``, ``devices``, ``progress`` of ``train``. say: told of each step.
     Returns: the table. Raises: FlowstillError; KeyboardInterrupt once the state is saved.
@@ -131,6 +132,8 @@ def write(plan: Plan, runs: Sequence[Run], out: Path) -> Table:
     table = make_table(plan, runs)
     if plan.recipe.figure:
         draw(plan.recipe, runs, out)
+    if plan.recipe.figure == "curves" and (reached := reached_table(plan.recipe, runs)).cells:
+        write_table(reached, out, "reached")
     if table.cells:
         write_table(table, out)
         write_figure(table, out)

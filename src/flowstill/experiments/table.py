@@ -13,8 +13,8 @@ from pathlib import Path
 from flowstill.experiments.printed import Printed
 from flowstill.files import atomic_write
 
-WHOLE = {"total_iterations"}
-COUNTS = {"params_million", "flops_million", *WHOLE}  # the same for every seed
+WHOLE = {"total_iterations", "updates_to_80", "updates_to_90", "updates_to_95"}
+COUNTS = {"params_million", "flops_million", "total_iterations"}  # the same for every seed
 
 
 @dataclass(frozen=True)
