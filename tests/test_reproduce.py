@@ -41,7 +41,7 @@ jobs:
 ensembles: {fsp: {jobs: [fsp_1, fsp_2]}}
 """
 PRINTED = Printed("A paper, Table 9", ("net1", "net2", "average", "ensemble", "total_iterations"),
-                  {"scratch": (50.0,) * 4 + (6.0,), "fsp": (60.0, 62.0, 61.0, 63.0, 16.0)}, ("fsp",))  # fmt: skip
+                  {"scratch": (50.0,) * 4 + (6.0,), "fsp": (60.0, 62.0, 61.0, 63.0, 16.0)})  # fmt: skip
 
 
 @pytest.fixture
@@ -98,10 +98,10 @@ def test_cells_are_what_their_columns_say(tiny):
 
 def test_the_table_has_means_spreads_and_differences():
     cells = (Cell("a", "accuracy", 50.0, (40.0, 44.0)), Cell("b", "accuracy", None, ()))
-    table = Table("t", "T", cells, reconstruction=("a",), notes=("Said.",))
+    table = Table("t", "T", cells, {"a": ("its weights",), "b": ()}, ("Said.",))
     assert lines(table)[1:] == [("a *", "50.00", "42.00 ± 2.83", "-8.00"), ("b", "–", "–", "–")]
     assert "| a * | 50.00 | 42.00 ± 2.83 | -8.00 |" in markdown(table)
-    assert "a reconstruction" in markdown(table)
+    assert "its weights (a)" in markdown(table)
     assert "Said." in markdown(table)
     rows = list(csv.DictReader(comma_separated(table).splitlines()))
     assert [rows[0][key] for key in ("paper", "mean", "difference", "seed_0", "seed_1")] == [

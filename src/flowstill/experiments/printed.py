@@ -24,15 +24,11 @@ class PrintedCost:
 
 @dataclass(frozen=True)
 class Printed:
-    """A table of a paper. rows: row -> a number for each of ``columns``, in percent unless a column's name says otherwise.
-
-    reconstruction: rows whose method the paper leaves so open that ours is a reconstruction.
-    """
+    """A table of a paper. rows: row -> a number for each of ``columns``, in percent unless a column says otherwise."""
 
     title: str
     columns: tuple[str, ...]
     rows: dict[str, tuple[float, ...]]
-    reconstruction: tuple[str, ...] = ()
     cost: PrintedCost | None = None
 
 
@@ -51,5 +47,5 @@ def printed_tables() -> dict[str, Printed]:
         if "cost" in table:
             printed = {row: tuple(pair) for row, pair in table["cost"]["rows"].items()}
             cost = PrintedCost(**{**table["cost"], "rows": printed})
-        tables[name] = Printed(table["title"], columns, rows, tuple(table.get("reconstruction", ())), cost)
+        tables[name] = Printed(table["title"], columns, rows, cost)
     return tables

@@ -16,6 +16,7 @@ from flowstill.experiments.cost import write_cost
 from flowstill.experiments.drawings import draw
 from flowstill.experiments.estimate import Estimate, estimate
 from flowstill.experiments.figure import write_figure
+from flowstill.experiments.left_open import left_open
 from flowstill.experiments.printed import ACCURACY, Printed, PrintedCost, printed_tables
 from flowstill.experiments.reached import reached_table
 from flowstill.experiments.rows import cell, restricted, rows_of
@@ -151,7 +152,7 @@ def make_table(plan: Plan, runs: Sequence[Run]) -> Table:
             cells.append(Cell(row, column, printed_cell(plan.printed, row, column), there))
     printed = plan.printed
     return Table(plan.recipe.name, printed.title if printed else plan.recipe.about, tuple(cells),
-                 printed.reconstruction if printed else (), notes(plan, len(runs)))  # fmt: skip
+                 {row: left_open(plan.recipe, row) for row in plan.rows}, notes(plan, len(runs)))  # fmt: skip
 
 
 def notes(plan: Plan, seeds: int) -> tuple[str, ...]:

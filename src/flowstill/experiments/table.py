@@ -6,8 +6,8 @@ import csv
 import io
 import math
 import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from flowstill.experiments.printed import Printed
@@ -44,12 +44,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows by columns. notes: sentences that stand below it."""
+    """Rows by columns. left_open: row -> what in it is a reconstruction. notes: sentences that stand below it."""
 
     name: str
     title: str
     cells: tuple[Cell, ...]
-    reconstruction: tuple[str, ...] = ()
+    left_open: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -84,7 +84,7 @@ def lines(table: Table) -> list[tuple[str, ...]]:
 
 
 def _row(table: Table, row: str) -> str:
-    return f"{row} *" if row in table.reconstruction else row
+    return f"{row} *" if table.left_open.get(row) else row
 
 
 def _both(one: Cell) -> str:
@@ -117,8 +117,11 @@ def signed(value: float | None, column: str) -> str:
 def legend(table: Table) -> list[str]:
     """What a reader must know beside the numbers."""
     said = [] if len(table.columns) == 1 else ["Ours, and in brackets the paper's."]
-    if set(table.reconstruction) & set(table.rows):
-        said.append("* a reconstruction: the paper leaves much of the method open.")
+    points = dict.fromkeys(point for row in table.rows for point in table.left_open.get(row, ()))
+    if points:
+        said.append("* a reconstruction in what the papers leave open:")
+    for point in points:
+        said.append(f"- {point} ({', '.join(row for row in table.rows if point in table.left_open.get(row, ()))})")
     return [*said, *table.notes]
 
 

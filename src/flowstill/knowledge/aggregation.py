@@ -213,6 +213,7 @@ class Aggregation(Knowledge):
 
     summary: ClassVar[str] = "what groups of layers do, learnt by one layer each for the student to follow; any widths"
     paper: ClassVar[str] = "Liu et al. 2019, Knowledge Representing"
+    left_open: ClassVar[str] = "how knowledge is aggregated, and the weights of its losses"
 
     name: Literal["aggregation"] = "aggregation"
     layers: Annotated[int, Field(ge=1)] = 3
@@ -251,6 +252,7 @@ class Aggregated(Knowledge):
 
     summary: ClassVar[str] = "the features of W~, the layers that 'aggregation' trains; any widths"
     paper: ClassVar[str] = "Liu et al. 2019, Knowledge Representing"
+    left_open: ClassVar[str] = "how knowledge is aggregated, and the weights of its losses"
 
     name: Literal["aggregated"] = "aggregated"
 

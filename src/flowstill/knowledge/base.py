@@ -69,6 +69,7 @@ class Knowledge:
 
     summary: ClassVar[str] = ""  # one line: what it transfers, and what it needs of the two networks
     paper: ClassVar[str] = ""
+    left_open: ClassVar[str] = ""  # what the paper does not say of it, so that results rest on a reconstruction
     needs_teacher: ClassVar[bool] = True
     reads_sections: ClassVar[bool] = True  # False: ``build`` does not use the pairs, which need not be there
     name: str

@@ -79,6 +79,7 @@ class Dense(Knowledge):
 
     summary: ClassVar[str] = "how features flow over all overlapping spans of sections; needs equal channels"
     paper: ClassVar[str] = "Yeo et al., ICIP 2018"
+    left_open: ClassVar[str] = "which flows a step has"
 
     name: Literal["dense"] = "dense"
     weighting: Weighting = "equal"

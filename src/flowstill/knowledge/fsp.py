@@ -185,6 +185,7 @@ class FSP(Knowledge):
 
     summary: ClassVar[str] = "how features flow through each section (FSP matrices); needs equal channels"
     paper: ClassVar[str] = "Yim et al., CVPR 2017"
+    left_open: ClassVar[str] = "how the FSP loss weighs its matrices"
 
     name: Literal["fsp"] = "fsp"
     weighting: Weighting = "equal"

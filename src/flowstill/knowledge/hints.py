@@ -125,6 +125,7 @@ class Hints(Knowledge):
 
     summary: ClassVar[str] = "the maps of a middle layer, or of each section; any channels, any sizes"
     paper: ClassVar[str] = "Romero et al. 2015, FitNets: Hints for Thin Deep Nets"
+    left_open: ClassVar[str] = "which layer a hint is"
 
     name: Literal["hints"] = "hints"
     layers: Literal["middle", "sections"] | tuple[Annotated[int, Field(ge=0)], ...] = "middle"

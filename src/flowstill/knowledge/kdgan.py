@@ -216,6 +216,7 @@ class KDGAN(Knowledge):
 
     summary: ClassVar[str] = "labels that a discriminator takes for true ones; needs the same classes in both networks"
     paper: ClassVar[str] = "Wang et al. 2018, KDGAN: Knowledge Distillation with Generative Adversarial Networks"
+    left_open: ClassVar[str] = "the networks and weights of KDGAN"
 
     name: Literal["kdgan"] = "kdgan"
     side: Side = "student"
