@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,7 +15,9 @@ from flowstill.engine.learner import as_inputs
 from flowstill.engine.progress import Watch
 from flowstill.engine.runner import StageRunner
 from flowstill.engine.stored import StoredTargets
+from flowstill.knowledge.base import Loss, Target
 from flowstill.recipes.schema import Recipe
+from flowstill.taps import Reading
 
 CURVE_POINTS, DRAWN_POINTS = 10, 50  # evaluations of a stage at most; where the recipe draws its curves
 OnStep = Callable[[str, str, int], None]  # job, stage, steps of the stage done
@@ -53,6 +55,7 @@ class StageLoop:
         self.stages = {job: runner.stage for job, runner in runners.items()}
         self.steps = next(iter(self.stages.values())).steps
         self.meters = {job: Meter() for job in runners}
+        self._first = first_alike(runners.values())
 
     def advance(self) -> None:
         """One step: one batch, what the teacher knows of it for all, each job's updates of this slot."""
@@ -61,14 +64,27 @@ class StageLoop:
         slots = {job: runner.slot(self.step) for job, runner in self.runners.items()}
         wanting = [loss for job, runner in self.runners.items() for loss in runner.losses(slots[job])]
         stored = self.stored(batch, wanting)
-        teacher = self.stored.teacher.read(batch.images, [loss for loss in wanting if loss not in stored])
+        fresh = [loss for loss in wanting if loss not in stored]
+        teacher = self.stored.teacher.read(batch.images, fresh)
+        known = {**stored, **self._shared(fresh, teacher)}
         for job, runner in self.runners.items():
             losses: dict[str, Tensor] = {}
             for number in slots[job]:
-                for name, loss in runner.update(number, batch, teacher, self.step, stored).items():
+                for name, loss in runner.update(number, batch, teacher, self.step, known).items():
                     losses[name if name not in losses else f"{name}.{number}"] = loss  # another update's, same batch
             self.meters[job].add(losses)
         self.step += 1
+
+    def _shared(self, losses: Sequence[Loss], teacher: Reading | None) -> dict[Loss, Target]:
+        """The targets that several jobs' losses have in common, each made once."""
+        groups: dict[Loss, list[Loss]] = {}
+        for loss in dict.fromkeys(losses):
+            if loss in self._first:
+                groups.setdefault(self._first[loss], []).append(loss)
+        targets = {
+            first: self.stored.teacher.target(first, teacher) for first, alike in groups.items() if len(alike) > 1
+        }
+        return {loss: target for first, target in targets.items() for loss in groups[first]}
 
     def state(self) -> dict[str, Any]:
         """Everything that the rest of the stage depends on."""
@@ -82,6 +98,18 @@ class StageLoop:
             saved = state["meters"][job]
             sums = {name: total.to(self.fabric.device) for name, total in saved["sums"].items()}
             self.meters[job] = Meter(sums, saved["counts"])
+
+
+def first_alike(runners: Iterable[StageRunner]) -> dict[Loss, Loss]:
+    """Of each loss whose target depends on the teacher's reading alone: the first loss of the group with the same target."""
+    firsts: dict[tuple[object, ...], Loss] = {}
+    found = {}
+    for built in (built for runner in runners for row in runner.learner.terms for built in row):
+        loss = built.loss
+        if loss.storable:
+            alike = (repr(built.term.knowledge), type(loss), loss.teacher_taps, loss.teacher_logits)
+            found[loss] = firsts.setdefault(alike, loss)
+    return found
 
 
 class Pace:

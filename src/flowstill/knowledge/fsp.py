@@ -25,49 +25,30 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
 from flowstill.data.batch import Batch
 from flowstill.errors import RecipeError, ShapeError
-from flowstill.knowledge.base import Knowledge, Loss, Setting, without_autocast
+from flowstill.knowledge.base import Knowledge, Loss, Setting
+from flowstill.knowledge.matrices import fsp_matrix
 from flowstill.knowledge.shuffling import Orders, Shuffle, drawn_orders, shuffled
 from flowstill.sections import Pairs, Section
 from flowstill.specification import specification
 from flowstill.taps import Flow, Reading
 
+__all__ = [
+    "FSP",
+    "FSPLoss",
+    "Shaped",
+    "Weighting",
+    "build_loss",
+    "check_channels",
+    "flow_weights",
+    "fsp_loss",
+    "fsp_matrix",
+]
+
 Weighting = Literal["equal", "sum", "element_mean"] | tuple[Annotated[float, Field(ge=0)], ...]
 Shaped = tuple[Flow, tuple[int, int]]  # a flow, and the shape of its matrix
-
-
-def fsp_matrix(front: Tensor, back: Tensor) -> Tensor:
-    """Flow between two feature maps, Eq. 1 of Yim et al. (2017).
-
-    G[b, i, j] = 1/(h w) * sum_st front[b, i, s, t] * back[b, j, s, t]
-
-    Of two maps of different size the larger is max-pooled to the smaller's height h and width w; where the ratio is
-    not whole, as from 15 to 7, by adaptive max-pooling, which the paper does not need. Half precision is read as it
-    is and summed in float32, also under autocast; memory layouts are taken as they come.
-
-    Args:
-        front: (N, m, H, W), the map that comes first in the network.
-        back: (N, n, h, w).
-
-    Returns:
-        (N, m, n), float32, or float64 if either map is.
-
-    Raises:
-        ShapeError: not two (N, C, H, W) maps of one batch, or neither is the larger.
-
-    >>> fsp_matrix(torch.ones(1, 2, 4, 4), 3 * torch.ones(1, 1, 4, 4))
-    tensor([[[3.],
-             [3.]]])
-    """
-    size = _common_size(front, back)
-    front, back = _max_pooled(front, size), _max_pooled(back, size)
-    dtype = torch.promote_types(torch.promote_types(front.dtype, back.dtype), torch.float32)
-    with without_autocast(front.device):
-        rows, columns = front.to(dtype).flatten(2), back.to(dtype).flatten(2)  # views, channels-last or not
-        return rows @ columns.mT / rows.shape[2]
 
 
 def fsp_loss(student_matrices: Sequence[Tensor], teacher_matrices: Sequence[Tensor], alphas: Sequence[float]) -> Tensor:
@@ -272,30 +253,3 @@ def _matrices(reading: Reading, flows: Sequence[Flow]) -> tuple[Tensor, ...]:
         except ShapeError as error:
             raise ShapeError(f"Flow {flow.front} -> {flow.back}: {error}") from None
     return tuple(matrices)
-
-
-def _common_size(front: Tensor, back: Tensor) -> tuple[int, int]:
-    """Height and width of the smaller map. Raises: ShapeError."""
-    shapes = f"front {tuple(front.shape)} and back {tuple(back.shape)}"
-    if front.ndim != 4 or back.ndim != 4:
-        raise ShapeError(f"An FSP matrix needs two maps (N, channels, height, width), not {shapes}.")
-    if front.shape[0] != back.shape[0]:
-        raise ShapeError(f"An FSP matrix needs two maps of the same images; {shapes} differ in number.")
-    (high, wide), (height, width) = front.shape[2:], back.shape[2:]
-    if (high - height) * (wide - width) < 0:
-        raise ShapeError(f"An FSP matrix needs one map to be the larger; of {shapes} one is higher, the other wider.")
-    return min(high, height), min(wide, width)
-
-
-def _max_pooled(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Max-pool (N, C, H, W) to (N, C, *size); maps of that size come back as they are."""
-    (high, wide), (height, width) = maps.shape[2:], size
-    if (high, wide) == size:
-        return maps
-    if maps.device.type == "cpu" and not maps.requires_grad:
-        # On CPUs max_pool2d is vectorised for channels-last alone: half the time, the copy included. Where a gradient
-        # comes back the copy gains nothing: that gradient is channels-last, and the network's others are not.
-        maps = maps.contiguous(memory_format=torch.channels_last)
-    if high % height == 0 and wide % width == 0:
-        return F.max_pool2d(maps, (high // height, wide // width))
-    return F.adaptive_max_pool2d(maps, size)
