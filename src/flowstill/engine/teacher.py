@@ -8,6 +8,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from flowstill.engine.folding import folded
 from flowstill.engine.learner import as_inputs
 from flowstill.knowledge.base import Loss, Target
 from flowstill.taps import Reading, Tap, Tapped
@@ -28,7 +29,8 @@ class Teacher:
         if self.network is None or not (taps or logits):
             return None
         if (taps, logits) not in self._tapped:
-            self._tapped[taps, logits] = Tapped(self.network, taps, until="logits" if logits else "taps")
+            reader = folded(self.network, taps, (images.shape[1], images.shape[2], images.shape[3]))
+            self._tapped[taps, logits] = Tapped(reader, taps, until="logits" if logits else "taps")
         with torch.no_grad(), self.fabric.autocast():
             reading: Reading = self._tapped[taps, logits](as_inputs(images, self.channels_last))
         return reading
