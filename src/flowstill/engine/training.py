@@ -20,6 +20,7 @@ from torch import nn
 from flowstill.data import open_data
 from flowstill.engine.evaluation import evaluate_networks
 from flowstill.engine.hardware import choose_device, make_fabric
+from flowstill.engine.memory import keep_freed_memory
 from flowstill.engine.networks import copy_of, placed
 from flowstill.engine.precision import Asked, Precision, choose
 from flowstill.engine.progress import Watch
@@ -125,6 +126,8 @@ def _work(
     on_step: OnStep | None, networks: Mapping[str, nn.Module], data: ImageData | None = None,
 ) -> None:  # fmt: skip
     """One process's part."""
+    if fabric.device.type == "cpu":
+        keep_freed_memory()
     data = data or open_data(recipe.data, seed=recipe.seed)
     show = progress if fabric.global_rank == 0 else False
     summary = _blank_summary(recipe, precision, fabric)

@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from flowstill.errors import ShapeError
 from flowstill.knowledge.base import without_autocast
 
+IN_CACHE = 2**21  # bytes of widened maps, which a core still holds when it multiplies them
+
 
 def fsp_matrix(front: Tensor, back: Tensor) -> Tensor:
     """Flow between two feature maps, Eq. 1 of Yim et al. (2017).
@@ -52,8 +54,12 @@ class _Products(torch.autograd.Function):
     @staticmethod
     def forward(front: Tensor, back: Tensor) -> Tensor:
         dtype = torch.promote_types(torch.promote_types(front.dtype, back.dtype), torch.float32)
-        rows, columns = front.to(dtype).flatten(2), back.to(dtype).flatten(2)  # views, channels-last or not
-        return rows @ columns.mT / rows.shape[2]
+        count = _at_once(front, back, dtype)
+        parts = [
+            some.to(dtype).flatten(2) @ others.to(dtype).flatten(2).mT  # views, channels-last or not
+            for some, others in zip(torch.split(front, count), torch.split(back, count), strict=True)
+        ]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)) / front[0, 0].numel()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -68,6 +74,13 @@ class _Products(torch.autograd.Function):
                 _gradient(front, back, grad) if ctx.needs_input_grad[0] else None,
                 _gradient(back, front, grad.mT) if ctx.needs_input_grad[1] else None,
             )
+
+
+def _at_once(front: Tensor, back: Tensor, dtype: torch.dtype) -> int:
+    """How many images are multiplied at once: all, or where one core must widen them first as many as its cache holds."""
+    if front.device.type != "cpu" or front.dtype == back.dtype == dtype or torch.get_num_threads() > 1:
+        return max(1, len(front))
+    return max(1, IN_CACHE // max(1, dtype.itemsize * (front[0].numel() + back[0].numel())))
 
 
 def _gradient(maps: Tensor, others: Tensor, grad: Tensor) -> Tensor:
