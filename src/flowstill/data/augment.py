@@ -66,17 +66,22 @@ def changed(pixels: Tensor, drawn: Drawn | None, mean: Tensor, std: Tensor) -> T
     mean, std: (C,) float32 on the device of ``pixels``, in units of its values. What comes in from outside an image is
     0 after normalisation.
     """
-    inside = None
+    scale, masks = (1 / std).view(-1, 1, 1), []
     if drawn is not None:
         source, inside = _sources(drawn, pixels)
         flat = source.flatten(1)[:, None].expand(-1, pixels.shape[1], -1)
         pixels = pixels.flatten(2).gather(2, flat).view(pixels.shape)
-    images = pixels.float().sub_(mean.view(-1, 1, 1)).mul_((1 / std).view(-1, 1, 1))
-    return images if inside is None else images.mul_(inside[:, None].float())
+        first, *masks = [mask[:, None].float() for mask in inside]
+        scale = scale * first  # one pass over the images less
+    images = pixels.float().sub_(mean.view(-1, 1, 1)).mul_(scale)
+    for mask in masks:
+        images.mul_(mask)
+    return images
 
 
-def _sources(drawn: Drawn, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Where each pixel comes from, (B, H, W) int64 as y * W + x, and whether that is in the image, (B, H, W) bool.
+def _sources(drawn: Drawn, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Where each pixel comes from, (B, H, W) int64 as y * W + x, and whether that is in the image: where all these bool
+    tensors, (B, H, 1), (B, 1, W) and after a rotation (B, H, W), are true.
 
     Read from the result backwards: shift, crop, rotation, flip.
     """
@@ -85,10 +90,10 @@ def _sources(drawn: Drawn, pixels: Tensor) -> tuple[Tensor, Tensor]:
     y, y_inside = _moved(height, move[:, :, 0])
     x, x_inside = _moved(width, move[:, :, 1])
     y, x = y[:, :, None], x[:, None, :]
-    inside = y_inside[:, :, None] & x_inside[:, None, :]
+    inside = [y_inside[:, :, None], x_inside[:, None, :]]
     if drawn.angle.any():
         y, x = _rotated(y, x, drawn.angle, height, width)
-        inside = inside & (y >= 0) & (y < height) & (x >= 0) & (x < width)
+        inside.append((y >= 0) & (y < height) & (x >= 0) & (x < width))
     y, x = y.clamp(0, height - 1), x.clamp(0, width - 1)
     flip = drawn.flip.to(pixels.device, non_blocking=True)[:, None, None]
     return y * width + torch.where(flip, width - 1 - x, x), inside
