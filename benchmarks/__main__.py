@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+from benchmarks.measure import HEADER, options
+
+NONE = ("__init__", "__main__", "measure", "setting")
 
 
 def main() -> None:
-    print("| what | shapes | reference | ours | reference / ours |\n|---|---|---|---|---|", flush=True)
-    scripts = sorted(
-        p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in ("__init__", "__main__", "measure")
-    )
+    begun, asked = time.perf_counter(), options()
+    picked = f"{asked.precision.dtype},{asked.precision.layout}"  # once, so that all scripts have the same
+    print(HEADER, flush=True)
+    scripts = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in NONE)
+    failed = []
     for script in scripts:  # a process each: none inherits another's threads or memory
-        subprocess.run([sys.executable, "-m", f"benchmarks.{script}"], check=True)
+        command = [sys.executable, "-m", f"benchmarks.{script}", *sys.argv[1:], "--precision", picked]
+        if subprocess.run(command).returncode:
+            failed.append(script)
+    print(f"\n{time.perf_counter() - begun:.0f} s in all", file=sys.stderr)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

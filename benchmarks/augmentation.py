@@ -1,31 +1,39 @@
-"""Crop, flip and normalise a batch, against torchvision's transforms on PIL images, one thread each."""
+"""Crop, flip and normalise: an epoch of batches, against torchvision's transforms on PIL images, one core each."""
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from PIL import Image
-from torchvision import transforms
+from torch.utils.data import DataLoader
 
-from benchmarks.measure import report
-from flowstill.data.augment import changed, draw
-from flowstill.data.spec import Augment
+from benchmarks.fsp_step import Pictures
+from benchmarks.measure import Goal, compare, options
+from benchmarks.setting import BATCH, CROP, MEAN, STD, held
+from flowstill.data.augment import changed
 
-MEAN, STD = [0.49, 0.48, 0.45], [0.25, 0.24, 0.26]
+GOAL, STEPS = Goal("at least", 10), 4
 
 
-def main(batch: int = 256) -> None:
+def main() -> None:
+    asked = options()
     torch.set_num_threads(1)
-    pixels = torch.randint(0, 256, (batch, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    images = [Image.fromarray(np.moveaxis(image.numpy(), 0, 2)) for image in pixels]
-    crop, flip = transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()
-    theirs = transforms.Compose([crop, flip, transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
-    index, epoch = torch.arange(batch), torch.zeros(batch, dtype=torch.long)
-    mean, std = 255 * torch.tensor(MEAN), 255 * torch.tensor(STD)
-    report("crop, flip, normalise, one thread", f"({batch}, 3, 32, 32) uint8", {
-        "torchvision on PIL images": lambda: torch.stack([theirs(image) for image in images]),
-        "ours": lambda: changed(pixels, draw(Augment(crop=4, flip=True), 0, index, epoch), mean, std),
-    }, "ours")  # fmt: skip
+    pictures, data = Pictures(STEPS * BATCH), held(STEPS * BATCH, CROP)
+    plain = torch.from_numpy(pictures.pixels).permute(0, 3, 1, 2)[:8]
+    normalise = pictures.change.transforms[-1]
+    ours = changed(plain, None, 255 * torch.tensor(MEAN), 255 * torch.tensor(STD))
+    torch.testing.assert_close(ours, normalise(plain / 255), rtol=1e-4, atol=1e-5)  # what is changed is drawn apart
+    loader = DataLoader(pictures, BATCH, shuffle=True)
+    batches = iter(data.train_batches("all", batch=BATCH, steps=100_000, device=asked.device))
+
+    def theirs() -> None:
+        for images, labels in loader:
+            images.to(asked.device), labels.to(asked.device)
+
+    def own() -> None:
+        for _ in range(STEPS):
+            next(batches)
+
+    compare("crop, flip, normalise a batch, one thread", f"({BATCH}, 3, 32, 32) uint8",
+            {"torchvision, PIL": theirs, "ours": own}, GOAL, asked, share=STEPS)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,49 +1,45 @@
-"""Plain training of a ResNet-8 through the engine's update, against a hand-written PyTorch loop with the same kernels."""
+"""Plain training of a ResNet-8 by the engine, against a hand-written loop on the same batches with the same kernels."""
 
 from __future__ import annotations
 
 import torch
 from torch.nn import functional as F
 
-import flowstill as fs
-from benchmarks.measure import report
-from flowstill.data.batch import Batch
-from flowstill.engine.hardware import make_fabric
-from flowstill.engine.precision import Precision
-from flowstill.engine.runner import StageRunner
-from flowstill.knowledge.base import Setting
+from benchmarks.measure import Goal, compare, options
+from benchmarks.setting import Scene
 from flowstill.transfer.procedures import alone
 
+GOAL, LR, ALIKE = Goal("at most", 1.03), 0.01, 3
 
-def main(batch: int = 256) -> None:
-    index = torch.arange(batch)
-    images, labels = torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(0)), index % 10
-    raw = fs.create("resnet8", num_classes=10).train()
-    optimizer = torch.optim.SGD(raw.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4, fused=True)
 
-    def by_hand() -> None:
-        loss = F.cross_entropy(raw(images), labels)
+def main() -> None:
+    asked = options()
+    scene = Scene(asked)
+    (stage,) = alone(100_000, LR)
+    loop, network, feed = scene.loop(stage), scene.network("resnet8").train(), scene.feed(stage)
+    optimizer = torch.optim.SGD(network.parameters(), lr=LR, momentum=0.9, weight_decay=1e-4, fused=True)
+    layout, half = scene.precision.memory_format, scene.precision.dtype == "bf16"
+    done = 0
+
+    def by_hand() -> torch.Tensor:
+        nonlocal done
+        batch = feed(done)
+        images = batch.images.contiguous(memory_format=layout)
+        with torch.autocast(asked.device.type, torch.bfloat16, enabled=half):
+            logits = network(images)
+        loss = F.cross_entropy(logits.float(), batch.labels)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
+        done += 1
+        return loss.detach()
 
-    student = fs.create("resnet8", num_classes=10)
-    (stage,) = alone(10_000, 0.1)
-    runner = StageRunner(
-        make_fabric("cpu", 1, Precision()), student, stage, (), Setting(None, student, (3, 32, 32), 10)
-    )
-    seen = Batch(images, labels, index, torch.zeros_like(index))
-
-    def engine() -> None:
-        runner.update(0, seen, None, 0)
-
-    report(
-        "engine: a plain training step",
-        f"ResNet-8, batch {batch}, float32",
-        {"raw PyTorch": by_hand, "ours": engine},
-        "ours",
-        15,
-    )
+    raw = torch.stack([by_hand() for _ in range(ALIKE)]).mean()
+    for _ in range(ALIKE):
+        loop.advance()
+    torch.testing.assert_close(float(raw), loop.meters["student"].means()["labels"], rtol=1e-3, atol=1e-4)
+    ways = {"raw PyTorch": by_hand, "ours": loop.advance}
+    compare("engine: a plain training step", f"ResNet-8, {scene}", ways, GOAL, asked, repeats=31)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional as F
 
 from flowstill.data.batch import Batch
 from flowstill.errors import RecipeError, ShapeError
@@ -72,7 +73,7 @@ def fsp_loss(student_matrices: Sequence[Tensor], teacher_matrices: Sequence[Tens
         if student.shape != teacher.shape:
             raise ShapeError(f"FSP matrices of {tuple(student.shape)} (student) and {tuple(teacher.shape)} (teacher) "
                              "differ: both networks need the same channels, and the same images.")  # fmt: skip
-        distances.append(alpha * (teacher - student).square().sum(dim=(1, 2)).mean())
+        distances.append(alpha / len(student) * F.mse_loss(student, teacher, reduction="sum"))
     return torch.stack(distances).sum()
 
 
