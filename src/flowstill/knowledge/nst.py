@@ -22,8 +22,11 @@ def selectivity(maps: Tensor) -> Tensor:
 
     Args: maps (B, C, H, W). Returns: (B, C, H W), float32 or better; a dead channel stays zero.
     """
-    maps = maps if maps.element_size() == 8 else maps.float()
-    return F.normalize(maps.flatten(2), dim=2)
+    return F.normalize(_rows(maps), dim=2)
+
+
+def _rows(maps: Tensor) -> Tensor:
+    return (maps if maps.element_size() == 8 else maps.float()).flatten(2)
 
 
 def mmd2(student: Tensor, teacher: Tensor) -> Tensor:
@@ -56,7 +59,22 @@ def nst_loss(student: Tensor, teacher: Tensor) -> Tensor:
         F.adaptive_avg_pool2d(maps, size) if maps.shape[2:] != size else maps for maps in (student, teacher)
     )
     with without_autocast(student.device):
-        return mmd2(selectivity(student), selectivity(teacher)).mean()
+        if size[0] * size[1] < max(student.shape[1], teacher.shape[1]):
+            return mmd2(selectivity(student), selectivity(teacher)).mean()
+        return _of_products(_rows(student), _rows(teacher)).mean()
+
+
+def _of_products(student: Tensor, teacher: Tensor) -> Tensor:
+    """``mmd2`` of rows not yet brought to unit length, (B, C, P) each: it is done to their products, which are smaller."""
+    own, its, both = student @ student.mT, teacher @ teacher.mT, student @ teacher.mT
+    tiny = torch.finfo(own.dtype).tiny ** 0.5  # a dead channel has products of 0 with all, and stays without gradient
+    norms_s, norms_t = (gram.diagonal(dim1=1, dim2=2).clamp_min(tiny) for gram in (own, its))
+
+    def mean_kernel(products: Tensor, squares_a: Tensor, squares_b: Tensor) -> Tensor:
+        return (products.square() / squares_a[:, :, None] / squares_b[:, None]).mean((1, 2))
+
+    return (mean_kernel(its, norms_t, norms_t) + mean_kernel(own, norms_s, norms_s)
+            - 2 * mean_kernel(both, norms_s, norms_t))  # fmt: skip
 
 
 class NSTLoss(Loss):
