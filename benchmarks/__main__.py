@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.measure import HEADER, options
 
-NONE = ("__init__", "__main__", "measure", "setting")
+NONE = ("__init__", "__main__", "measure", "parts", "setting")
 
 
 def main() -> None:

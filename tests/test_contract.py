@@ -235,7 +235,8 @@ def test_in_the_engine_bfloat16_rounds_the_forward_alone(name, monkeypatch):
         pairs = pair_sections(teacher, twin, SHAPES["resnet"])
         loss = knowledge_class(name)().build(pairs, Setting(teacher, twin, SHAPES["resnet"], CLASSES))
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            reader = folded(teacher, loss.teacher_taps, SHAPES["resnet"])  # as the engine reads it, which rounds elsewhere
+            # As the engine reads it: with BatchNorm folded, which rounds elsewhere.
+            reader = folded(teacher, loss.teacher_taps, SHAPES["resnet"])
             target = loss.target(Tapped(reader, loss.teacher_taps)(given.images), given)
             expected = loss(Tapped(twin.train(), loss.student_taps)(given.images), target)
         assert losses[0][name] == pytest.approx(expected.item(), rel=1e-5)

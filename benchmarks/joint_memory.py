@@ -1,0 +1,26 @@
+"""What a joint step holds, against a plain step of the student and the teacher's forward, each measured by itself."""
+
+from __future__ import annotations
+
+from benchmarks.measure import Goal, mebibytes, options, peak, row
+from benchmarks.setting import Scene
+from flowstill.transfer.procedures import alone, joint
+
+GOAL = Goal("at most", 1.1)
+
+
+def main() -> None:
+    asked = options()
+    scene = Scene(asked)
+    (plain,), (both,) = alone(100_000, 1e-3), joint("fsp", steps=100_000, lr=1e-3)
+    batch = next(scene.data.train_batches("all", batch=256, steps=1, device=asked.device))
+    loop = scene.loop(both)
+    losses = loop.runners["student"].losses([0])
+    teacher = peak(lambda: loop.stored.teacher.read(batch.images, losses), asked.device)
+    reference, ours = (peak(way, asked.device) for way in (scene.loop(plain).advance, loop.advance))
+    row("peak memory of a joint step", f"FSP and labels, ResNet-26 to ResNet-8, {scene}", "plain step + teacher's forward",
+        reference + teacher, ours, GOAL, mebibytes)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
