@@ -114,7 +114,7 @@ def reproduce(
     }
     for name, there in folders.items():
         done = is_run(there) and Run.open(there).finished
-        say(f"teacher {name}: {'is there, in' if done else 'into'} {there}")
+        say(f"{name}: {'is there' if done else 'trained once for all tables'}, in {there}")
     with_weights = with_teachers(plan.recipe, folders, precision=precision, **options)
     runs = []
     for seed in plan.seeds:

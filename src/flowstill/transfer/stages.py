@@ -56,16 +56,16 @@ class Optimizer:
     """How a player steps.
 
     name: the rule of the step. momentum: of ``sgd`` and ``rmsprop``. nesterov: Nesterov's momentum, for ``sgd`` alone.
-    weight_decay: the factor of the L2 term. l1: that of the L1 penalty, which adds ``l1 * sign(w)`` to the gradient.
-    decay: the parameters that both act on, ``all``, or ``weights`` only (no bias, no norm).
+    weight_decay: the factor of the L2 term. decay: the parameters that it and the L1 penalty act on, ``all``, or ``weights``
+    only (no bias, no norm). l1: the factor of the L1 penalty, which adds ``l1 * sign(w)`` to the gradient.
     """
 
     name: Literal["sgd", "adam", "adamw", "rmsprop"] = "sgd"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     nesterov: bool = False
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    l1: Annotated[float, Field(ge=0)] = 0.0
     decay: Literal["all", "weights"] = "all"
+    l1: Annotated[float, Field(ge=0)] = 0.0
 
     def __post_init__(self) -> None:
         if self.nesterov and (self.name != "sgd" or self.momentum == 0):
