@@ -135,6 +135,9 @@ def _work(
     # The seeds set along the way stay in here.
     with torch.random.fork_rng(devices=devices), Watch(show) as watch:
         Session(fabric, recipe, data, RunWriter(Path(out)), plans, precision, summary, watch, on_step, networks).run()
+    if fabric.world_size > 1:  # its threads, left running, can abort a process that is done
+        fabric.barrier()
+        torch.distributed.destroy_process_group()
 
 
 def _resumed(recipe: Recipe, out: Path) -> Run | None:
