@@ -261,12 +261,16 @@ def test_the_command(tiny, tmp_path, capsys, monkeypatch):
         (["digits", "--rows", "studnet"], "digits has no row 'studnet'. Did you mean 'student'"),
         (["digits", "--seeds", "0"], "--seeds 0: at least one"),
         (["digits", "--scale", "0"], "--scale: expected a number above 0"),
+        (["fsp-table3", "--data-root", "nowhere"], "Data folder 'nowhere' does not exist"),
+        (["digits", "--set", "teacher.network.options.init=msra"], "jobs.teacher.network: init 'msra': choose 'he'"),
     ],
 )
 def test_bad_input_makes_nothing(tmp_path, monkeypatch, capsys, arguments, said):
     monkeypatch.chdir(tmp_path)
     assert main(["reproduce", *arguments]) == 2
-    assert said in capsys.readouterr().err
+    shown = capsys.readouterr()
+    assert said in shown.err
+    assert not shown.out  # nothing was measured or promised before
     assert not list(tmp_path.iterdir())
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flowstill.data import find_facts, open_data
+from flowstill.data import find_facts, find_source, open_data
 from flowstill.engine.precision import Asked
 from flowstill.errors import RecipeError
 from flowstill.experiments.cost import write_cost
@@ -85,6 +85,7 @@ def check_plan(plan: Plan, **options: Any) -> tuple[dict[str, JobPlan], Estimate
     """The jobs' networks and pairs, and what they will take. options: of ``estimate``. Raises: FlowstillError."""
     if not plan.recipe.jobs:
         return {}, Estimate({}, {}, 0)
+    find_source(plan.recipe.data)  # says what is missing, without opening a file
     facts = find_facts(plan.recipe.data)
     plans = check(plan.recipe, facts.shape, facts.classes)
     return plans, estimate(plan.recipe, plans, **options)

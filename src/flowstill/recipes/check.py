@@ -50,8 +50,11 @@ def check(
     Raises: FlowstillError with the job's name in front.
     """
     with torch.random.fork_rng(devices=[]):
-        kinds = {repr(job.network): job for name, job in recipe.jobs.items() if name not in (objects or {})}
-        made = {kind: on_meta(job, shape, classes) for kind, job in kinds.items()}  # jobs of one kind share one here
+        kinds: dict[str, str] = {}  # jobs of one kind share a network here
+        for name, job in recipe.jobs.items():
+            if name not in (objects or {}):
+                kinds.setdefault(repr(job.network), name)
+        made = {kind: _made(name, recipe.jobs[name], shape, classes) for kind, name in kinds.items()}
         networks = {
             name: objects[name] if objects and name in objects else made[repr(job.network)]
             for name, job in recipe.jobs.items()
@@ -66,6 +69,14 @@ def check(
     }
     pair, size = functools.cache(pair_sections), functools.cache(count)
     return {name: _plan(name, recipe, networks, others, shape, classes, images, pair, size) for name in recipe.jobs}
+
+
+def _made(name: str, job: Job, shape: Shape, classes: int) -> nn.Module:
+    """``on_meta``, with the job's name where its network cannot be."""
+    try:
+        return on_meta(job, shape, classes)
+    except NetworkError as error:
+        raise NetworkError(f"jobs.{name}.network: {error}") from None
 
 
 def on_meta(job: Job, shape: Shape, classes: int) -> nn.Module:
