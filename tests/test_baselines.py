@@ -140,6 +140,22 @@ def test_nst_of_a_network_with_itself_is_nothing_in_any_order_of_channels(sectio
     assert float(loss(permuted, loss.target(its))) == pytest.approx(0, abs=1e-14)
 
 
+@pytest.mark.parametrize("scale", [1e-8, 1e-4, 1e4, 1e8])
+@pytest.mark.parametrize("shape", [(2, 3, 4, 4), (2, 12, 2, 2)])
+def test_nst_does_not_depend_on_the_maps_scale(shape, scale):
+    """Patterns are of unit length, however large or small the maps are in float32."""
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.rand(shape, generator=generator) for _ in range(2))
+    expected = oracle.nst(student.double().tolist(), teacher.double().tolist())
+    maps = (scale * student).requires_grad_()
+    value = nst_loss(maps, scale * teacher)
+    value.backward()
+    assert float(value.detach()) == pytest.approx(expected, rel=1e-4)
+    plain = student.clone().requires_grad_()
+    nst_loss(plain, teacher).backward()
+    torch.testing.assert_close(scale * maps.grad, plain.grad, rtol=1e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["normal", "rectified", "sparse"])
 def test_nst_is_at_least_zero_on_many_random_maps(kind):
     generator = torch.Generator().manual_seed(3)

@@ -13,7 +13,7 @@ from torch import nn
 
 import flowstill as fs
 from flowstill.data.batch import Batch
-from flowstill.engine.folding import folded
+from flowstill.engine.folding import Folding
 from flowstill.engine.hardware import make_fabric
 from flowstill.engine.learner import Learner
 from flowstill.engine.loop import StageLoop
@@ -236,7 +236,7 @@ def test_in_the_engine_bfloat16_rounds_the_forward_alone(name, monkeypatch):
         loss = knowledge_class(name)().build(pairs, Setting(teacher, twin, SHAPES["resnet"], CLASSES))
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             # As the engine reads it: with BatchNorm folded, which rounds elsewhere.
-            reader = folded(teacher, loss.teacher_taps, SHAPES["resnet"])
+            reader = Folding(teacher).reader(loss.teacher_taps, SHAPES["resnet"])
             target = loss.target(Tapped(reader, loss.teacher_taps)(given.images), given)
             expected = loss(Tapped(twin.train(), loss.student_taps)(given.images), target)
         assert losses[0][name] == pytest.approx(expected.item(), rel=1e-5)

@@ -101,3 +101,6 @@ def test_a_table_comes_with_its_cost_measured_once(tiny, tmp_path, monkeypatch, 
     assert main(command) == 0
     assert before.strip() in capsys.readouterr().out
     assert plan_table(tiny, rows=["kd"]).cost is None
+    assert main([*command, "--rows", "kd"]) == 0
+    assert "stage1_on_the_fly" not in capsys.readouterr().out  # another plan's cost is not shown as its own
+    assert "device cpu, precision 32" in before

@@ -6,6 +6,7 @@ import flowstill as fs
 from archive_files import write_cifar
 from flowstill.cli import main
 from flowstill.errors import RecipeError
+from flowstill.experiments import reached
 from flowstill.experiments.drawings import EPSILONS, draw, penalty_curves, task_curves
 from flowstill.experiments.reached import reached_table
 from flowstill.experiments.reproduce import plan_table, reproduce
@@ -80,6 +81,17 @@ def test_how_soon_is_counted_against_the_first_jobs_end(run):
             before = steps[found[0] - 1] if found[0] else steps[0]
             assert before <= ours[0] <= steps[found[0]]
     assert "final accuracy of teacher" in table.notes[0]
+
+
+def test_a_bar_that_one_seed_never_reaches_has_no_mean(run, monkeypatch):
+    ends = iter([97.0, 20.0])
+    curves = {}
+    monkeypatch.setattr(reached, "task_curves", lambda one, metric: curves.setdefault(id(one), next(ends)) and {
+        "a": ([10, 20], [50.0, 100.0]), "b": ([10, 20], [10.0, curves[id(one)]])})  # fmt: skip
+    other = fs.Run.open(run.path)
+    table = reached.reached_table(load_recipe(run.path / "recipe.yaml"), [run, other])
+    assert table.at("a", "updates_to_80").ours == (16.0, 16.0)
+    assert table.at("b", "updates_to_80").ours == ()
 
 
 def test_curves_are_drawn_from_more_evaluations_than_others_have(run, tmp_path):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
+from flowstill.knowledge.fsp import fsp_loss
 from flowstill.knowledge.matrices import fsp_matrix
 from oracles.fsp_checks import draw
 
@@ -86,3 +87,15 @@ def test_transforms_of_functions():
     ours = torch.func.vmap(torch.func.grad(loss))(front, back)
     for number in range(4):
         torch.testing.assert_close(ours[number], torch.func.grad(loss)(front[number], back[number]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 0, 4, 4)])
+def test_nothing_gives_nothing(shape, dtype):
+    """No images: a matrix each of none. No channels: no rows."""
+    front, back = torch.zeros(shape, dtype=dtype).requires_grad_(), torch.ones(shape[0], 5, 4, 4, dtype=dtype)
+    matrix = fsp_matrix(front, back)
+    assert matrix.shape == (shape[0], shape[1], 5)
+    matrix.sum().backward()
+    assert front.grad.shape == shape
+    assert fsp_loss([matrix[:0]], [matrix[:0]], [1.0]).isnan()

@@ -67,7 +67,7 @@ def reproduce(
         raise typer.Exit(130) from None
     if made.cells:
         _show(made, folder)
-    if (folder / COST).exists():
+    if plan.cost:
         print((folder / COST).read_text(encoding="utf-8").strip())
     if plan.recipe.figure:
         print(f"drawn: {folder / 'figure.png'}, figure.svg")

@@ -6,7 +6,7 @@ import copy
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,33 +16,64 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from flowstill.modules import is_compiled
 from flowstill.taps import Reading, Tap, Tapped
 
+Shape = tuple[int, int, int]
+Until = Literal["logits", "taps"]
 
-def folded(network: nn.Module, taps: Iterable[Tap], shape: tuple[int, int, int]) -> nn.Module:
-    """A copy of a network in eval mode that gives the same maps at ``taps``, and the same logits, but for rounding.
 
-    Where nothing can be folded, or the copy does not agree with the network on a few images of noise, the network itself.
+class Folding:
+    """A network in eval mode and its folded twin, made when it is first asked for. The network is left as it was."""
 
-    Args: shape (C, H, W) of the images. The network is left as it was.
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self._twin: tuple[nn.Module, frozenset[Tap]] | None = None
 
-    >>> network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
-    >>> folded(network, [Tap("2")], (3, 8, 8))[1]
-    Identity()
-    """
-    taps = list(taps)
-    like = next((p for p in network.parameters() if p.is_floating_point()), None)
-    if like is None or like.is_meta or is_compiled(network):
-        return network
-    noise = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(like)
-    with torch.no_grad():
-        expected, pairs = _watched(network, taps, noise)
-        read = {tap.path for tap in taps if tap.at == "output"}, {tap.path for tap in taps if tap.at == "input"}
-        pairs = [pair for pair in pairs if pair.conv not in read[0] and pair.norm not in read[1]]
-        if not pairs:
+    def reader(self, taps: Iterable[Tap], shape: Shape, until: Until = "logits") -> nn.Module:
+        """What gives the same maps at ``taps`` as the network, and the same logits, but for rounding.
+
+        The network itself where nothing can be folded, where a tap lies between what was folded, or where the twin does
+        not agree on images of noise. Args: shape (C, H, W) of the images. until: as of ``Tapped``.
+
+        >>> network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
+        >>> Folding(network).reader([Tap("2")], (3, 8, 8))[1]
+        Identity()
+        """
+        taps, network = list(taps), self.network
+        like = next((p for p in network.parameters() if p.is_floating_point()), None)
+        if like is None or like.is_meta or is_compiled(network) or not all(map(_still, network.modules())):
             return network
-        twin = copy.deepcopy(network)
-        for pair in pairs:
-            _fold(twin, pair)
-        return twin if _agree(Tapped(twin, taps)(noise), expected) else network
+        devices = [like.device] if like.device.type == "cuda" else []
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            if self._twin is None:
+                self._twin = _folded(network, _noise(2, shape, like, seed=0))
+            twin, hidden = self._twin
+            if twin is network or hidden & set(taps):
+                return network
+            # Other images than the twin was made by, and more: what was remembered of those must not help.
+            noise = _noise(16, shape, like, seed=1)
+            expected, found = (Tapped(one, taps, until=until)(noise) for one in (network, twin))
+            return twin if _agree(found, expected) else network
+
+
+def _still(module: nn.Module) -> bool:
+    """Whether reading a module leaves it as it is, and its hooks can be trusted."""
+    return not module.training and not isinstance(module, torch.jit.ScriptModule)
+
+
+def _noise(count: int, shape: Shape, like: Tensor, seed: int) -> Tensor:
+    """The same at every call, of the network's type and on its device."""
+    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed)).to(like)
+
+
+def _folded(network: nn.Module, images: Tensor) -> tuple[nn.Module, frozenset[Tap]]:
+    """The twin, and the taps that it has not; the network and none if there is nothing to fold."""
+    try:
+        pairs = _watched(network, images)
+        twin = copy.deepcopy(network) if pairs else network
+    except Exception:  # a network that cannot be copied, or whose head takes no such images, can still be read
+        return network, frozenset()
+    for pair in pairs:
+        _fold(twin, pair)
+    return twin, frozenset(tap for pair in pairs for tap in (Tap(pair.conv), Tap(pair.norm, "input")))
 
 
 @dataclass(frozen=True)
@@ -53,8 +84,8 @@ class _Pair:
     norm: str
 
 
-def _watched(network: nn.Module, taps: list[Tap], images: Tensor) -> tuple[Reading, list[_Pair]]:
-    """One reading, and the convolutions whose output goes into a BatchNorm and into no other module."""
+def _watched(network: nn.Module, images: Tensor) -> list[_Pair]:
+    """The convolutions whose output goes into a BatchNorm and into no other module, seen in one forward."""
     calls: Counter[nn.Module] = Counter()
     made: dict[
         int, tuple[nn.Module, Tensor, int]
@@ -76,20 +107,20 @@ def _watched(network: nn.Module, taps: list[Tap], images: Tensor) -> tuple[Readi
 
     hooks = [module.register_forward_hook(note) for module in network.modules()]
     try:
-        reading: Reading = Tapped(network, taps)(images)
+        network(images)
     finally:
         for hook in hooks:
             hook.remove()
     once = {conv for conv, tensor, _ in made.values() if taken[id(tensor)] == 1 and calls[conv] == 1}
     names = {module: name for name, module in network.named_modules()}
-    return reading, [_Pair(names[conv], names[norm]) for conv, norm in fed
-                     if conv in once and calls[norm] == 1 and _plain(conv) and _plain(norm)]  # fmt: skip
+    return [_Pair(names[conv], names[norm]) for conv, norm in fed
+            if conv in once and calls[norm] == 1 and _plain(conv) and _plain(norm)]  # fmt: skip
 
 
 def _plain(module: nn.Module) -> bool:
     """Whether nothing but its class and its numbers decides what a module gives, and its statistics are fixed."""
     hooked = module._forward_hooks or module._forward_pre_hooks
-    fixed = not isinstance(module, nn.BatchNorm2d) or (not module.training and module.running_var is not None)
+    fixed = not isinstance(module, nn.BatchNorm2d) or module.running_var is not None
     return fixed and not hooked and not parametrize.is_parametrized(module)
 
 
@@ -108,10 +139,10 @@ def _fold(network: nn.Module, pair: _Pair) -> None:
 
 def _agree(found: Reading, expected: Reading) -> bool:
     """Whether both say the same but for rounding; a use of a convolution's output outside modules shows here."""
-    pairs = [(found.logits, expected.logits), *((found.maps[tap], maps) for tap, maps in expected.maps.items())]
+    pairs = [(found.maps[tap], maps) for tap, maps in expected.maps.items()]
+    if expected.logits is not None and found.logits is not None:
+        pairs.append((found.logits, expected.logits))
     for one, other in pairs:
-        assert one is not None
-        assert other is not None
         off = (one - other).float().norm()
         if not off <= torch.finfo(other.dtype).eps ** 0.5 * other.float().norm():
             return False

@@ -155,4 +155,4 @@ def evaluations(recipe: Recipe, steps: int, tested: int) -> int:
     [50, 24, 1]
     """
     most, share = (DRAWN_POINTS, 1.0) if recipe.figure == "curves" else (CURVE_POINTS, 0.2)
-    return max(1, min(most, int(share * 3 * steps * recipe.data.batch / tested)))
+    return max(1, min(most, int(share * 3 * steps * recipe.data.batch / max(1, tested))))

@@ -8,7 +8,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from flowstill.engine.folding import folded
+from flowstill.engine.folding import Folding, Until
 from flowstill.engine.learner import as_inputs
 from flowstill.knowledge.base import Loss, Target
 from flowstill.taps import Reading, Tap, Tapped
@@ -21,16 +21,18 @@ class Teacher:
 
     def __init__(self, fabric: Fabric, network: nn.Module | None, channels_last: bool = False) -> None:
         self.fabric, self.network, self.channels_last = fabric, network, channels_last
+        self._folding = Folding(network) if network is not None else None
         self._tapped: dict[Needs, Tapped] = {}
 
     def read(self, images: Tensor, losses: Iterable[Loss]) -> Reading | None:
         """What these losses need of it, in one forward that stops after the last tap; None if they need nothing."""
         taps, logits = needs_of(losses)
-        if self.network is None or not (taps or logits):
+        if self._folding is None or not (taps or logits):
             return None
         if (taps, logits) not in self._tapped:
-            reader = folded(self.network, taps, (images.shape[1], images.shape[2], images.shape[3]))
-            self._tapped[taps, logits] = Tapped(reader, taps, until="logits" if logits else "taps")
+            until: Until = "logits" if logits else "taps"
+            reader = self._folding.reader(taps, (images.shape[1], images.shape[2], images.shape[3]), until)
+            self._tapped[taps, logits] = Tapped(reader, taps, until=until)
         with torch.no_grad(), self.fabric.autocast():
             reading: Reading = self._tapped[taps, logits](as_inputs(images, self.channels_last))
         return reading

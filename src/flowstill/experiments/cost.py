@@ -55,8 +55,11 @@ def measure_cost(recipe: Recipe, printed: PrintedCost, **options: Any) -> Cost:
     return Cost(**{job: statistics.median(seconds) for job, seconds in taken.items()})
 
 
-def cost_table(recipe: Recipe, printed: PrintedCost, cost: Cost) -> Table:
-    """Seconds for 100 updates, and how much sooner three students are trained than three teachers."""
+def cost_table(recipe: Recipe, printed: PrintedCost, cost: Cost, label: str = "") -> Table:
+    """Seconds for 100 updates, and how much sooner three students are trained than three teachers.
+
+    label: how it was measured, for the note below.
+    """
     student, taught = recipe.jobs[printed.plain], recipe.jobs[printed.taught]
     assert taught.teacher is not None
     first, task = taught.stages[0].steps, student.stages[-1].steps
@@ -75,13 +78,13 @@ def cost_table(recipe: Recipe, printed: PrintedCost, cost: Cost) -> Table:
         cells.append(Cell(row, "speedup", speedup, () if whole is None else (teachers / whole,)))
     notes = (
         f"Updates of {recipe.data.batch} images on this machine, each kind in turn, the median. Speed-up: three teachers' "
-        "time over that of three students, which share stage 1 or have one each.",
+        "time over that of three students, which share stage 1 or have one each." + (f" ({label})" if label else ""),
     )
     return Table(f"{recipe.name}-cost", "what an update costs", tuple(cells), notes=notes)
 
 
-def write_cost(recipe: Recipe, printed: PrintedCost, out: Path, **options: Any) -> Table:
-    """Measure, and write ``cost.md`` and ``cost.csv`` into ``out``. options: of ``measure_cost``."""
-    table = cost_table(recipe, printed, measure_cost(recipe, printed, **options))
+def write_cost(recipe: Recipe, printed: PrintedCost, out: Path, label: str = "", **options: Any) -> Table:
+    """Measure, and write ``cost.md`` and ``.csv`` into ``out``. label: of ``cost_table``. options: of ``measure_cost``."""
+    table = cost_table(recipe, printed, measure_cost(recipe, printed, **options), label)
     write_table(table, out, "cost")
     return table

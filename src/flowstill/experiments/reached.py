@@ -39,7 +39,8 @@ def reached_table(recipe: Recipe, runs: Sequence[Run]) -> Table:
         for share in SHARES:
             bars = [its[jobs[0]][1][-1] * share / 100 for its in curves]
             found = [updates_until(*its[job], bar) for its, bar in zip(curves, bars, strict=True)]
-            cells.append(Cell(job, f"updates_to_{share}", None, tuple(steps for steps in found if steps is not None)))
-    notes = (f"Updates on the task until so many percent of the final accuracy of {jobs[0]} are first reached; what came "
-             "before the task is not counted.",) if jobs else ()  # fmt: skip
+            reached = tuple(steps for steps in found if steps is not None)
+            cells.append(Cell(job, f"updates_to_{share}", None, reached if len(reached) == len(found) else ()))
+    notes = (f"Updates on the task until so many percent of the final accuracy of {jobs[0]} are first reached, where "
+             "every seed reaches them; what came before the task is not counted.",) if jobs else ()  # fmt: skip
     return Table(f"{recipe.name}-reached", "how soon", tuple(cells), notes=notes)

@@ -123,9 +123,12 @@ def reproduce(
         say(f"seed {seed}: {'goes on in' if is_run(path) else 'into'} {path}")
         runs.append(train(replace(with_weights, seed=seed), path, resume=True, precision=precision, **options))
         write(plan, runs, out)
-    if plan.cost and not (out / COST).exists():
-        say("measuring what an update costs")
-        write_cost(plan.recipe, plan.cost, out, device=options.get("device", "auto"), precision=precision)
+    if plan.cost:
+        device = options.get("device", "auto")
+        label = f"device {device}, precision {precision}, {plan.key}"
+        if not (out / COST).exists() or label not in (out / COST).read_text(encoding="utf-8"):
+            say("measuring what an update costs")
+            write_cost(plan.recipe, plan.cost, out, label, device=device, precision=precision)
     return write(plan, runs, out)
 
 

@@ -73,7 +73,7 @@ def fsp_loss(student_matrices: Sequence[Tensor], teacher_matrices: Sequence[Tens
         if student.shape != teacher.shape:
             raise ShapeError(f"FSP matrices of {tuple(student.shape)} (student) and {tuple(teacher.shape)} (teacher) "
                              "differ: both networks need the same channels, and the same images.")  # fmt: skip
-        distances.append(alpha / len(student) * F.mse_loss(student, teacher, reduction="sum"))
+        distances.append(alpha * F.mse_loss(student, teacher, reduction="sum") / len(student))
     return torch.stack(distances).sum()
 
 

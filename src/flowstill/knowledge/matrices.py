@@ -23,6 +23,8 @@ def fsp_matrix(front: Tensor, back: Tensor) -> Tensor:
     not whole, as from 15 to 7, by adaptive max-pooling, which the paper does not need. Half precision is read as it
     is and summed in float32, also under autocast; memory layouts are taken as they come.
 
+    Differentiable any number of times in reverse mode; not in forward mode.
+
     Args:
         front: (N, m, H, W), the map that comes first in the network.
         back: (N, n, h, w).
@@ -59,7 +61,7 @@ class _Products(torch.autograd.Function):
             some.to(dtype).flatten(2) @ others.to(dtype).flatten(2).mT  # views, channels-last or not
             for some, others in zip(torch.split(front, count), torch.split(back, count), strict=True)
         ]
-        return (parts[0] if len(parts) == 1 else torch.cat(parts)) / front[0, 0].numel()
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)) / front.shape[2:].numel()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -68,7 +70,7 @@ class _Products(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         front, back = ctx.saved_tensors
-        grad = grad / front[0, 0].numel()
+        grad = grad / front.shape[2:].numel()
         with without_autocast(front.device):
             return (
                 _gradient(front, back, grad) if ctx.needs_input_grad[0] else None,
@@ -80,7 +82,7 @@ def _at_once(front: Tensor, back: Tensor, dtype: torch.dtype) -> int:
     """How many images are multiplied at once: all, or where one core must widen them first as many as its cache holds."""
     if front.device.type != "cpu" or front.dtype == back.dtype == dtype or torch.get_num_threads() > 1:
         return max(1, len(front))
-    return max(1, IN_CACHE // max(1, dtype.itemsize * (front[0].numel() + back[0].numel())))
+    return max(1, IN_CACHE // max(1, dtype.itemsize * (front.shape[1:].numel() + back.shape[1:].numel())))
 
 
 def _gradient(maps: Tensor, others: Tensor, grad: Tensor) -> Tensor:

@@ -67,11 +67,11 @@ def nst_loss(student: Tensor, teacher: Tensor) -> Tensor:
 def _of_products(student: Tensor, teacher: Tensor) -> Tensor:
     """``mmd2`` of rows not yet brought to unit length, (B, C, P) each: it is done to their products, which are smaller."""
     own, its, both = student @ student.mT, teacher @ teacher.mT, student @ teacher.mT
-    tiny = torch.finfo(own.dtype).tiny ** 0.5  # a dead channel has products of 0 with all, and stays without gradient
-    norms_s, norms_t = (gram.diagonal(dim1=1, dim2=2).clamp_min(tiny) for gram in (own, its))
+    tiny = torch.finfo(own.dtype).tiny  # a dead channel has products of 0 with all, and stays without gradient
+    norms_s, norms_t = (gram.diagonal(dim1=1, dim2=2).clamp_min(tiny).sqrt() for gram in (own, its))
 
-    def mean_kernel(products: Tensor, squares_a: Tensor, squares_b: Tensor) -> Tensor:
-        return (products.square() / squares_a[:, :, None] / squares_b[:, None]).mean((1, 2))
+    def mean_kernel(products: Tensor, norms_a: Tensor, norms_b: Tensor) -> Tensor:
+        return (products / norms_a[:, :, None] / norms_b[:, None]).square().mean((1, 2))
 
     return (mean_kernel(its, norms_t, norms_t) + mean_kernel(own, norms_s, norms_s)
             - 2 * mean_kernel(both, norms_s, norms_t))  # fmt: skip
