@@ -87,9 +87,8 @@ class _Pair:
 def _watched(network: nn.Module, images: Tensor) -> list[_Pair]:
     """The convolutions whose output goes into a BatchNorm and into no other module, seen in one forward."""
     calls: Counter[nn.Module] = Counter()
-    made: dict[
-        int, tuple[nn.Module, Tensor, int]
-    ] = {}  # a convolution's output, kept so that its place is not given away
+    # Convolutions' outputs by their identity, kept so that no other tensor gets it.
+    made: dict[int, tuple[nn.Module, Tensor, int]] = {}
     taken: Counter[int] = Counter()
     fed: list[tuple[nn.Module, nn.Module]] = []
 
