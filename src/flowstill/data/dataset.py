@@ -13,7 +13,7 @@ from flowstill.data.batch import Batch
 from flowstill.data.keyed import Purpose, key_of
 from flowstill.data.order import Rows, batches, in_order, stratified, with_views
 from flowstill.data.spec import Data
-from flowstill.errors import DataError
+from flowstill.errors import DataError, did_you_mean
 
 Stream = Literal["labelled", "all"]
 
@@ -49,13 +49,13 @@ class ImageData:
         self, spec: Data, images: Images, shape: tuple[int, int, int], classes: tuple[str, ...],
         labels: dict[str, Tensor], seed: int,
     ) -> None:  # fmt: skip
-        self.spec, self.shape, self.classes, self.seed = spec, shape, classes, seed
-        self._images, self._labels = images, labels
-        self._train_rows = torch.arange(len(labels["train"]))
+        self.spec, self.shape, self.seed, self._images = spec, shape, seed, images
+        self.classes, self._labels = chosen_classes(spec, classes, labels)
+        self._train_rows = _of_a_class(self._labels["train"])
         if spec.hold_out:
             self._train_rows, self._test_rows, self._test_split = *self._hold_out(), "train"
         else:
-            self._test_rows, self._test_split = torch.arange(len(labels["test"])), "test"
+            self._test_rows, self._test_split = _of_a_class(self._labels["test"]), "test"
         self.labelled_rows()
         mean, std = (spec.mean, spec.std) if spec.mean and spec.std else images.statistics(self._train_rows)
         self.mean = tuple(value / 255 for value in mean)
@@ -63,9 +63,10 @@ class ImageData:
 
     def _hold_out(self) -> tuple[Tensor, Tensor]:
         """The rows that remain to train on, and those held out. Raises: DataError if a class has none left."""
-        labels, count = self._labels["train"], self.spec.hold_out
+        rows, count = self._train_rows, self.spec.hold_out
+        labels = self._labels["train"][rows]
         held = stratified(labels, count, key=key_of(self.seed, Purpose.HOLD_OUT), proportional=True)
-        mask = torch.ones(len(labels), dtype=torch.bool)
+        mask = torch.ones(len(rows), dtype=torch.bool)
         mask[held] = False
         left = labels[mask].bincount(minlength=len(self.classes))
         if not left.all():
@@ -73,7 +74,7 @@ class ImageData:
                 f"'hold_out' is {count}, which leaves no training image of class {self.classes[int(left.argmin())]!r}: "
                 f"{self.spec.name!r} has {len(labels)} training images. Hold out fewer."
             )
-        return mask.nonzero().flatten(), held
+        return rows[mask], rows[held]
 
     @property
     def train_size(self) -> int:
@@ -168,3 +169,27 @@ class ImageData:
 
     def _scale(self, device: torch.device) -> tuple[Tensor, Tensor]:
         return 255 * torch.tensor(self.mean, device=device), 255 * torch.tensor(self.std, device=device)
+
+
+def _of_a_class(labels: Tensor) -> Tensor:
+    """The rows whose label is one of the classes."""
+    return (labels >= 0).nonzero().flatten()
+
+
+def chosen_classes(
+    spec: Data, classes: tuple[str, ...], labels: dict[str, Tensor]
+) -> tuple[tuple[str, ...], dict[str, Tensor]]:
+    """The classes that the specification asks for, and the labels in their numbers, -1 for images of other classes.
+
+    classes, labels: all that the set has. Raises: DataError for a class that the set does not have.
+    """
+    if spec.classes is None:
+        return classes, labels
+    for name in spec.classes:
+        if name not in classes:
+            raise DataError(f"'classes' names {name!r}, which {spec.name!r} does not have. "
+                            f"{did_you_mean(name, classes)} Its classes are {', '.join(classes)}.")  # fmt: skip
+    numbers = torch.full((len(classes),), -1)
+    for number, name in enumerate(spec.classes):
+        numbers[classes.index(name)] = number
+    return spec.classes, {split: numbers[theirs] for split, theirs in labels.items()}

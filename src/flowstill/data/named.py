@@ -78,7 +78,7 @@ NAMED |= {name: replace(NAMED[of], about=f"{of} with blur or noise in every imag
 
 
 def data_facts(data: Data | str) -> Facts | None:
-    """What is known of a data set from its name, ``size`` and ``channels`` alone; None if it must be opened first.
+    """What is known of a data set from its specification alone; None if it must be opened first.
 
     >>> data_facts("cifar10")
     Facts(shape=(3, 32, 32), classes=10)
@@ -86,6 +86,8 @@ def data_facts(data: Data | str) -> Facts | None:
     Facts(shape=(3, 32, 32), classes=10)
     >>> data_facts("synthetic:cifar100").classes, data_facts("owner/set")
     (100, None)
+    >>> data_facts(Data("cifar10", classes=("cat", "dog"))).classes
+    2
     """
     spec = Data(data) if isinstance(data, str) else data
     name = spec.name.removeprefix(SYNTHETIC)
@@ -93,4 +95,5 @@ def data_facts(data: Data | str) -> Facts | None:
         return None
     facts = NAMED[name].facts
     channels, height, width = facts.shape
-    return Facts((spec.channels or channels, spec.size or height, spec.size or width), facts.classes)
+    shape = (spec.channels or channels, spec.size or height, spec.size or width)
+    return Facts(shape, len(spec.classes) if spec.classes else facts.classes)

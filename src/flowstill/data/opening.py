@@ -39,9 +39,8 @@ def open_data(spec: Data, *, seed: int = 0) -> ImageData:
     train, test = _splits(find_source(spec), spec)
     train = replace(train, distortion=distortion(spec, 0))
     test = replace(test, distortion=distortion(spec, 1)) if test is not None else None
-    facts = data_facts(spec)
     named = NAMED.get(spec.name)
-    classes = class_names(train, test, facts.classes if facts else None, named.classes if named else ())
+    classes = class_names(train, test, named.facts.classes if named else None, named.classes if named else ())
     form = _form(spec, train)
     splits = {"train": train, "test": test} if test is not None else {"train": train}
     decoded = sum(map(len, splits.values())) * math.prod(form.shape)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from flowstill.specification import specification
 
 Artifact = Literal["blur_sigma1", "noise_255_sigma1", "noise_norm_sigma1", "noise_calibrated"]
+ClassName = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, int) else value)]
 DISTORTED = {"tcifar10": "cifar10", "tcifar100": "cifar100"}  # sets made from others, which need no file of their own
 
 
@@ -66,6 +67,8 @@ class Data:
     folders of classes, or as the set's own archive unpacks.
     accumulate: in so many parts, one after another, each batch goes through the networks, and the gradients of the parts are
     summed: for batches that do not fit into memory. BatchNorm, where there is any, sees each part by itself.
+    classes: those of the set's classes, by name, that there are: images of the others are left out, of training and test.
+    None for all. Their order is that of the network's outputs.
     labels: so many labelled training images for the task (stratified, seeded), None for all; transfer uses all images.
     unlabelled: with ``labels``, so many images more in each joint update, from the whole set, for its transfer terms.
     hold_out: so many training images (stratified, seeded) stand in for the test images and are not trained on.
@@ -86,6 +89,7 @@ class Data:
     root: str | None = None
     batch: Annotated[int, Field(ge=1)] = 256
     accumulate: Annotated[int, Field(ge=1)] = 1
+    classes: tuple[ClassName, ...] | None = None
     labels: Annotated[int, Field(ge=1)] | None = None
     unlabelled: Annotated[int, Field(ge=0)] = 0
     hold_out: Annotated[int, Field(ge=0)] = 0
@@ -101,6 +105,8 @@ class Data:
     def __post_init__(self) -> None:
         if self.accumulate > self.batch:
             raise ValueError(f"accumulate is {self.accumulate}, but a batch has only {self.batch} images to divide")
+        if self.classes is not None and (len(self.classes) < 2 or len(set(self.classes)) < len(self.classes)):
+            raise ValueError(f"'classes' is {list(self.classes)}; give at least two classes, each once")
         if len(self.mean or ()) != len(self.std or ()):
             raise ValueError("'mean' and 'std' go together: give as many numbers in both, or neither to measure them")
         for name, values, least in (("mean", self.mean, 0), ("std", self.std, 1)):

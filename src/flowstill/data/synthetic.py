@@ -54,8 +54,10 @@ def synthetic_data(spec: Data, seed: int = 0) -> ImageData:
 
     As many training images as the specification's numbers ask for. The labels follow each other.
     """
-    facts = data_facts(spec) or Facts((spec.channels or 3, spec.size or 32, spec.size or 32), 10)
+    facts = data_facts(spec) or Facts(
+        (spec.channels or 3, spec.size or 32, spec.size or 32), len(spec.classes or ()) or 10
+    )
     count = facts.classes + max(spec.batch, spec.labels or 0) + spec.hold_out
     labels = {"train": torch.arange(count) % facts.classes, "test": torch.arange(TESTED) % facts.classes}
-    classes = tuple(map(str, range(facts.classes)))
+    classes = spec.classes or tuple(map(str, range(facts.classes)))
     return ImageData(spec, MadeUp(facts.shape), facts.shape, classes, labels, seed)

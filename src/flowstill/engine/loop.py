@@ -145,14 +145,14 @@ __all__ = ["Meter", "OnStep", "Pace", "StageLoop", "Watch", "marks"]
 def evaluations(recipe: Recipe, steps: int, tested: int) -> int:
     """How often a stage of the recipe that trains the task is evaluated on ``tested`` images, its end included.
 
-    Seldom where it would take more than a fifth of the stage's time, or, if the recipe is there to draw its curves, as long
+    Seldom where it would take more than a tenth of the stage's time, or, if the recipe is there to draw its curves, as long
     as the stage. An update takes about three forwards' time.
 
     >>> from flowstill.recipes.load import load_recipe
     >>> [evaluations(load_recipe("fsp-table3"), steps, 10_000) for steps in (64_000, 320, 10)]
-    [10, 4, 1]
+    [10, 2, 1]
     >>> [evaluations(load_recipe("fsp-figure3"), steps, 10_000) for steps in (64_000, 320, 10)]
     [50, 24, 1]
     """
-    most, share = (DRAWN_POINTS, 1.0) if recipe.figure == "curves" else (CURVE_POINTS, 0.2)
+    most, share = (DRAWN_POINTS, 1.0) if recipe.figure == "curves" else (CURVE_POINTS, 0.1)
     return max(1, min(most, int(share * 3 * steps * recipe.data.batch / max(1, tested))))

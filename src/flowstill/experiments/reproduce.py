@@ -17,6 +17,7 @@ from flowstill.experiments.drawings import draw
 from flowstill.experiments.estimate import Estimate, estimate
 from flowstill.experiments.figure import write_figure
 from flowstill.experiments.left_open import left_open
+from flowstill.experiments.paired import paired_differences, write_paired
 from flowstill.experiments.printed import ACCURACY, Printed, PrintedCost, printed_tables
 from flowstill.experiments.reached import reached_table
 from flowstill.experiments.rows import cell, restricted, rows_of
@@ -98,7 +99,8 @@ def reproduce(
 
     Teachers lie beside ``out`` in a folder ``teachers``, each named by what its weights depend on, and serve every
     table there. ``out`` gets a run folder for each seed, ``table.md``, ``table.csv``, ``table.png`` and ``table.svg``, and
-    where the recipe says so ``figure.png`` and ``figure.svg``, for curves also ``reached.md`` and ``.csv``.
+    where the recipe says so ``figure.png`` and ``figure.svg``, for curves also ``reached.md`` and ``.csv``. Two seeds or
+    more give ``paired.md`` and ``.csv``, where a network is taught and trained alone as well.
     Where the paper says what an update costs, that is measured once, into ``cost.md`` and ``cost.csv``.
 
     options: ``device``, ``devices``, ``progress`` of ``train``. say: told of each step.
@@ -139,6 +141,8 @@ def write(plan: Plan, runs: Sequence[Run], out: Path) -> Table:
         draw(plan.recipe, runs, out)
     if plan.recipe.figure == "curves" and (reached := reached_table(plan.recipe, runs)).cells:
         write_table(reached, out, "reached")
+    if len(runs) > 1 and (pairs := paired_differences(plan.recipe, plan.rows, [run.summary for run in runs])):
+        write_paired(plan.recipe, pairs, out)
     if table.cells:
         write_table(table, out)
         write_figure(table, out)

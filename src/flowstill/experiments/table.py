@@ -127,9 +127,14 @@ def legend(table: Table) -> list[str]:
 
 def markdown(table: Table) -> str:
     """The table as Markdown, with its title and notes."""
-    head, *rows = lines(table)
-    text = [f"# {table.name}: {table.title}", "", _line(head), _line("---" for _ in head), *map(_line, rows), ""]
+    text = [f"# {table.name}: {table.title}", "", markdown_table(lines(table)), ""]
     return "\n".join([*text, *(f"{note}\n" for note in legend(table))])
+
+
+def markdown_table(lines: Sequence[Sequence[str]]) -> str:
+    """A head and lines below it, as Markdown."""
+    head, *rows = lines
+    return "\n".join((_line(head), _line("---" for _ in head), *map(_line, rows)))
 
 
 def _line(cells: Iterable[str]) -> str:

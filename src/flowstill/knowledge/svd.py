@@ -255,7 +255,7 @@ class SVDLoss(Loss):
 
 def _hungarian(likeness: Tensor) -> Tensor:
     """(B, k, m) -> (B, k), the student's vector for each of the teacher's."""
-    from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]  # scipy has no annotations
+    from scipy.optimize import linear_sum_assignment
 
     rows = [linear_sum_assignment(one, maximize=True)[1].tolist() for one in likeness.nan_to_num().cpu().numpy()]
     return torch.tensor(rows, dtype=torch.int64, device=likeness.device).view(likeness.shape[:2])

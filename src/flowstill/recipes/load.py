@@ -70,7 +70,8 @@ def load_recipe(
 
 
 def _packaged() -> dict[str, Traversable]:
-    files = resources.files("flowstill.recipes").joinpath("papers").iterdir()
+    folders = [resources.files("flowstill.recipes").joinpath(name) for name in ("papers", "studies")]
+    files = [file for folder in folders for file in folder.iterdir()]
     return {file.name.removesuffix(".yaml"): file for file in files if file.name.endswith(".yaml")}
 
 
