@@ -1,0 +1,49 @@
+"""The recipes of our own studies: every method in as many updates, and the two students alone beside them."""
+
+import pytest
+
+from flowstill.experiments.paired import baselines
+from flowstill.experiments.rows import updates_of
+from flowstill.recipes.load import load_recipe
+
+STUDIES = {"cifar10-methods": 85_000, "cifar10-labels": 400, "cifar10-transfer": 200}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_method_has_as_many_updates(name):
+    recipe = load_recipe(name)
+    taught = [job for job in recipe.jobs if recipe.jobs[job].teacher]
+    assert len(taught) > 3
+    assert {updates_of(recipe, [job]) for job in (*taught, "alone_total")} == {STUDIES[name]}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_alone_on_the_task_is_as_long_as_the_second_stage(name):
+    recipe = load_recipe(name)
+    seconds = {job.stages[1].steps for job in recipe.jobs.values() if len(job.stages) == 2}
+    assert seconds == {recipe.jobs["alone_task"].stages[0].steps}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_taught_student_has_both_baselines(name):
+    recipe = load_recipe(name)
+    for job in recipe.jobs:
+        if recipe.jobs[job].teacher:
+            assert baselines(recipe, job) == ("alone_task", "alone_total")
+
+
+def test_the_ablation_is_that_of_the_dense_recipe():
+    study, ablation = load_recipe("cifar10-methods").jobs, load_recipe("dense-ablation").jobs
+    for ours, theirs in (("fsp", "plain"), ("dense", "dense"), ("sequential", "sequential"),
+                         ("dense_sequential", "dense_sequential"), ("alone_task", "student_scratch"),
+                         ("alone_total", "student_scratch_total")):  # fmt: skip
+        assert study[ours].stages == ablation[theirs].stages
+    assert [study[job].stages for job in ("teacher", "fsp")] == [
+        load_recipe("fsp-table3").jobs[job].stages for job in ("teacher", "fsp")]  # fmt: skip
+
+
+def test_the_two_classes_of_classes_share_none():
+    seven, three = (load_recipe(name).data.classes for name in ("cifar10-seven", "cifar10-transfer"))
+    assert len(seven) == 7
+    assert len(three) == 3
+    assert not set(seven) & set(three)
