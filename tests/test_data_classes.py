@@ -57,8 +57,17 @@ def test_numbers_may_stand_for_names_and_made_up_images_have_the_classes():
 
 
 def test_a_class_that_is_not_there_is_named_with_the_nearest():
-    with pytest.raises(DataError, match=r"'classes' names '70', which 'digits' does not have\..*Its classes are 0, 1"):
+    with pytest.raises(DataError, match=r"'classes' names '70', which 'digits' does not have\. Did you mean"):
         open_data(Data("digits", classes=("70", "1")))
+    with pytest.raises(
+        DataError, match=r"'classes' names 'dogg', which 'cifar10' does not have\. Did you mean 'dog'\?"
+    ):
+        data_facts(Data("cifar10", classes=("cat", "dogg")))  # before any file is opened
+
+
+def test_messages_speak_of_the_chosen_part():
+    with pytest.raises(DataError, match="'labels' is 1, but the chosen part of 'digits' has 2 classes and"):
+        open_data(Data("digits", classes=("3", "7"), labels=1))
 
 
 @pytest.mark.parametrize("classes", [("1",), ("1", "1"), ()])

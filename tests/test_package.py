@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,12 @@ def test_type_checkers_see_the_same_names_from_the_same_places():
     seen = {alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
     assert seen == flowstill._HOME
     assert set(flowstill.__all__) == {*seen, "__version__"}
+
+
+def test_all_recipes_go_into_the_wheel():
+    package = SOURCE.parent
+    globs = tomllib.loads((package.parents[1] / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    packaged = {path for pattern in globs["flowstill"] for path in package.glob(pattern)}
+    recipes = set((package / "recipes").rglob("*.yaml"))
+    assert len(recipes) > 25
+    assert recipes <= packaged

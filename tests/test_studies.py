@@ -29,7 +29,7 @@ def test_every_taught_student_has_both_baselines(name):
     recipe = load_recipe(name)
     for job in recipe.jobs:
         if recipe.jobs[job].teacher:
-            assert baselines(recipe, job) == ("alone_task", "alone_total")
+            assert baselines(recipe, job, tuple(recipe.jobs)) == ("alone_task", "alone_total")
 
 
 def test_the_ablation_is_that_of_the_dense_recipe():

@@ -11,9 +11,10 @@ from torch import Tensor
 from flowstill.data.augment import changed, draw, view_numbers
 from flowstill.data.batch import Batch
 from flowstill.data.keyed import Purpose, key_of
+from flowstill.data.named import refuse_unknown
 from flowstill.data.order import Rows, batches, in_order, stratified, with_views
 from flowstill.data.spec import Data
-from flowstill.errors import DataError, did_you_mean
+from flowstill.errors import DataError
 
 Stream = Literal["labelled", "all"]
 
@@ -72,9 +73,14 @@ class ImageData:
         if not left.all():
             raise DataError(
                 f"'hold_out' is {count}, which leaves no training image of class {self.classes[int(left.argmin())]!r}: "
-                f"{self.spec.name!r} has {len(labels)} training images. Hold out fewer."
+                f"{self._called} has {len(labels)} training images. Hold out fewer."
             )
         return rows[mask], rows[held]
+
+    @property
+    def _called(self) -> str:
+        """What messages call the images."""
+        return f"the chosen part of {self.spec.name!r}" if self.spec.classes else repr(self.spec.name)
 
     @property
     def train_size(self) -> int:
@@ -83,7 +89,7 @@ class ImageData:
 
     @property
     def rows(self) -> int:
-        """How many rows a batch's ``index`` can name: the images to train on, and those that are held out."""
+        """How many rows a batch's ``index`` can name: all of the training split, also those held out or of other classes."""
         return len(self._labels["train"])
 
     @property
@@ -114,7 +120,7 @@ class ImageData:
             return self._train_rows
         if not len(self.classes) <= count <= self.train_size:
             raise DataError(
-                f"'labels' is {count}, but {self.spec.name!r} has {len(self.classes)} classes and {self.train_size} "
+                f"'labels' is {count}, but {self._called} has {len(self.classes)} classes and {self.train_size} "
                 f"training images. Choose from {len(self.classes)} to {self.train_size}."
             )
         chosen = stratified(self._labels["train"][self._train_rows], count, key=key_of(self.seed, Purpose.LABELS))
@@ -185,10 +191,7 @@ def chosen_classes(
     """
     if spec.classes is None:
         return classes, labels
-    for name in spec.classes:
-        if name not in classes:
-            raise DataError(f"'classes' names {name!r}, which {spec.name!r} does not have. "
-                            f"{did_you_mean(name, classes)} Its classes are {', '.join(classes)}.")  # fmt: skip
+    refuse_unknown(spec, classes)
     numbers = torch.full((len(classes),), -1)
     for number, name in enumerate(spec.classes):
         numbers[classes.index(name)] = number

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from flowstill.data.spec import DISTORTED, Augment, Data
+from flowstill.errors import DataError, did_you_mean
 
 NONE = Augment()
 SYNTHETIC = "synthetic:"  # before a name: images made up in the shape of that set
@@ -77,8 +78,18 @@ NAMED = {
 NAMED |= {name: replace(NAMED[of], about=f"{of} with blur or noise in every image") for name, of in DISTORTED.items()}
 
 
+def refuse_unknown(spec: Data, classes: tuple[str, ...]) -> None:
+    """Raises: DataError if the specification asks for a class that is not among ``classes``, all that the set has."""
+    for wanted in spec.classes or ():
+        if wanted not in classes:
+            near = did_you_mean(wanted, classes)
+            raise DataError(f"'classes' names {wanted!r}, which {spec.name!r} does not have. {near}".strip())
+
+
 def data_facts(data: Data | str) -> Facts | None:
     """What is known of a data set from its specification alone; None if it must be opened first.
+
+    Raises: DataError if it asks for classes that the set is known not to have.
 
     >>> data_facts("cifar10")
     Facts(shape=(3, 32, 32), classes=10)
@@ -93,6 +104,8 @@ def data_facts(data: Data | str) -> Facts | None:
     name = spec.name.removeprefix(SYNTHETIC)
     if name not in NAMED:
         return None
+    if NAMED[name].classes:
+        refuse_unknown(spec, NAMED[name].classes)
     facts = NAMED[name].facts
     channels, height, width = facts.shape
     shape = (spec.channels or channels, spec.size or height, spec.size or width)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 from flowstill.experiments.table import Table
@@ -29,7 +30,7 @@ def write_figure(table: Table, folder: Path) -> list[Path]:
     axes.set_yticks(range(len(cells)), [cell.row for cell in reversed(cells)])
     axes.set_ylim(-0.6, len(cells) - 0.4)
     axes.set_xlabel(f"{column.replace('_', ' ')}, %")
-    axes.set_title(f"{table.name}: {table.title}", fontsize=10, loc="left")
+    axes.set_title(textwrap.fill(f"{table.name}: {table.title}", 75), fontsize=10, loc="left")
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=2)

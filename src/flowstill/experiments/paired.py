@@ -6,7 +6,7 @@ import csv
 import io
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,32 +14,32 @@ from typing import Any
 from flowstill.experiments.rows import cell, jobs_of
 from flowstill.experiments.table import markdown_table
 from flowstill.files import atomic_write
-from flowstill.recipes.schema import Recipe
+from flowstill.recipes.schema import AfterStage, Recipe
 
 SURE = 0.95  # how often an interval covers the mean, were the differences normal
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A row's accuracies less those of ``baseline``, in percent, one for each seed."""
+    """A row's accuracies less those of ``baseline``, in percent: seed -> difference, for the seeds that have both."""
 
     row: str
     baseline: str
-    each: tuple[float, ...]
+    each: Mapping[int, float]
 
     @property
     def mean(self) -> float:
         """Over the seeds."""
-        return statistics.fmean(self.each)
+        return statistics.fmean(self.each.values())
 
     @property
     def interval(self) -> tuple[float, float] | None:
         """Student's t interval for the mean, 95 %; None for fewer than two seeds.
 
-        It speaks of the seeds alone (first weights, order, augmentation, labels), for one teacher and one set of test
-        images, and of one difference: among twenty, one will lie outside by chance.
+        It speaks of what seeds draw (first weights, order, augmentation, labels, held-out images), for one teacher, and
+        of one difference: among twenty, one will lie outside by chance.
 
-        >>> low, high = Difference("fsp", "alone", (1.0, 2.0, 3.0)).interval
+        >>> low, high = Difference("fsp", "alone", {0: 1.0, 1: 2.0, 2: 3.0}).interval
         >>> round(low, 2), round(high, 2)
         (-0.48, 4.48)
         """
@@ -48,29 +48,53 @@ class Difference:
         from scipy.stats import t  # which is slow to import
 
         reach = float(t.ppf((1 + SURE) / 2, len(self.each) - 1))
-        half = reach * statistics.stdev(self.each) / math.sqrt(len(self.each))
+        half = reach * statistics.stdev(self.each.values()) / math.sqrt(len(self.each))
         return self.mean - half, self.mean + half
 
 
-def baselines(recipe: Recipe, row: str) -> tuple[str, ...]:
-    """The rows of the same network as a taught row's that no teacher taught; none for a row that is not taught."""
-    jobs = [recipe.jobs[name] for name in jobs_of(recipe, row)]
-    teachers = {job.teacher for job in recipe.jobs.values()}
-    if not all(job.teacher for job in jobs):
+def baselines(recipe: Recipe, row: str, rows: Sequence[str]) -> tuple[str, ...]:
+    """Which of ``rows`` a taught row is held against: as many of the same networks, with as many labels, that no teacher
+    taught, that began from nothing and that teach none. None for a row that is not taught.
+    """
+    jobs = jobs_of(recipe, row)
+    if not all(_taught(recipe, name) for name in jobs):
         return ()
-    alone = [name for name, job in recipe.jobs.items() if not (job.teacher or job.start or name in teachers)]
-    return tuple(name for name in alone if recipe.jobs[name].network == jobs[0].network)
+    teachers = {job.teacher for job in recipe.jobs.values()}
+
+    def alike(others: Sequence[str]) -> bool:
+        if any(_taught(recipe, name) or recipe.jobs[name].start or name in teachers for name in others):
+            return False
+        both = [[(recipe.jobs[name].network, recipe.jobs[name].labels) for name in names] for names in (others, jobs)]
+        return both[0] == both[1]
+
+    return tuple(other for other in rows if alike(jobs_of(recipe, other)))
+
+
+def _taught(recipe: Recipe, name: str) -> bool:
+    """Whether a teacher had a part in a job's network, or in the one that it began from."""
+    job = recipe.jobs[name]
+    return bool(job.teacher) or (isinstance(job.start, AfterStage) and _taught(recipe, job.start.job))
+
+
+def _apart(recipe: Recipe, rows: Sequence[str]) -> Iterator[str]:
+    """The rows, but of one that holds taught jobs and others beside them, the jobs."""
+    for row in rows:
+        jobs = jobs_of(recipe, row)
+        yield from (row,) if len({_taught(recipe, name) for name in jobs}) == 1 else jobs
 
 
 def paired_differences(
-    recipe: Recipe, rows: Sequence[str], summaries: Sequence[Mapping[str, Any]]
+    recipe: Recipe, rows: Sequence[str], summaries: Mapping[int, Mapping[str, Any]]
 ) -> tuple[Difference, ...]:
-    """Of each taught row to each of its baselines, over the runs that have both. summaries: of a run for each seed."""
-    found = []
+    """Of each taught row to each of its baselines among the rows. summaries: seed -> that of its run."""
+    found, rows = [], tuple(_apart(recipe, rows))
     for row in rows:
-        for baseline in baselines(recipe, row):
-            pairs = [(cell(recipe, s, row, "accuracy"), cell(recipe, s, baseline, "accuracy")) for s in summaries]
-            each = tuple(ours - alone for ours, alone in pairs if ours is not None and alone is not None)
+        for baseline in baselines(recipe, row, rows):
+            each = {}
+            for seed, summary in summaries.items():
+                ours, alone = (cell(recipe, summary, name, "accuracy") for name in (row, baseline))
+                if ours is not None and alone is not None:
+                    each[seed] = ours - alone
             if each:
                 found.append(Difference(row, baseline, each))
     return tuple(found)
@@ -79,29 +103,36 @@ def paired_differences(
 def shown(difference: Difference) -> str:
     """Mean and interval.
 
-    >>> shown(Difference("fsp", "alone", (1.0, 2.0, 3.0))), shown(Difference("fsp", "alone", (1.0,)))
+    >>> shown(Difference("fsp", "alone", {0: 1.0, 1: 2.0, 2: 3.0})), shown(Difference("fsp", "alone", {0: 1.0}))
     ('+2.00 [-0.48, +4.48]', '+1.00')
     """
     interval = difference.interval
     return f"{difference.mean:+.2f}" + (f" [{interval[0]:+.2f}, {interval[1]:+.2f}]" if interval else "")
 
 
-def write_paired(recipe: Recipe, differences: Sequence[Difference], out: Path) -> None:
-    """``paired.md``, a line for each row and a column for each baseline, and ``paired.csv`` into ``out``."""
+def write_paired(recipe: Recipe, differences: Sequence[Difference], seeds: Sequence[int], out: Path) -> None:
+    """``paired.md``, a line for each row and a column for each baseline, and ``paired.csv`` into ``out``.
+
+    seeds: those of the runs, a column of the CSV each, empty where a row has no number.
+    """
     names = tuple(dict.fromkeys(difference.baseline for difference in differences))
     rows = tuple(dict.fromkeys(difference.row for difference in differences))
-    cells = {(d.row, d.baseline): shown(d) for d in differences}
+    cells = {(d.row, d.baseline): shown(d) + _few(d, seeds) for d in differences}
     head = ("row", *(f"less {name}" for name in names))
     lines = [head, *((row, *(cells.get((row, name), "–") for name in names)) for row in rows)]
-    seeds = max(len(difference.each) for difference in differences)
-    said = (f"Points of accuracy, paired seed by seed: mean over {seeds} seeds and its 95 % interval (Student's t), for one "
-            "teacher and one set of test images. Among twenty such intervals one misses by chance.")  # fmt: skip
+    tested = "the held-out images of each seed" if recipe.data.hold_out else "one set of test images"
+    said = (f"Points of accuracy, paired seed by seed: mean over {len(seeds)} seeds and its 95 % interval (Student's t), "
+            f"for one teacher and {tested}. Among twenty such intervals one misses by chance.")  # fmt: skip
     text = f"# {recipe.name}: taught less alone\n\n{markdown_table(lines)}\n\n{said}\n"
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["row", "baseline", "mean", "low", "high", *(f"seed_{number}" for number in range(seeds))])
+    writer.writerow(["row", "baseline", "mean", "low", "high", *(f"seed_{seed}" for seed in seeds)])
     for d in differences:
-        numbers = (d.mean, *(d.interval or ("", "")), *d.each)
-        writer.writerow([d.row, d.baseline, *(n if isinstance(n, str) else repr(round(n, 6)) for n in numbers)])
+        numbers = (d.mean, *(d.interval or (None, None)), *(d.each.get(seed) for seed in seeds))
+        writer.writerow([d.row, d.baseline, *("" if n is None else repr(round(n, 6)) for n in numbers)])
     for name, content in (("paired.md", text), ("paired.csv", file.getvalue())):
         atomic_write(out / name, content.encode())
+
+
+def _few(difference: Difference, seeds: Sequence[int]) -> str:
+    return "" if len(difference.each) == len(seeds) else f" ({len(difference.each)} seeds)"

@@ -141,8 +141,9 @@ def write(plan: Plan, runs: Sequence[Run], out: Path) -> Table:
         draw(plan.recipe, runs, out)
     if plan.recipe.figure == "curves" and (reached := reached_table(plan.recipe, runs)).cells:
         write_table(reached, out, "reached")
-    if len(runs) > 1 and (pairs := paired_differences(plan.recipe, plan.rows, [run.summary for run in runs])):
-        write_paired(plan.recipe, pairs, out)
+    done = dict(zip(plan.seeds, (run.summary for run in runs), strict=False))
+    if len(runs) > 1 and (pairs := paired_differences(plan.recipe, plan.rows, done)):
+        write_paired(plan.recipe, pairs, tuple(done), out)
     if table.cells:
         write_table(table, out)
         write_figure(table, out)
@@ -165,9 +166,9 @@ def make_table(plan: Plan, runs: Sequence[Run]) -> Table:
 
 def notes(plan: Plan, seeds: int) -> tuple[str, ...]:
     """Under which conditions the numbers came about."""
-    data = plan.recipe.data
+    data, whose = plan.recipe.data, "paper's" if plan.printed else "recipe's"
     said = [
-        f"Schedules at {plan.scale:g} of the paper's; mean over {seeds} seed{'s' if seeds > 1 else ''}, one teacher for all."
+        f"Schedules at {plan.scale:g} of the {whose}; mean over {seeds} seed{'s' if seeds > 1 else ''}, one teacher for all."
     ]
     if plan.stand_in:
         said.append(f"The images are those of {plan.stand_in}, which stands in for the paper's set.")
