@@ -11,7 +11,7 @@ from pathlib import Path
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # a module's name may not be None; whoever uses it asks first
 
 
 def atomic_write(path: str | Path, data: bytes | Callable[[Path], None]) -> None:

@@ -109,10 +109,9 @@ def _folder(path: Path) -> Path:
         missing = missing.parent
     beside = [entry.name for entry in missing.parent.iterdir() if entry.is_dir()] if missing.parent.is_dir() else []
     part = "" if missing == path else f" ({str(missing)!r} is missing)"
-    raise DataError(
-        f"Data folder {str(path)!r} does not exist{part}. {did_you_mean(missing.name, beside)} "
-        f"Known data sets: {', '.join(NAMED)}."
-    )
+    known = f"Known data sets: {', '.join(NAMED)}."
+    said = (f"Data folder {str(path)!r} does not exist{part}.", did_you_mean(missing.name, beside), known)
+    raise DataError(" ".join(filter(None, said)))
 
 
 def _in_folder(folder: Path, tests: tuple[str, ...], spec: Data) -> Source:

@@ -116,7 +116,8 @@ class AggregatedLayer(nn.Module):
             maps = self.bn(maps)
         else:
             maps = F.batch_norm(maps, None, None, self.bn.weight, self.bn.bias, training=True, eps=self.bn.eps)
-        return self.relu(maps)  # type: ignore[no-any-return]  # nn.Module calls are Any
+        features: Tensor = self.relu(maps)
+        return features
 
 
 class Aggregate(nn.Module):

@@ -37,7 +37,8 @@ def all_pairs(gram: Tensor) -> tuple[Tensor, Tensor]:
     """All eigenvalues (N, n), descending, and their vectors as rows (N, n, n)."""
     try:
         values, columns = torch.linalg.eigh(gram)
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # in single precision LAPACK sometimes gives up on a matrix with many zeros
+    # In single precision LAPACK sometimes gives up on a matrix with many zeros.
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # torch's annotations leave it out
         wide, columns = torch.linalg.eigh(gram.double())
         values, columns = wide.to(gram.dtype), columns.to(gram.dtype)
     return values.flip(1), columns.mT.flip(1)

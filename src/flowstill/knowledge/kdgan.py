@@ -97,7 +97,8 @@ class Discriminator(nn.Module):
         """(B, features) and (B, classes) -> the logit of D, (B,), float32 also under autocast."""
         with torch.autocast(features.device.type, enabled=False):
             hidden: Tensor = self.first(torch.cat([features, label], 1)).relu()
-            return self.second(hidden).squeeze(1)  # type: ignore[no-any-return]  # nn.Module calls are Any
+            logits: Tensor = self.second(hidden)
+            return logits.squeeze(1)
 
 
 class TeacherCopy(nn.Module):
@@ -201,7 +202,8 @@ class KDGANLoss(Loss):
     def _score(self, logits: Tensor, number: int, target: Round) -> Tensor:
         """D's logit for a sample, with C's (0) or T's (1) noise."""
         sample = gumbel_softmax(logits, target.noise[number], target.temperature)
-        return self.discriminator(target.features, sample)  # type: ignore[no-any-return]  # nn.Module calls are Any
+        logit: Tensor = self.discriminator(target.features, sample)
+        return logit
 
 
 @specification

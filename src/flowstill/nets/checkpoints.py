@@ -72,7 +72,7 @@ def _instead(path: Path) -> str:
     if path.is_dir():
         return "it is a folder; name the file in it."
     if not path.parent.is_dir():
-        return f"there is no folder {str(path.parent)!r}."
+        return f"there is no folder {str(path.parent)!r}. Train that network into it, or give the path of another file."
     near = nearest(path.name, (p.name for p in path.parent.iterdir()))
     return f"did you mean {near[0]!r}, in the same folder?" if near else "check the path."
 

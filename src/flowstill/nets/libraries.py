@@ -146,16 +146,9 @@ def _with_channels(network: nn.Module, in_channels: int, whole: str) -> nn.Modul
         raise NetworkError(
             f"{whole} cannot take {in_channels} channels: its first convolution, {path!r}, reads no image."
         )
-    new = nn.Conv2d(
-        in_channels,
-        old.out_channels,
-        old.kernel_size,  # type: ignore[arg-type]  # torch types these as tuples of any length
-        old.stride,  # type: ignore[arg-type]
-        old.padding,  # type: ignore[arg-type]
-        old.dilation,  # type: ignore[arg-type]
-        bias=old.bias is not None,
-        padding_mode=old.padding_mode,
-    )
+    # Torch types a convolution's shape as tuples of any length, which its constructor does not take.
+    shape: dict[str, Any] = {name: getattr(old, name) for name in ("kernel_size", "stride", "padding", "dilation")}
+    new = nn.Conv2d(in_channels, old.out_channels, bias=old.bias is not None, padding_mode=old.padding_mode, **shape)
     with torch.no_grad():
         new.weight.normal_().mul_(old.weight.std())
     if old.bias is not None:

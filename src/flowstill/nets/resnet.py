@@ -74,7 +74,8 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, ceil(H / stride), ceil(W / stride))."""
         residual = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
-        return self.relu2(residual + self.shortcut(x))  # type: ignore[no-any-return]  # nn.Module calls are Any
+        out: Tensor = self.relu2(residual + self.shortcut(x))
+        return out
 
 
 class ResNet(nn.Module):
@@ -132,7 +133,8 @@ class ResNet(nn.Module):
         """Images (B, in_channels, H, W) of any size -> logits (B, num_classes)."""
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
-        return self.fc(torch.flatten(self.avgpool(x), 1))  # type: ignore[no-any-return]  # nn.Module calls are Any
+        logits: Tensor = self.fc(torch.flatten(self.avgpool(x), 1))
+        return logits
 
     def _initialise(self, init: str) -> None:
         for module in self.modules():

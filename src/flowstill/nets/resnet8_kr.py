@@ -28,7 +28,8 @@ class ResidualModule(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, ceil(H / 2), ceil(W / 2))."""
         residual = self.bn(self.conv3(self.conv2(self.conv1(x))))
-        return self.relu(residual + self.shortcut(x))  # type: ignore[no-any-return]  # nn.Module calls are Any
+        out: Tensor = self.relu(residual + self.shortcut(x))
+        return out
 
 
 class ResNet8KR(nn.Sequential):
