@@ -222,8 +222,10 @@ def test_the_demo_leaves_other_runs_alone(trained, here, capsys):
 
 def test_the_demo_shows_a_finished_run_again(here, capsys):
     writer = RunWriter.create("runs/digits")
-    writer.write_recipe(dump_recipe(load_recipe("digits")))
-    writer.write_summary({"finished": True, "jobs": {"student": {"accuracy": 98.76}}})
+    digits = load_recipe("digits")
+    writer.write_recipe(dump_recipe(digits))
+    jobs = {name: {} for name in digits.jobs} | {"student": {"accuracy": 98.76}}
+    writer.write_summary({"finished": True, "jobs": jobs})
     assert main(["demo"]) == 0
     shown = capsys.readouterr().out
     assert "finished already" in shown

@@ -106,7 +106,7 @@ def test_another_object_is_not_resumed(tmp_path, teacher):
     stop = stop_at(("student", "joint", 1))
     with pytest.raises(KeyboardInterrupt):
         fs.distill(master, network(), DATA, "kd", out=tmp_path / "run", scale=SHORT, on_step=stop, **PLAIN)
-    with pytest.raises(RunError, match="'jobs' differs"):
+    with pytest.raises(RunError, match=r"'jobs\.student' differs"):
         fs.distill(master, network(2.0), DATA, "kd", out=tmp_path / "run", scale=SHORT, resume=True, **PLAIN)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import flowstill as fs
-from compared_runs import PLAIN, assert_near, assert_same, resumed, stop_at, weights
+from compared_runs import PLAIN, assert_near, assert_same, resumed, rows, stop_at, weights
 from engine_recipes import DATA, NET, recipe
 from flowstill.data import open_data
 from flowstill.recipes.schema import (
@@ -51,6 +51,92 @@ def test_another_recipe_is_not_resumed_nor_is_a_run_overwritten(finished):
         fs.train(replace(recipe(), seed=3), finished.path, resume=True, **PLAIN)
     with pytest.raises(fs.FlowstillError, match="--resume"):
         fs.train(recipe(), finished.path, **PLAIN)
+
+
+SECOND = Job(NET, alone(5, 0.05), seed=2)
+THIRD = Job(NET, joint("fsp", steps=4, lr=0.05), teacher="teacher")
+
+
+@pytest.fixture(scope="module")
+def larger(tmp_path_factory):
+    return fs.train(recipe(second=SECOND, third=THIRD), tmp_path_factory.mktemp("runs") / "larger", **PLAIN)
+
+
+def test_a_finished_run_takes_more_jobs(larger, tmp_path):
+    fs.train(recipe(), tmp_path, **PLAIN)
+    given = recipe(second=SECOND)
+    with pytest.raises(KeyboardInterrupt):
+        fs.train(given, tmp_path, resume=True, on_step=stop_at(("second", "task", 3)), **PLAIN)
+    assert not fs.Run.open(tmp_path).finished
+    seen = []
+    run = fs.train(
+        recipe(second=SECOND, third=THIRD), tmp_path, resume=True, on_step=lambda *here: seen.append(here), **PLAIN
+    )
+    assert seen[0] == ("second", "task", 4)
+    assert {job for job, _, _ in seen} == {"second", "third"}
+    assert_same(run, larger)
+    assert run.finished
+
+
+def test_a_run_that_dies_as_it_grows_is_not_taken_as_finished(larger, tmp_path):
+    fs.train(recipe(second=SECOND), tmp_path, **PLAIN)
+    before = rows(fs.Run.open(tmp_path))
+
+    def fail(*here):
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fs.train(recipe(second=SECOND, third=THIRD), tmp_path, resume=True, on_step=fail, **PLAIN)
+    run = fs.Run.open(tmp_path)
+    assert not run.finished
+    assert rows(run)[: len(before)] == before
+    assert_same(fs.train(recipe(second=SECOND, third=THIRD), tmp_path, resume=True, **PLAIN), larger)
+
+
+def test_what_is_begun_must_stay_as_it_was_and_the_rest_may_change(larger, tmp_path):
+    given = recipe(second=replace(SECOND, seed=9), third=THIRD)
+    with pytest.raises(KeyboardInterrupt):
+        fs.train(given, tmp_path, on_step=stop_at(("student", "task", 2)), **PLAIN)
+    without = recipe(second=SECOND, third=THIRD)
+    for job in ("teacher", "student"):
+        changed = replace(without, jobs={**without.jobs, job: replace(without.jobs[job], seed=7)})
+        with pytest.raises(fs.RunError, match=f"its 'jobs.{job}' differs"):
+            fs.train(changed, tmp_path, resume=True, **PLAIN)
+    assert_same(fs.train(without, tmp_path, resume=True, **PLAIN), larger)
+
+
+def test_an_ensemble_of_trained_jobs_is_measured_later(tmp_path):
+    fs.train(recipe(), tmp_path, **PLAIN)
+    both = replace(recipe(), ensembles={"both": Ensemble(("teacher", "student"))})
+    before = rows(fs.Run.open(tmp_path))
+    run = fs.train(both, tmp_path, resume=True, on_step=lambda *here: pytest.fail("trained again"), **PLAIN)
+    assert run.finished
+    assert 0 <= run.summary["ensembles"]["both"]["accuracy"] <= 100
+    assert rows(run) == before
+
+
+def test_jobs_that_are_trained_leave_their_group(larger, tmp_path):
+    twin = replace(THIRD, flows=None)
+    fs.train(recipe(second=SECOND, third=THIRD), tmp_path, **PLAIN)
+    seen = []
+    grown = replace(recipe(second=SECOND, third=THIRD, twin=twin), together=(("third", "twin"),))
+    run = fs.train(grown, tmp_path, resume=True, on_step=lambda *here: seen.append(here[0]), **PLAIN)
+    assert set(seen) == {"twin"}
+    one, other = weights(run, "twin"), weights(larger, "third")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_new_job_starts_from_a_stage_that_was_kept(tmp_path):
+    first = fs.train(recipe(), tmp_path, **PLAIN)
+    after = {stage: Job(NET, alone(2, 0.05), start=AfterStage("student", stage)) for stage in ("transfer", "task")}
+    with pytest.raises(
+        fs.RunError, match="did not keep what 'student' was after its stage 'transfer', where 'new' starts"
+    ):
+        fs.train(recipe(new=after["transfer"]), tmp_path, resume=True, **PLAIN)
+    before = weights(first)
+    starts = replace(after["task"], stages=alone(1, 1e-30))
+    run = fs.train(recipe(new=starts), tmp_path, resume=True, **PLAIN)
+    assert torch.equal(weights(run, "new")["conv1.weight"], before["conv1.weight"])
 
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path):

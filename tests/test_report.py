@@ -236,8 +236,10 @@ def test_the_same_run_gives_the_same_page(run, html):
 def test_the_page_shows_the_run_as_it_is_now(tmp_path):
     run = make_run(tmp_path / "run", done=("teacher",))
     assert not run.finished
-    summary = {**json.loads((run.path / "summary.json").read_text()), "finished": True}
-    RunWriter(run.path).write_summary(summary)
+    assert "not finished" in write_report(run).read_text(encoding="utf-8")
+    summary = json.loads((run.path / "summary.json").read_text())
+    jobs = {name: summary["jobs"]["teacher"] for name in run.jobs}
+    RunWriter(run.path).write_summary({**summary, "jobs": jobs, "finished": True})
     assert "not finished" not in write_report(run).read_text(encoding="utf-8")
 
 

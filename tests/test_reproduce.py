@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import flowstill as fs
-from compared_runs import PLAIN, stop_at
+from compared_runs import PLAIN, rows, stop_at
 from flowstill.cli import main
 from flowstill.data import open_data
 from flowstill.data.spec import Data
@@ -17,7 +17,7 @@ from flowstill.errors import RecipeError
 from flowstill.experiments import reproduce as module
 from flowstill.experiments.estimate import estimate
 from flowstill.experiments.printed import Printed, printed_tables
-from flowstill.experiments.reproduce import plan_table, reproduce
+from flowstill.experiments.reproduce import jobs_left, plan_table, reproduce
 from flowstill.experiments.rows import cell, jobs_of, restricted, rows_of, updates_of
 from flowstill.experiments.table import Cell, Table, comma_separated, lines, markdown
 from flowstill.experiments.teachers import teacher_key, trained_by_itself
@@ -147,6 +147,38 @@ def test_the_teacher_is_trained_once_for_all_seeds_and_tables(tiny, tmp_path, mo
     assert sum("teachers" in path for path in trained) == 2
 
 
+def test_rows_that_are_added_later_give_the_same_numbers(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "printed_tables", dict)
+    plans = [plan_table(tiny, seeds=2, rows=rows) for rows in (["kd"], ["scratch", "fsp"], ["fsp", "kd"])]
+    for plan in plans:
+        table = make(plan, tmp_path / "out")
+    with pytest.raises(KeyboardInterrupt):
+        make(plan_table(tiny, rows=["fsp", "kd"]), tmp_path / "other", on_step=stop_at(("first", "transfer", 2)))
+    at_once = make(plan_table(tiny, seeds=2, rows=["fsp", "kd"]), tmp_path / "other")
+    assert table.cells == at_once.cells
+    runs = sorted((tmp_path / "out").glob("seed-*"))
+    assert len(runs) == 2
+    assert jobs_left(plan_table(tiny, seeds=3, rows=["kd", "scratch"]), tmp_path / "out") == {"scratch": 1, "kd": 1}
+    assert jobs_left(plan_table(tiny, rows=["kd"]), tmp_path / "new") == {"teacher": 1, "kd": 1}
+    for path in runs:
+        run = fs.Run.open(path)
+        assert set(run.jobs) == {"teacher", "scratch", "first", "fsp_1", "fsp_2", "kd"}
+        counted = [row[:4] for row in rows(run)]
+        assert len(set(map(tuple, counted))) == len(counted)  # no step of a job was measured twice
+
+
+def test_a_row_that_was_left_half_done_is_finished_before_others(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "printed_tables", dict)
+    with pytest.raises(KeyboardInterrupt):
+        make(plan_table(tiny, rows=["scratch", "kd"]), tmp_path / "out", on_step=stop_at(("kd", "joint", 3)))
+    seen = []
+    make(plan_table(tiny, rows=["first"]), tmp_path / "out", on_step=lambda *here: seen.append(here))
+    assert seen == [
+        *(("kd", "joint", step) for step in (4, 5, 6)),
+        *(("first", "transfer", step) for step in (1, 2, 3, 4)),
+    ]
+
+
 def test_a_teachers_key_holds_what_its_weights_depend_on(tiny):
     recipe = load_recipe(tiny)
     key = teacher_key(recipe, "teacher", "32", "")
@@ -246,10 +278,11 @@ def test_the_command(tiny, tmp_path, capsys, monkeypatch):
                "--precision", "32"]  # fmt: skip
     assert main(command) == 0
     shown = capsys.readouterr().out
-    assert re.search(r"tiny-table: 2 rows, 2 seeds, 50 updates of 32 images; about \d+ s on this machine", shown)
+    assert re.search(r"tiny-table: 2 rows, 2 seeds, 50 updates of 32 images to go; about \d+ s on this machine", shown)
     assert re.search(r"fsp \* +\d+\.\d\d ± \d+\.\d\d \(60\.00\)", shown)
     assert main(command) == 0  # all is there
     again = capsys.readouterr().out
+    assert "tiny-table: 2 rows, 2 seeds, all trained already" in again
     assert "is there" in again
     assert re.findall(r"^ *fsp \*.*$", again, re.MULTILINE) == re.findall(r"^ *fsp \*.*$", shown, re.MULTILINE)
 

@@ -75,10 +75,10 @@ def test_a_run_before_its_first_summary_is_unfinished(tmp_path):
     run = Run.open(tmp_path / "run")
     assert (run.summary, run.finished, run.jobs, run.metrics()) == ({}, False, ("student",), [])
     assert writer.load_state() is None
-    writer.write_summary({"finished": True, "b": 1, "a": [2]})
+    writer.write_summary({"finished": True, "b": 1, "a": [2], "jobs": {"student": {}}})
     assert Run.open(tmp_path / "run").finished
     text = (tmp_path / "run" / "summary.json").read_text()
-    assert list(json.loads(text)) == ["a", "b", "finished"]
+    assert list(json.loads(text)) == ["a", "b", "finished", "jobs"]
 
 
 @pytest.mark.parametrize(("name", "content"), [("summary.json", "{"), ("summary.json", "[]"), ("recipe.yaml", "a: [")])

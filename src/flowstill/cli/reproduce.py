@@ -42,8 +42,8 @@ def reproduce(
 ) -> None:
     """Make a paper's table: the printed numbers, ours, and the difference.
 
-    Trains what is missing; the same command again goes on where it was stopped. Teachers are trained once and serve
-    every table beside it.
+    Trains what is missing; the same command again goes on where it was stopped, and with other --rows adds those. Teachers
+    are trained once and serve every table beside it.
     """
     from flowstill.cli.training import try_out
     from flowstill.experiments.reproduce import COST, check_plan, plan_table
@@ -56,10 +56,10 @@ def reproduce(
     if dry_run:
         try_out(plan.recipe, device)
         return
-    plans, takes = check_plan(plan, device=device, precision=precision.value)
-    if plan.recipe.jobs:
-        _say_beforehand(plan, plans, takes)
     folder = out or Path("runs", plan.recipe.name)
+    plans, left, takes = check_plan(plan, folder, device=device, precision=precision.value)
+    if plan.recipe.jobs:
+        _say_beforehand(plan, plans, left, takes)
     try:
         made = make(plan, folder, device=device, devices=devices, precision=precision.value)
     except KeyboardInterrupt:
@@ -73,19 +73,21 @@ def reproduce(
         print(f"drawn: {folder / 'figure.png'}, figure.svg")
 
 
-def _say_beforehand(plan: Plan, plans: dict[str, JobPlan], takes: Estimate) -> None:
+def _say_beforehand(plan: Plan, plans: dict[str, JobPlan], left: dict[str, int], takes: Estimate) -> None:
     """What will be trained, how long it takes here, and how much it writes."""
     from flowstill.reports.text import duration, short
 
-    once = [name for name in plan.recipe.jobs if name in plan.teachers]
-    each = [name for name in plan.recipe.jobs if name not in once]
     seeds = len(plan.seeds)
-    seconds = sum(takes.seconds[name] for name in once) + seeds * sum(takes.seconds[name] for name in each)
-    updates = sum(takes.updates_of[name] for name in once) + seeds * sum(takes.updates_of[name] for name in each)
-    print(f"{plan.recipe.name}: {len(plan.rows)} rows, {seeds} seed{'s' if seeds > 1 else ''}, {updates:,} updates of "
-          f"{plan.recipe.data.batch} images; about {duration(seconds)} on this machine without evaluation, "
-          f"{short(seeds * takes.bytes)}B on the disk")  # fmt: skip
-    for name in (*once, *each):
+    head = f"{plan.recipe.name}: {len(plan.rows)} rows, {seeds} seed{'s' if seeds > 1 else ''}"
+    if not left:
+        print(f"{head}, all trained already")
+        return
+    seconds, updates = (
+        sum(count * of[name] for name, count in left.items()) for of in (takes.seconds, takes.updates_of)
+    )
+    print(f"{head}, {updates:,} updates of {plan.recipe.data.batch} images to go; about {duration(seconds)} on this machine "
+          f"without evaluation, {short(seeds * takes.bytes)}B on the disk")  # fmt: skip
+    for name in left:
         print(f"  {name}: {plans[name].network}, {takes.updates_of[name]:,} updates, {duration(takes.seconds[name])}")
 
 

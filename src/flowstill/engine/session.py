@@ -39,6 +39,11 @@ SAVE_EVERY = 30.0  # seconds between two saved states
 LOG_POINTS = 50  # rows of losses in a stage
 
 
+def kept_as(job: str, stage: str) -> str:
+    """Under which name the run folder holds what a job was after a stage that another job starts from."""
+    return f"{job}@{stage}"
+
+
 class Session:
     """One process's part in a run. Only the process of rank 0 writes."""
 
@@ -67,16 +72,19 @@ class Session:
         state = self.writer.load_state()
         if state is not None:
             self.summary = json.loads(state["summary"])
+        grown = state is None and bool(self.summary["jobs"])  # it was finished, and has got more jobs since
         if self.writes:
-            self.writer.metrics.truncate(state["metrics"] if state else 0)
+            self.writer.metrics.truncate(state["metrics"] if state else None if grown else 0)
         with self.interruption:
-            for group in self.recipe.groups():
-                if all(name in self.summary["jobs"] for name in group):
-                    continue
+            if grown:
+                self._save(())
+            for group in self._groups_left(tuple(state["group"]) if state else ()):
                 self._run_group(group, state if state and tuple(state["group"]) == group else None)
                 state = None
                 self._save(group)
             for name, ensemble in self.recipe.ensembles.items():
+                if name in self.summary["ensembles"]:
+                    continue
                 members = [self.network(job) for job in ensemble.jobs]
                 scores = evaluate_networks(
                     self.fabric, members, self.data, channels_last=self.channels_last, mean=ensemble.mean
@@ -88,6 +96,12 @@ class Session:
             self.writer.metrics.flush()
             self.writer.write_summary(self.summary)
             self.writer.drop_state()
+
+    def _groups_left(self, begun: tuple[str, ...]) -> list[tuple[str, ...]]:
+        """What is still to be run: first the group that the saved state is of, then the others without what is done."""
+        over = {*self.summary["jobs"], *begun}
+        left = [tuple(name for name in group if name not in over) for group in self.recipe.groups()]
+        return [group for group in (begun, *left) if group]
 
     def _run_group(self, group: tuple[str, ...], state: dict[str, Any] | None) -> None:
         """Jobs in lockstep: stage by stage, each with its own player and optimiser."""
@@ -256,11 +270,13 @@ class Session:
         """Other jobs may start from what this network is now."""
         wanted = [AfterStage(name, stage) == job.start for job in self.recipe.jobs.values()]
         if self.writes and any(wanted):
-            self.writer.save_network(f"{name}@{stage}", network.state_dict())
+            self.writer.save_network(kept_as(name, stage), network.state_dict())
         self.fabric.barrier()
 
     def _stage_file(self, name: str, stage: str) -> str:
-        return str(self.writer.path / f"{name}@{stage}.safetensors")
+        """The weights after a stage; those after the last are also the job's own."""
+        kept = self.writer.path / f"{kept_as(name, stage)}.safetensors"
+        return str(kept if kept.exists() else self.writer.path / f"{name}.safetensors")
 
     def _should_save(self, looked: bool) -> bool:
         """Every so many seconds, and at once when interrupted. All processes decide alike."""

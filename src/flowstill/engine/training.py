@@ -24,14 +24,14 @@ from flowstill.engine.memory import keep_freed_memory
 from flowstill.engine.networks import copy_of, placed
 from flowstill.engine.precision import Asked, Precision, choose
 from flowstill.engine.progress import Watch
-from flowstill.engine.session import Session
+from flowstill.engine.session import Session, kept_as
 from flowstill.engine.stored import refuse_if_full
 from flowstill.errors import RecipeError, RunError
 from flowstill.files import alone_in
 from flowstill.nets import build
 from flowstill.recipes.check import JobPlan, check
 from flowstill.recipes.load import dump_recipe, load_recipe
-from flowstill.recipes.schema import Recipe
+from flowstill.recipes.schema import AfterStage, Job, Recipe
 from flowstill.reports import write_report
 from flowstill.runs import Run, RunWriter
 
@@ -49,7 +49,8 @@ def train(
 
     Everything is checked before the folder is made: the recipe, its networks and pairs, the data, the weights to start
     from. With ``resume`` a killed run goes on at the step it had reached, with the numbers that it would have given
-    uninterrupted (on a CPU, bit for bit); an empty folder starts, a finished run is returned as it is.
+    uninterrupted (on a CPU, bit for bit); an empty folder starts, a finished run is returned as it is. Jobs that the
+    recipe has got since are trained beside those that are there.
 
     Args:
         recipe: a Recipe, the name of a packaged one, or the path of a YAML file.
@@ -81,7 +82,7 @@ def train(
             f"data.batch is {recipe.data.batch}, which {devices} processes cannot share; use --devices 1."
         )
     past = _resumed(recipe, Path(out)) if resume else None
-    if past and past.finished:
+    if past and all_done(past, recipe):
         return past
     data = open_data(recipe.data, seed=recipe.seed)
     for job in recipe.jobs.values():
@@ -107,9 +108,8 @@ def train(
         if not alone:
             raise RunError(f"Another process is training in {str(out)!r}. Wait for it, or give another --out.")
         writer.clear_leftovers()
-        if not past:
-            run_facts = {"run": _facts(chosen, device, devices, data)}
-            writer.write_recipe(dump_recipe(recipe) + yaml.safe_dump(run_facts, sort_keys=False))
+        run_facts = {"run": facts or _facts(chosen, device, devices, data)}
+        writer.write_recipe(dump_recipe(recipe) + yaml.safe_dump(run_facts, sort_keys=False))
         if devices == 1:
             _work(make_fabric(device, 1, chosen), recipe, out, plans, chosen, progress, on_step, networks, data)
         else:
@@ -119,6 +119,12 @@ def train(
     run = Run.open(out)
     write_report(run)
     return run
+
+
+def all_done(run: Run, recipe: Recipe) -> bool:
+    """Whether a run is finished and has all that the recipe asks for."""
+    jobs, ensembles = (run.summary.get(part, {}).keys() for part in ("jobs", "ensembles"))
+    return run.finished and jobs >= recipe.jobs.keys() and ensembles >= recipe.ensembles.keys()
 
 
 def _work(
@@ -131,6 +137,9 @@ def _work(
     data = data or open_data(recipe.data, seed=recipe.seed)
     show = progress if fabric.global_rank == 0 else False
     summary = _blank_summary(recipe, precision, fabric)
+    past = Run.open(out).summary
+    if past.get("finished"):  # its recipe has got more jobs since
+        summary |= {part: past[part] for part in ("jobs", "ensembles")}
     devices = [fabric.device] if fabric.device.type == "cuda" else []
     # The seeds set along the way stay in here.
     with torch.random.fork_rng(devices=devices), Watch(show) as watch:
@@ -141,19 +150,35 @@ def _work(
 
 
 def _resumed(recipe: Recipe, out: Path) -> Run | None:
-    """The run to go on with, None if the folder holds none. Raises: RunError if it is another recipe's."""
+    """The run to go on with, None if the folder holds none. Raises: RunError if it is another recipe's.
+
+    What is trained or begun must be as it was; jobs that nothing was done for may be new, changed or gone.
+    """
     if not (out / "recipe.yaml").exists():
         return None
     run = Run.open(out)
     before = load_recipe(out / "recipe.yaml", trust_code=True)
-    for part in ("name", "seed", "data", "jobs", "ensembles", "together"):
-        then, now = getattr(before, part), getattr(recipe, part)
-        if part == "data":  # the same images may lie elsewhere by now
-            then, now = replace(then, root=None), replace(now, root=None)
-        if then != now:
-            raise RunError(f"{str(out)!r} was started with another recipe: its {part!r} differs. "
-                           "Resume with the options it was started with, or give another --out.")  # fmt: skip
+    begun = RunWriter(out).begun()
+    elsewhere = replace(before, data=replace(before.data, root=recipe.data.root))  # the same images may lie elsewhere
+    different = [part for part in ("name", "seed", "data") if getattr(elsewhere, part) != getattr(recipe, part)]
+    different += [f"jobs.{name}" for name in begun if before.jobs.get(name) != recipe.jobs.get(name)]
+    different += [f"ensembles.{name}" for name in run.summary.get("ensembles", {})
+                  if before.ensembles.get(name) != recipe.ensembles.get(name)]  # fmt: skip
+    if different:
+        raise RunError(f"{str(out)!r} was started with another recipe: its {different[0]!r} differs. "
+                       "Resume with the options it was started with, or give another --out.")  # fmt: skip
+    for name, job in recipe.jobs.items():
+        if isinstance(job.start, AfterStage) and name not in before.jobs:
+            _refuse_lost_stage(out, name, job.start, recipe.jobs[job.start.job], job.start.job in begun)
     return run
+
+
+def _refuse_lost_stage(out: Path, name: str, start: AfterStage, first: Job, begun: bool) -> None:
+    """Raise if a new job is to start from a stage whose weights nobody asked for. Raises: RunError."""
+    kept = first.stages[-1].name == start.stage or (out / f"{kept_as(start.job, start.stage)}.safetensors").exists()
+    if begun and not kept:
+        raise RunError(f"{str(out)!r} did not keep what {start.job!r} was after its stage {start.stage!r}, where {name!r} "
+                       "starts. Give another --out.")  # fmt: skip
 
 
 def _choose_precision(

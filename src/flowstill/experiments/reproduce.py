@@ -27,7 +27,7 @@ from flowstill.recipes.check import JobPlan, check
 from flowstill.recipes.dump import plain
 from flowstill.recipes.load import load_recipe
 from flowstill.recipes.schema import Recipe
-from flowstill.runs import Run, is_run
+from flowstill.runs import Run, RunWriter, is_run
 
 COST = "cost.md"
 
@@ -36,9 +36,11 @@ COST = "cost.md"
 class Plan:
     """What a table will take. rows: in order. seeds: each trains the rows once; teachers are trained once for all.
 
-    recipe: with the rows' jobs alone. stand_in: the data set that takes the place of the paper's, or nothing.
+    whole: the recipe. recipe: with the rows' jobs alone. stand_in: the data set that takes the place of the paper's, or
+    nothing.
     """
 
+    whole: Recipe
     recipe: Recipe
     rows: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -46,10 +48,9 @@ class Plan:
     printed: Printed | None
     stand_in: str = ""
 
-    @property
-    def teachers(self) -> tuple[str, ...]:
-        """The jobs that are trained once, for all seeds and for other tables."""
-        return tuple(name for name in self.recipe.jobs if trained_by_itself(self.recipe, name))
+    def teachers_of(self, recipe: Recipe) -> tuple[str, ...]:
+        """Those of a recipe's jobs that are trained once, for all seeds and for other tables."""
+        return tuple(name for name in recipe.jobs if trained_by_itself(self.whole, name))
 
     @property
     def cost(self) -> PrintedCost | None:
@@ -57,12 +58,16 @@ class Plan:
         cost = self.printed and self.printed.cost
         return cost if cost and {cost.plain, cost.taught} <= set(self.recipe.jobs) else None
 
+    def folder(self, out: Path, seed: int) -> Path:
+        """Where a seed's run lies."""
+        return out / f"seed-{seed}-{self.key}"
+
     @property
     def key(self) -> str:
-        """A digest of what is trained for one seed."""
-        jobs = {name: plain(job) for name, job in self.recipe.jobs.items()}
-        data = {key: value for key, value in plain(self.recipe.data).items() if key != "root"}
-        text = json.dumps([data, jobs, plain(self.recipe.ensembles)], sort_keys=True, default=str)
+        """A digest of all that can be trained for one seed, whichever rows are chosen."""
+        jobs = {name: plain(job) for name, job in self.whole.jobs.items()}
+        data = {key: value for key, value in plain(self.whole.data).items() if key != "root"}
+        text = json.dumps([data, jobs, plain(self.whole.ensembles)], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -79,23 +84,40 @@ def plan_table(
     paper_set = load_recipe(table).data.name
     stand_in = whole.data.name if whole.data.name != paper_set else ""
     first = whole.seed
-    return Plan(restricted(whole, chosen), chosen, tuple(range(first, first + seeds)), scale, printed, stand_in)
+    return Plan(whole, restricted(whole, chosen), chosen, tuple(range(first, first + seeds)), scale, printed, stand_in)
 
 
-def check_plan(plan: Plan, **options: Any) -> tuple[dict[str, JobPlan], Estimate]:
-    """The jobs' networks and pairs, and what they will take. options: of ``estimate``. Raises: FlowstillError."""
+def check_plan(plan: Plan, out: Path, **options: Any) -> tuple[dict[str, JobPlan], dict[str, int], Estimate]:
+    """The jobs' networks and pairs, how often each is still to be trained into ``out``, and what once will take.
+
+    options: of ``estimate``. Raises: FlowstillError.
+    """
     if not plan.recipe.jobs:
-        return {}, Estimate({}, {}, 0)
+        return {}, {}, Estimate({}, {}, 0)
     find_source(plan.recipe.data)  # says what is missing, without opening a file
     facts = find_facts(plan.recipe.data)
     plans = check(plan.recipe, facts.shape, facts.classes)
-    return plans, estimate(plan.recipe, plans, **options)
+    left = jobs_left(plan, out)
+    return plans, left, estimate(restricted(plan.recipe, left), plans, **options) if left else Estimate({}, {}, 0)
+
+
+def jobs_left(plan: Plan, out: Path) -> dict[str, int]:
+    """In how many of the seeds' runs each job is still to be trained; a teacher that serves all of them once."""
+    paths = [plan.folder(out, seed) for seed in plan.seeds]
+    done = [Run.open(path).summary.get("jobs", {}) if is_run(path) else {} for path in paths]
+    missing = {name: sum(name not in jobs for jobs in done) for name in plan.recipe.jobs}
+    once = plan.teachers_of(plan.recipe)
+    left = {name: count if name not in once else int(count == len(done)) for name, count in missing.items()}
+    return {name: count for name, count in left.items() if count}
 
 
 def reproduce(
     plan: Plan, out: str | Path, *, precision: Asked = "auto", say: Callable[[str], None] = print, **options: Any
 ) -> Table:
     """Train what is missing of a plan and write the table; what was stopped goes on where it was.
+
+    Other rows of the same recipe are added to the run folders that are there: what they have in common is not trained
+    again, and what an earlier call left half done is finished.
 
     Teachers lie beside ``out`` in a folder ``teachers``, each named by what its weights depend on, and serve every
     table there. ``out`` gets a run folder for each seed, ``table.md``, ``table.csv``, ``table.png`` and ``table.svg``, and
@@ -111,19 +133,23 @@ def reproduce(
     out = Path(out)
     if not plan.recipe.jobs:
         return write(plan, [], out)
-    content = open_data(plan.recipe.data).fingerprint if plan.teachers else ""
-    folders = {
-        name: out.parent / "teachers" / teacher_key(plan.recipe, name, precision, content) for name in plan.teachers
+    paths = {seed: plan.folder(out, seed) for seed in plan.seeds}
+    jobs = {
+        seed: (*plan.recipe.jobs, *(RunWriter(path).begun() if is_run(path) else ())) for seed, path in paths.items()
     }
+    recipe = restricted(plan.whole, dict.fromkeys(name for names in jobs.values() for name in names))
+    teachers = plan.teachers_of(recipe)
+    content = open_data(recipe.data).fingerprint if teachers else ""
+    folders = {name: out.parent / "teachers" / teacher_key(recipe, name, precision, content) for name in teachers}
     for name, there in folders.items():
         done = is_run(there) and Run.open(there).finished
         say(f"{name}: {'is there' if done else 'trained once for all tables'}, in {there}")
-    with_weights = with_teachers(plan.recipe, folders, precision=precision, **options)
+    recipe = with_teachers(recipe, folders, precision=precision, **options)
     runs = []
-    for seed in plan.seeds:
-        path = out / f"seed-{seed}-{plan.key}"
+    for seed, path in paths.items():
         say(f"seed {seed}: {'goes on in' if is_run(path) else 'into'} {path}")
-        runs.append(train(replace(with_weights, seed=seed), path, resume=True, precision=precision, **options))
+        its = replace(restricted(recipe, jobs[seed]), seed=seed)
+        runs.append(train(its, path, resume=True, precision=precision, **options))
         write(plan, runs, out)
     if plan.cost:
         device = options.get("device", "auto")

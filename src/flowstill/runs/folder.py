@@ -68,7 +68,7 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether every job ran to its end."""
-        return bool(self.summary.get("finished"))
+        return bool(self.summary.get("finished")) and set(self.jobs) <= set(self.summary.get("jobs", ()))
 
     @property
     def jobs(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowstill.errors import RunError
 from flowstill.files import atomic_write
-from flowstill.runs.folder import RECIPE, SUMMARY, is_run
+from flowstill.runs.folder import RECIPE, SUMMARY, Run, is_run
 from flowstill.runs.metrics import MetricsLog
 
 if TYPE_CHECKING:
@@ -100,6 +100,13 @@ class RunWriter:
         if not isinstance(state, dict):
             raise RunError(f"{str(path)!r} is no state to resume from. Delete the folder and train anew.")
         return state
+
+    def begun(self) -> tuple[str, ...]:
+        """The jobs that are trained or of which a part is. Raises: RunError if that cannot be read."""
+        state = self.load_state()
+        summary = Run.open(self.path).summary if state is None else json.loads(state["summary"])
+        done = summary["jobs"] if state or summary.get("finished") else {}
+        return (*done, *(state["group"] if state else ()))
 
     def drop_state(self) -> None:
         """Remove the state of a run that is finished."""
