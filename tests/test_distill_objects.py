@@ -110,6 +110,13 @@ def test_another_object_is_not_resumed(tmp_path, teacher):
         fs.distill(master, network(2.0), DATA, "kd", out=tmp_path / "run", scale=SHORT, resume=True, **PLAIN)
 
 
+def test_a_trained_object_is_not_trained_alone_afterwards(tmp_path, teacher):
+    master, student = fs.create("resnet8", 10, 1, weights=teacher), network()
+    fs.distill(master, student, DATA, "kd", out=tmp_path / "run", scale=SHORT, **PLAIN)
+    with pytest.raises(RunError, match="begun without alone=True"):
+        fs.distill(master, student, DATA, "kd", out=tmp_path / "run", scale=SHORT, alone=True, resume=True, **PLAIN)
+
+
 def test_a_run_of_objects_tells_what_it_needs_when_it_is_opened_alone(tmp_path, teacher):
     run = fs.distill(
         fs.create("resnet8", 10, 1, weights=teacher), network(), DATA, "kd", out=tmp_path / "run", scale=SHORT, **PLAIN

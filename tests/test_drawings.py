@@ -1,5 +1,7 @@
 """The papers' figures: what is drawn is what was measured, and what the formulas say."""
 
+from dataclasses import replace
+
 import pytest
 
 import flowstill as fs
@@ -41,15 +43,27 @@ def run(tmp_path_factory):
     return fs.train(load_recipe(folder / "r.yaml"), folder / "run", **PLAIN)
 
 
+def recipe_of(run):
+    return load_recipe(run.path / "recipe.yaml")
+
+
+def test_curves_are_those_of_the_rows_in_their_order(run):
+    recipe = recipe_of(run)
+    fewer = replace(recipe, jobs={"teacher": recipe.jobs["teacher"]})
+    assert list(task_curves(fewer, run, "test/accuracy")) == ["teacher"]
+    other = replace(recipe, jobs={name: recipe.jobs[name] for name in ("fsp", "teacher")})
+    assert list(task_curves(other, run, "test/accuracy")) == ["fsp", "teacher"]
+
+
 def test_curves_begin_with_the_task(run):
     """What FSP did before it is not counted."""
-    accuracy = task_curves(run, "test/accuracy")
+    accuracy = task_curves(recipe_of(run), run, "test/accuracy")
     assert set(accuracy) == {"teacher", "fsp"}
     assert accuracy["fsp"][0] == accuracy["teacher"][0]
     assert accuracy["fsp"][0][-1] == 20
     last = run.summary["jobs"]
     assert [values[-1] for _, values in accuracy.values()] == [last[job]["accuracy"] for job in accuracy]
-    assert task_curves(run, "train/fsp")["fsp"][0][-1] == 5
+    assert task_curves(recipe_of(run), run, "train/fsp")["fsp"][0][-1] == 5
 
 
 @pytest.mark.parametrize("kind", ["curves", "kernels"])
@@ -69,7 +83,7 @@ def test_a_figure_comes_with_its_table(tmp_path):
 def test_how_soon_is_counted_against_the_first_jobs_end(run):
     """By hand: the first evaluation at or above the bar, brought back to where the line to it crosses the bar."""
     table = reached_table(load_recipe(run.path / "recipe.yaml"), [run])
-    curves = task_curves(run, "test/accuracy")
+    curves = task_curves(recipe_of(run), run, "test/accuracy")
     end = curves["teacher"][1][-1]
     for job, (steps, values) in curves.items():
         for share in (80, 90, 95):
@@ -86,7 +100,7 @@ def test_how_soon_is_counted_against_the_first_jobs_end(run):
 def test_a_bar_that_one_seed_never_reaches_has_no_mean(run, monkeypatch):
     ends = iter([97.0, 20.0])
     curves = {}
-    monkeypatch.setattr(reached, "task_curves", lambda one, metric: curves.setdefault(id(one), next(ends)) and {
+    monkeypatch.setattr(reached, "task_curves", lambda recipe, one, metric: curves.setdefault(id(one), next(ends)) and {
         "a": ([10, 20], [50.0, 100.0]), "b": ([10, 20], [10.0, curves[id(one)]])})  # fmt: skip
     other = fs.Run.open(run.path)
     table = reached.reached_table(load_recipe(run.path / "recipe.yaml"), [run, other])
@@ -98,7 +112,8 @@ def test_curves_are_drawn_from_more_evaluations_than_others_have(run, tmp_path):
     (tmp_path / "r.yaml").write_text(CURVES.replace("figure: KIND\n", ""))
     plain = fs.train(load_recipe(tmp_path / "r.yaml"), tmp_path / "run", **PLAIN)
     points = {
-        which: len(task_curves(one, "test/accuracy")["fsp"][0]) for which, one in {"plain": plain, "drawn": run}.items()
+        which: len(task_curves(recipe_of(one), one, "test/accuracy")["fsp"][0])
+        for which, one in {"plain": plain, "drawn": run}.items()
     }
     assert points == {"plain": 1, "drawn": 3}  # 20 updates of 32 images, three forwards each, on 500 test images: 3.8
 

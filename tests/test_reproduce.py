@@ -158,8 +158,12 @@ def test_rows_that_are_added_later_give_the_same_numbers(tiny, tmp_path, monkeyp
     assert table.cells == at_once.cells
     runs = sorted((tmp_path / "out").glob("seed-*"))
     assert len(runs) == 2
-    assert jobs_left(plan_table(tiny, seeds=3, rows=["kd", "scratch"]), tmp_path / "out") == {"scratch": 1, "kd": 1}
-    assert jobs_left(plan_table(tiny, rows=["kd"]), tmp_path / "new") == {"teacher": 1, "kd": 1}
+    assert jobs_left(plan_table(tiny, seeds=3, rows=["kd", "scratch"]), tmp_path / "out", "32") == {
+        "scratch": 1,
+        "kd": 1,
+    }
+    assert jobs_left(plan_table(tiny, rows=["kd"]), tmp_path / "new", "32") == {"kd": 1}
+    assert jobs_left(plan_table(tiny, rows=["kd"]), tmp_path / "elsewhere" / "new", "32") == {"teacher": 1, "kd": 1}
     for path in runs:
         run = fs.Run.open(path)
         assert set(run.jobs) == {"teacher", "scratch", "first", "fsp_1", "fsp_2", "kd"}
@@ -167,12 +171,51 @@ def test_rows_that_are_added_later_give_the_same_numbers(tiny, tmp_path, monkeyp
         assert len(set(map(tuple, counted))) == len(counted)  # no step of a job was measured twice
 
 
+def test_a_run_goes_on_where_its_recipe_has_got_more_rows(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "printed_tables", dict)
+    make(plan_table(tiny, rows=["scratch"]), tmp_path / "out")
+    tiny.write_text(TINY.replace("ensembles:", "  more: {network: *net, stages: [*task], seed: 3}\nensembles:"))
+    table = make(plan_table(tiny, rows=["scratch", "more"]), tmp_path / "out")
+    (run,) = (tmp_path / "out").glob("seed-*")
+    assert set(fs.Run.open(run).jobs) == {"scratch", "more"}
+    assert all(table.at(row, "accuracy").ours for row in ("scratch", "more"))
+    make(plan_table(tiny, rows=["scratch"], set=["scratch.stages.task.lr=0.1"]), tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("seed-*"))) == 2
+
+
+def test_another_precision_is_another_run(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "printed_tables", dict)
+    plan = plan_table(tiny, rows=["scratch"])
+    for precision in ("32", "bf16", "32"):
+        make(plan, tmp_path / "out", precision=precision)
+    assert len(list((tmp_path / "out").glob("seed-*"))) == 2
+
+
+def test_a_job_that_teaches_is_no_baseline_though_its_pupil_is_not_asked_for(tiny, tmp_path, monkeypatch):
+    """It is trained once for all seeds."""
+    monkeypatch.setattr(module, "printed_tables", dict)
+    tiny.write_text(
+        TINY.replace("ensembles:", "  pupil: {network: *net, teacher: scratch, stages: [*flow]}\nensembles:")
+    )
+    make(plan_table(tiny, seeds=2, rows=["scratch", "kd"]), tmp_path / "out")
+    assert not (tmp_path / "out" / "paired.md").exists()
+
+
+def test_the_note_tells_whose_the_teacher_is(tiny):
+    at = lambda path, rows: module.notes(plan_table(path, rows=rows), 2)[0]  # noqa: E731
+    assert "one teacher for all" in at(tiny, ["kd"])
+    assert "teacher" not in at(tiny, ["scratch"])
+    assert "each with its own teacher" in at("fsp-table1", ["fsp_shared_init"])
+
+
 def test_a_row_that_was_left_half_done_is_finished_before_others(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "printed_tables", dict)
     with pytest.raises(KeyboardInterrupt):
         make(plan_table(tiny, rows=["scratch", "kd"]), tmp_path / "out", on_step=stop_at(("kd", "joint", 3)))
+    plan = plan_table(tiny, rows=["first"])
+    assert jobs_left(plan, tmp_path / "out", "32") == {"first": 1, "kd": 1}
     seen = []
-    make(plan_table(tiny, rows=["first"]), tmp_path / "out", on_step=lambda *here: seen.append(here))
+    make(plan, tmp_path / "out", on_step=lambda *here: seen.append(here))
     assert seen == [
         *(("kd", "joint", step) for step in (4, 5, 6)),
         *(("first", "transfer", step) for step in (1, 2, 3, 4)),

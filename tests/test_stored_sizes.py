@@ -16,12 +16,12 @@ from flowstill.knowledge.base import Loss
 from flowstill.knowledge.logits import SoftLogits
 from flowstill.recipes.check import check
 from flowstill.recipes.load import dump_recipe
-from flowstill.recipes.schema import Net
+from flowstill.recipes.schema import Job, Net
 from flowstill.recipes.storage import StoredFile, most_bytes
 from flowstill.taps import Reading
-from flowstill.transfer.procedures import adversarial, alternating, joint, two_stage
+from flowstill.transfer.procedures import adversarial, alone, alternating, joint, two_stage
 from flowstill.transfer.stages import Live, Stored
-from stored_recipes import ALL_VIEWS, CROPS, FEW, PLAIN, fsp_first, planned, recipe
+from stored_recipes import ALL_VIEWS, CROPS, FEW, NET, PLAIN, fsp_first, planned, recipe
 
 
 @pytest.mark.parametrize(
@@ -116,6 +116,13 @@ def test_a_disk_with_too_little_room_is_refused_before_anything_is_made(tmp_path
         fs.train(recipe(fsp_first(), ALL_VIEWS), tmp_path / "run", **PLAIN)
     assert not (tmp_path / "run").exists()
     refuse_if_full([], tmp_path / "run")
+
+
+def test_what_is_trained_needs_no_room_any_more(tmp_path, monkeypatch):
+    fs.train(recipe(fsp_first(), ALL_VIEWS), tmp_path / "run", **PLAIN)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    grown = recipe(fsp_first(), ALL_VIEWS, second=Job(NET, alone(2, 0.05)))
+    assert fs.train(grown, tmp_path / "run", resume=True, **PLAIN).finished
 
 
 def test_what_a_killed_run_left_on_the_disk_counts_as_room(tmp_path, monkeypatch):

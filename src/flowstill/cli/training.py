@@ -23,10 +23,9 @@ def train_and_show(
 ) -> None:  # fmt: skip
     """Train into ``out``, write the report and print the table."""
     from flowstill.engine import train
-    from flowstill.engine.training import all_done
     from flowstill.runs import Run, is_run
 
-    finished_before = resume and is_run(out) and all_done(Run.open(out), recipe)
+    finished_before = resume and is_run(out) and Run.open(out).has(recipe)
     try:
         run = train(recipe, out, resume=resume, device=device, devices=devices, precision=precision)
     except KeyboardInterrupt:

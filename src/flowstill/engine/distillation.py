@@ -12,14 +12,14 @@ from flowstill.data import Data, find_facts
 from flowstill.engine.loop import OnStep
 from flowstill.engine.precision import Asked
 from flowstill.engine.training import train
-from flowstill.errors import RecipeError
+from flowstill.errors import RecipeError, RunError
 from flowstill.modules import unwrapped
 from flowstill.nets import Net, load_weights
 from flowstill.recipes.check import on_meta
 from flowstill.recipes.load import load_recipe
 from flowstill.recipes.methods import find_method, method_recipe, usual_data
 from flowstill.recipes.schema import Job, Recipe, Stage
-from flowstill.runs import Run
+from flowstill.runs import Run, is_run
 from flowstill.sections import pair_sections
 
 Given = nn.Module | Net | str
@@ -56,12 +56,16 @@ def distill(
         teacher, student, data, method, teacher_weights=teacher_weights, labels=labels, alone=alone, scale=scale, seed=seed,
         data_root=data_root, set=set, trust_code=trust_code,
     )  # fmt: skip
+    folder = Path(out or Path("runs", recipe.name))
     objects = {name: net for name, net in (("teacher", teacher), ("student", student)) if isinstance(net, nn.Module)}
     networks = {name: unwrapped(network) for name, network in objects.items()}
     if alone and "student" in networks:
         networks["student_alone"] = networks["student"]
+        if resume and is_run(folder) and "student_alone" not in Run.open(folder).jobs:
+            raise RunError(f"{str(folder)!r} was begun without alone=True, and the student's object may hold what it "
+                           "learned there. Give another out, and an object with fresh weights.")  # fmt: skip
     run = train(
-        recipe, out or Path("runs", recipe.name), resume=resume, device=device, devices=devices, precision=precision,
+        recipe, folder, resume=resume, device=device, devices=devices, precision=precision,
         progress=progress, on_step=on_step, networks=networks,
     )  # fmt: skip
     if "student" in networks:

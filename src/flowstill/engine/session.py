@@ -20,6 +20,7 @@ from flowstill.engine.loop import OnStep, Pace, StageLoop, evaluations, marks
 from flowstill.engine.networks import copy_of, fresh_head, placed
 from flowstill.engine.precision import Precision
 from flowstill.engine.progress import Watch
+from flowstill.engine.resuming import kept_as
 from flowstill.engine.runner import StageRunner
 from flowstill.engine.seeds import derive, random_states, restore_random_states
 from flowstill.engine.stored import Stores
@@ -37,11 +38,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger("flowstill")
 SAVE_EVERY = 30.0  # seconds between two saved states
 LOG_POINTS = 50  # rows of losses in a stage
-
-
-def kept_as(job: str, stage: str) -> str:
-    """Under which name the run folder holds what a job was after a stage that another job starts from."""
-    return f"{job}@{stage}"
 
 
 class Session:
@@ -73,14 +69,16 @@ class Session:
         if state is not None:
             self.summary = json.loads(state["summary"])
         grown = state is None and bool(self.summary["jobs"])  # it was finished, and has got more jobs since
-        if self.writes:
-            self.writer.metrics.truncate(state["metrics"] if state else None if grown else 0)
+        if self.writes and not grown:
+            self.writer.metrics.truncate(state["metrics"] if state else 0)
+        begun = tuple(state["group"]) if state else ()
         with self.interruption:
             if grown:
                 self._save(())
-            for group in self._groups_left(tuple(state["group"]) if state else ()):
-                self._run_group(group, state if state and tuple(state["group"]) == group else None)
-                state = None
+            for group in self._groups_left(begun):
+                if group != begun:
+                    self._forget_stages(group)
+                self._run_group(group, state if group == begun else None)
                 self._save(group)
             for name, ensemble in self.recipe.ensembles.items():
                 if name in self.summary["ensembles"]:
@@ -126,10 +124,10 @@ class Session:
         stages = {name: self.recipe.jobs[name].stages[number] for name in group}
         stage, lead = stages[group[0]], self.recipe.jobs[group[0]]
         seed = derive(self.recipe.seed, lead.seed, stage.name)
-        torch.manual_seed(seed)
         teacher = self.network(lead.teacher) if lead.teacher and any(s.needs_teacher for s in stages.values()) else None
         runners = {}
         for name in group:
+            torch.manual_seed(seed)  # for each, so that it draws what it would draw by itself
             if stages[name].fresh_head:
                 fresh_head(networks[name])
             setting = Setting(teacher, networks[name], self.data.shape, len(self.data.classes), seed)
@@ -266,17 +264,22 @@ class Session:
         self.watch.say(f"{name}: {how_good} after {steps} steps, {seconds:.0f} s")
         self.fabric.barrier()
 
+    def _forget_stages(self, group: tuple[str, ...]) -> None:
+        """Remove what an earlier try at these jobs kept for others."""
+        for path in self.writer.path.glob("*.safetensors"):
+            if self.writes and path.name.startswith(tuple(kept_as(name, "") for name in group)):
+                path.unlink()
+
     def _keep_for_others(self, name: str, stage: str, network: nn.Module) -> None:
-        """Other jobs may start from what this network is now."""
+        """Other jobs may start from what this network is now; after its last stage it is kept anyway."""
         wanted = [AfterStage(name, stage) == job.start for job in self.recipe.jobs.values()]
-        if self.writes and any(wanted):
+        if self.writes and any(wanted) and stage != self.recipe.jobs[name].stages[-1].name:
             self.writer.save_network(kept_as(name, stage), network.state_dict())
         self.fabric.barrier()
 
     def _stage_file(self, name: str, stage: str) -> str:
-        """The weights after a stage; those after the last are also the job's own."""
-        kept = self.writer.path / f"{kept_as(name, stage)}.safetensors"
-        return str(kept if kept.exists() else self.writer.path / f"{name}.safetensors")
+        last = stage == self.recipe.jobs[name].stages[-1].name
+        return str(self.writer.path / f"{name if last else kept_as(name, stage)}.safetensors")
 
     def _should_save(self, looked: bool) -> bool:
         """Every so many seconds, and at once when interrupted. All processes decide alike."""

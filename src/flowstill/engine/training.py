@@ -24,14 +24,15 @@ from flowstill.engine.memory import keep_freed_memory
 from flowstill.engine.networks import copy_of, placed
 from flowstill.engine.precision import Asked, Precision, choose
 from flowstill.engine.progress import Watch
-from flowstill.engine.session import Session, kept_as
+from flowstill.engine.resuming import past_run
+from flowstill.engine.session import Session
 from flowstill.engine.stored import refuse_if_full
 from flowstill.errors import RecipeError, RunError
 from flowstill.files import alone_in
 from flowstill.nets import build
 from flowstill.recipes.check import JobPlan, check
 from flowstill.recipes.load import dump_recipe, load_recipe
-from flowstill.recipes.schema import AfterStage, Job, Recipe
+from flowstill.recipes.schema import Recipe
 from flowstill.reports import write_report
 from flowstill.runs import Run, RunWriter
 
@@ -81,15 +82,17 @@ def train(
         raise RecipeError(
             f"data.batch is {recipe.data.batch}, which {devices} processes cannot share; use --devices 1."
         )
-    past = _resumed(recipe, Path(out)) if resume else None
-    if past and all_done(past, recipe):
+    past = past_run(recipe, Path(out)) if resume else None
+    if past and past.has(recipe):
         return past
     data = open_data(recipe.data, seed=recipe.seed)
     for job in recipe.jobs.values():
         data.labelled_rows(job.labels)  # raises if there are not so many
     networks = networks or {}
     plans = check(recipe, data.shape, len(data.classes), networks, data.rows)
-    refuse_if_full((file for plan in plans.values() for files in plan.stored.values() for file in files), Path(out))
+    done = past.summary.get("jobs", {}) if past else {}
+    left = [plan for name, plan in plans.items() if name not in done]
+    refuse_if_full((file for plan in left for files in plan.stored.values() for file in files), Path(out))
     facts = past.recipe["run"] if past else None
     if facts and facts["data"]["fingerprint"] != data.fingerprint:
         raise RunError(
@@ -108,6 +111,8 @@ def train(
         if not alone:
             raise RunError(f"Another process is training in {str(out)!r}. Wait for it, or give another --out.")
         writer.clear_leftovers()
+        if past:
+            past_run(recipe, writer.path)  # once more, now that nobody else can change it
         run_facts = {"run": facts or _facts(chosen, device, devices, data)}
         writer.write_recipe(dump_recipe(recipe) + yaml.safe_dump(run_facts, sort_keys=False))
         if devices == 1:
@@ -119,12 +124,6 @@ def train(
     run = Run.open(out)
     write_report(run)
     return run
-
-
-def all_done(run: Run, recipe: Recipe) -> bool:
-    """Whether a run is finished and has all that the recipe asks for."""
-    jobs, ensembles = (run.summary.get(part, {}).keys() for part in ("jobs", "ensembles"))
-    return run.finished and jobs >= recipe.jobs.keys() and ensembles >= recipe.ensembles.keys()
 
 
 def _work(
@@ -147,38 +146,6 @@ def _work(
     if fabric.world_size > 1:  # its threads, left running, can abort a process that is done
         fabric.barrier()
         torch.distributed.destroy_process_group()
-
-
-def _resumed(recipe: Recipe, out: Path) -> Run | None:
-    """The run to go on with, None if the folder holds none. Raises: RunError if it is another recipe's.
-
-    What is trained or begun must be as it was; jobs that nothing was done for may be new, changed or gone.
-    """
-    if not (out / "recipe.yaml").exists():
-        return None
-    run = Run.open(out)
-    before = load_recipe(out / "recipe.yaml", trust_code=True)
-    begun = RunWriter(out).begun()
-    elsewhere = replace(before, data=replace(before.data, root=recipe.data.root))  # the same images may lie elsewhere
-    different = [part for part in ("name", "seed", "data") if getattr(elsewhere, part) != getattr(recipe, part)]
-    different += [f"jobs.{name}" for name in begun if before.jobs.get(name) != recipe.jobs.get(name)]
-    different += [f"ensembles.{name}" for name in run.summary.get("ensembles", {})
-                  if before.ensembles.get(name) != recipe.ensembles.get(name)]  # fmt: skip
-    if different:
-        raise RunError(f"{str(out)!r} was started with another recipe: its {different[0]!r} differs. "
-                       "Resume with the options it was started with, or give another --out.")  # fmt: skip
-    for name, job in recipe.jobs.items():
-        if isinstance(job.start, AfterStage) and name not in before.jobs:
-            _refuse_lost_stage(out, name, job.start, recipe.jobs[job.start.job], job.start.job in begun)
-    return run
-
-
-def _refuse_lost_stage(out: Path, name: str, start: AfterStage, first: Job, begun: bool) -> None:
-    """Raise if a new job is to start from a stage whose weights nobody asked for. Raises: RunError."""
-    kept = first.stages[-1].name == start.stage or (out / f"{kept_as(start.job, start.stage)}.safetensors").exists()
-    if begun and not kept:
-        raise RunError(f"{str(out)!r} did not keep what {start.job!r} was after its stage {start.stage!r}, where {name!r} "
-                       "starts. Give another --out.")  # fmt: skip
 
 
 def _choose_precision(

@@ -80,7 +80,7 @@ def _curves(recipe: Recipe, run: Run | None) -> Any:
     assert run is not None
     figure, (left, right) = _axes(1, 2, 8.4, 3.2)
     for axes, metric, label in ((left, "train/labels", "training loss"), (right, "test/accuracy", "test accuracy, %")):
-        for colour, (job, (steps, values)) in zip(COLOURS * 3, task_curves(run, metric).items(), strict=False):
+        for colour, (job, (steps, values)) in zip(COLOURS * 3, task_curves(recipe, run, metric).items(), strict=False):
             axes.plot(steps, values, color=colour, linewidth=1.6, label=job)
         axes.set_xlabel("updates on the task")
         axes.set_ylabel(label)
@@ -89,11 +89,14 @@ def _curves(recipe: Recipe, run: Run | None) -> Any:
     return figure
 
 
-def task_curves(run: Run, metric: str) -> dict[str, tuple[list[int], list[float]]]:
-    """A metric of each job over its updates on the task, those of its stages in a row; stages without it do not count."""
+def task_curves(recipe: Recipe, run: Run, metric: str) -> dict[str, tuple[list[int], list[float]]]:
+    """A metric of each of a recipe's jobs over its updates on the task, those of its stages in a row.
+
+    Stages without the metric do not count.
+    """
     found: dict[str, tuple[list[int], list[float]]] = {}
     rows = [row for row in run.metrics() if row.metric == metric and row.stage]
-    for job in run.jobs:
+    for job in recipe.jobs:
         its = [row for row in rows if row.job == job]
         if its:
             starts: Mapping[str, int] = stage_starts(run.recipe, job)
@@ -104,8 +107,8 @@ def task_curves(run: Run, metric: str) -> dict[str, tuple[list[int], list[float]
 
 def _kernels(recipe: Recipe, run: Run | None) -> Any:
     assert run is not None
-    figure, grid = _axes(len(run.jobs), KERNELS, 0.55 * KERNELS, 0.75 * len(run.jobs) + 0.3)
-    for row, job in zip(grid, run.jobs, strict=True):
+    figure, grid = _axes(len(recipe.jobs), KERNELS, 0.55 * KERNELS, 0.75 * len(recipe.jobs) + 0.3)
+    for row, job in zip(grid, recipe.jobs, strict=True):
         first = next(m for m in run.network(job).modules() if isinstance(m, nn.Conv2d)).weight.detach()
         low, high = first.min(), first.max()
         for axes, kernel in zip(row, first, strict=False):

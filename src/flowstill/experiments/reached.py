@@ -32,7 +32,7 @@ def updates_until(steps: Sequence[int], values: Sequence[float], bar: float) -> 
 
 def reached_table(recipe: Recipe, runs: Sequence[Run]) -> Table:
     """Updates on the task until shares of the final accuracy of the first job that has a curve, the same bar for all."""
-    curves = [task_curves(run, ACCURACY) for run in runs]
+    curves = [task_curves(recipe, run, ACCURACY) for run in runs]
     jobs = list(curves[0]) if curves else []
     cells = []
     for job in jobs:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from flowstill.data import find_facts, find_source, open_data
 from flowstill.engine.precision import Asked
+from flowstill.engine.resuming import conflicts
 from flowstill.errors import RecipeError
 from flowstill.experiments.cost import write_cost
 from flowstill.experiments.drawings import draw
@@ -22,7 +24,7 @@ from flowstill.experiments.printed import ACCURACY, Printed, PrintedCost, printe
 from flowstill.experiments.reached import reached_table
 from flowstill.experiments.rows import cell, restricted, rows_of
 from flowstill.experiments.table import Cell, Table, printed_cell, write_table
-from flowstill.experiments.teachers import teacher_key, trained_by_itself, with_teachers
+from flowstill.experiments.teachers import is_trained, teacher_key, train_teacher, trained_by_itself, with_teachers
 from flowstill.recipes.check import JobPlan, check
 from flowstill.recipes.dump import plain
 from flowstill.recipes.load import load_recipe
@@ -48,27 +50,39 @@ class Plan:
     printed: Printed | None
     stand_in: str = ""
 
-    def teachers_of(self, recipe: Recipe) -> tuple[str, ...]:
-        """Those of a recipe's jobs that are trained once, for all seeds and for other tables."""
-        return tuple(name for name in recipe.jobs if trained_by_itself(self.whole, name))
-
     @property
     def cost(self) -> PrintedCost | None:
         """What the paper says of the cost of an update, if the jobs that show it are there."""
         cost = self.printed and self.printed.cost
         return cost if cost and {cost.plain, cost.taught} <= set(self.recipe.jobs) else None
 
-    def folder(self, out: Path, seed: int) -> Path:
-        """Where a seed's run lies."""
-        return out / f"seed-{seed}-{self.key}"
+    @cached_property
+    def content(self) -> str:
+        """The fingerprint of the images, for which they are read."""
+        return open_data(self.whole.data).fingerprint
+
+    def teachers(self, out: Path, precision: str) -> dict[str, Path]:
+        """Where the teachers lie that are trained once, for all seeds and for the other tables beside ``out``."""
+        names = [name for name in self.whole.jobs if trained_by_itself(self.whole, name)]
+        keys = {name: teacher_key(self.whole, name, precision, self.content) for name in names}
+        return {name: out.parent / "teachers" / key for name, key in keys.items()}
 
     @property
     def key(self) -> str:
         """A digest of all that can be trained for one seed, whichever rows are chosen."""
-        jobs = {name: plain(job) for name, job in self.whole.jobs.items()}
+        jobs = {name: {**plain(job), "about": ""} for name, job in self.whole.jobs.items()}
         data = {key: value for key, value in plain(self.whole.data).items() if key != "root"}
         text = json.dumps([data, jobs, plain(self.whole.ensembles)], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One seed's run: where it lies, what it trains, with the teachers' weights, and which of these jobs are left."""
+
+    path: Path
+    recipe: Recipe
+    left: tuple[str, ...]
 
 
 def plan_table(
@@ -87,7 +101,9 @@ def plan_table(
     return Plan(whole, restricted(whole, chosen), chosen, tuple(range(first, first + seeds)), scale, printed, stand_in)
 
 
-def check_plan(plan: Plan, out: Path, **options: Any) -> tuple[dict[str, JobPlan], dict[str, int], Estimate]:
+def check_plan(
+    plan: Plan, out: Path, *, precision: Asked = "auto", **options: Any
+) -> tuple[dict[str, JobPlan], dict[str, int], Estimate]:
     """The jobs' networks and pairs, how often each is still to be trained into ``out``, and what once will take.
 
     options: of ``estimate``. Raises: FlowstillError.
@@ -96,19 +112,39 @@ def check_plan(plan: Plan, out: Path, **options: Any) -> tuple[dict[str, JobPlan
         return {}, {}, Estimate({}, {}, 0)
     find_source(plan.recipe.data)  # says what is missing, without opening a file
     facts = find_facts(plan.recipe.data)
-    plans = check(plan.recipe, facts.shape, facts.classes)
-    left = jobs_left(plan, out)
-    return plans, left, estimate(restricted(plan.recipe, left), plans, **options) if left else Estimate({}, {}, 0)
+    check(plan.recipe, facts.shape, facts.classes)
+    left = jobs_left(plan, out, precision)
+    recipe = restricted(plan.whole, left) if left else plan.recipe
+    plans = check(recipe, facts.shape, facts.classes)
+    return plans, left, estimate(recipe, plans, precision=precision, **options) if left else Estimate({}, {}, 0)
 
 
-def jobs_left(plan: Plan, out: Path) -> dict[str, int]:
-    """In how many of the seeds' runs each job is still to be trained; a teacher that serves all of them once."""
-    paths = [plan.folder(out, seed) for seed in plan.seeds]
-    done = [Run.open(path).summary.get("jobs", {}) if is_run(path) else {} for path in paths]
-    missing = {name: sum(name not in jobs for jobs in done) for name in plan.recipe.jobs}
-    once = plan.teachers_of(plan.recipe)
-    left = {name: count if name not in once else int(count == len(done)) for name, count in missing.items()}
-    return {name: count for name, count in left.items() if count}
+def jobs_left(plan: Plan, out: Path, precision: Asked = "auto") -> dict[str, int]:
+    """How often each job is still to be trained: for each seed that lacks it, a teacher that serves all of them once."""
+    folders = plan.teachers(out, precision)
+    parts = [part_of(plan, seed, out, precision, folders) for seed in plan.seeds]
+    wanted = {name for part in parts for name in part.recipe.jobs}
+    left = {name: int(not is_trained(folder)) for name, folder in folders.items() if name in wanted}
+    for part in parts:
+        left |= {name: left.get(name, 0) + 1 for name in part.left if name not in folders}
+    return {name: left[name] for name in plan.whole.jobs if left.get(name)}
+
+
+def part_of(plan: Plan, seed: int, out: Path, precision: Asked, folders: Mapping[str, Path]) -> Part:
+    """A seed's part: in the run folder that its rows fit into, beside what is there, or else in a new one."""
+
+    def recipe(names: Iterable[str]) -> Recipe:
+        return replace(with_teachers(restricted(plan.whole, names), folders), seed=seed)
+
+    for path in sorted(out.glob(f"seed-{seed}-*")):
+        if is_run(path):
+            there = RunWriter(path).progress()
+            kept = Run.open(path).recipe["run"]["precision"]["dtype"]
+            if set(there.begun) <= plan.whole.jobs.keys() and precision in ("auto", kept):
+                both = recipe(dict.fromkeys([*plan.recipe.jobs, *there.begun]))
+                if not any(conflicts(both, path)):
+                    return Part(path, both, tuple(name for name in both.jobs if name not in there.done))
+    return Part(out / f"seed-{seed}-{plan.key}-{precision}", its := recipe(plan.recipe.jobs), tuple(its.jobs))
 
 
 def reproduce(
@@ -133,23 +169,17 @@ def reproduce(
     out = Path(out)
     if not plan.recipe.jobs:
         return write(plan, [], out)
-    paths = {seed: plan.folder(out, seed) for seed in plan.seeds}
-    jobs = {
-        seed: (*plan.recipe.jobs, *(RunWriter(path).begun() if is_run(path) else ())) for seed, path in paths.items()
-    }
-    recipe = restricted(plan.whole, dict.fromkeys(name for names in jobs.values() for name in names))
-    teachers = plan.teachers_of(recipe)
-    content = open_data(recipe.data).fingerprint if teachers else ""
-    folders = {name: out.parent / "teachers" / teacher_key(recipe, name, precision, content) for name in teachers}
-    for name, there in folders.items():
-        done = is_run(there) and Run.open(there).finished
-        say(f"{name}: {'is there' if done else 'trained once for all tables'}, in {there}")
-    recipe = with_teachers(recipe, folders, precision=precision, **options)
+    folders = plan.teachers(out, precision)
+    parts = [part_of(plan, seed, out, precision, folders) for seed in plan.seeds]
+    for name, folder in folders.items():
+        if any(name in part.recipe.jobs for part in parts):
+            say(f"{name}: {'is there' if is_trained(folder) else 'trained once for all tables'}, in {folder}")
+            train_teacher(plan.whole, name, folder, precision=precision, **options)
     runs = []
-    for seed, path in paths.items():
-        say(f"seed {seed}: {'goes on in' if is_run(path) else 'into'} {path}")
-        its = replace(restricted(recipe, jobs[seed]), seed=seed)
-        runs.append(train(its, path, resume=True, precision=precision, **options))
+    for seed in plan.seeds:
+        part = part_of(plan, seed, out, precision, folders)
+        say(f"seed {seed}: {'goes on in' if is_run(part.path) else 'into'} {part.path}")
+        runs.append(train(part.recipe, part.path, resume=True, precision=precision, **options))
         write(plan, runs, out)
     if plan.cost:
         device = options.get("device", "auto")
@@ -168,8 +198,8 @@ def write(plan: Plan, runs: Sequence[Run], out: Path) -> Table:
     if plan.recipe.figure == "curves" and (reached := reached_table(plan.recipe, runs)).cells:
         write_table(reached, out, "reached")
     done = dict(zip(plan.seeds, (run.summary for run in runs), strict=False))
-    if len(runs) > 1 and (pairs := paired_differences(plan.recipe, plan.rows, done)):
-        write_paired(plan.recipe, pairs, tuple(done), out)
+    if len(runs) > 1 and (pairs := paired_differences(plan.whole, plan.rows, done)):
+        write_paired(plan.whole, pairs, tuple(done), out)
     if table.cells:
         write_table(table, out)
         write_figure(table, out)
@@ -193,9 +223,10 @@ def make_table(plan: Plan, runs: Sequence[Run]) -> Table:
 def notes(plan: Plan, seeds: int) -> tuple[str, ...]:
     """Under which conditions the numbers came about."""
     data, whose = plan.recipe.data, "paper's" if plan.printed else "recipe's"
-    said = [
-        f"Schedules at {plan.scale:g} of the {whose}; mean over {seeds} seed{'s' if seeds > 1 else ''}, one teacher for all."
-    ]
+    teachers = {job.teacher for job in plan.recipe.jobs.values() if job.teacher}
+    shared = all(plan.recipe.jobs[name].weights or trained_by_itself(plan.whole, name) for name in teachers)
+    whom = f", {'one teacher for all' if shared else 'each with its own teacher'}" if teachers else ""
+    said = [f"Schedules at {plan.scale:g} of the {whose}; mean over {seeds} seed{'s' if seeds > 1 else ''}{whom}."]
     if plan.stand_in:
         said.append(f"The images are those of {plan.stand_in}, which stands in for the paper's set.")
     if data.labels:

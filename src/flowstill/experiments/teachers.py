@@ -35,20 +35,24 @@ def trained_by_itself(recipe: Recipe, name: str) -> bool:
     return is_teacher and bool(job.stages) and not (begun_from or job.weights or job.start or job.teacher)
 
 
-def with_teachers(recipe: Recipe, folders: Mapping[str, Path], **options: Any) -> Recipe:
-    """The recipe with the weights of the teachers that have a run folder; what was not trained there yet is trained.
-
-    options: of ``train``. Raises: FlowstillError as ``train`` does.
-    """
-    runs = {name: _trained(recipe, name, folder, **options) for name, folder in folders.items()}
-    weights = {name: str(run.path / "teacher.safetensors") for name, run in runs.items()}
-    jobs = {name: replace(job, weights=weights.get(name, job.weights)) for name, job in recipe.jobs.items()}
-    return replace(recipe, jobs=jobs)
+def with_teachers(recipe: Recipe, folders: Mapping[str, Path]) -> Recipe:
+    """The recipe with the weights of the teachers that have a run folder, whether they are trained yet or not."""
+    weights = {name: str(folder / "teacher.safetensors") for name, folder in folders.items()}
+    return replace(
+        recipe, jobs={name: replace(job, weights=weights.get(name, job.weights)) for name, job in recipe.jobs.items()}
+    )
 
 
-def _trained(recipe: Recipe, name: str, path: Path, **options: Any) -> Run:
-    alone = replace(recipe, name="teacher", jobs={"teacher": recipe.jobs[name]}, ensembles={}, together=(), paper=None)
-    alone = replace(alone, about=f"{recipe.jobs[name].network.name} on {recipe.data.name}")
-    if is_run(path) and Run.open(path).finished:
-        return Run.open(path)
-    return train(alone, path, resume=True, **options)
+def is_trained(folder: Path) -> bool:
+    """Whether a teacher's folder holds a finished run."""
+    return is_run(folder) and Run.open(folder).finished
+
+
+def train_teacher(recipe: Recipe, name: str, folder: Path, **options: Any) -> None:
+    """Train what is missing of a teacher in its folder. options: of ``train``. Raises: FlowstillError as ``train`` does."""
+    if not is_trained(folder):
+        about = f"{recipe.jobs[name].network.name} on {recipe.data.name}"
+        alone = replace(
+            recipe, name="teacher", jobs={"teacher": recipe.jobs[name]}, ensembles={}, together=(), paper=None
+        )
+        train(replace(alone, about=about), folder, resume=True, **options)

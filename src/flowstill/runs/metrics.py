@@ -77,11 +77,10 @@ class MetricsLog:
         os.fsync(file.fileno())
         return file.tell()
 
-    def truncate(self, position: int | None) -> None:
-        """Forget what was logged after ``position`` (0: everything, None: nothing), in both places. Raises: RunError."""
+    def truncate(self, position: int) -> None:
+        """Forget what was logged after ``position`` (0: everything), in both places. Raises: RunError."""
         self.close()
         length = self.path.stat().st_size if self.path.exists() else 0
-        position = length if position is None else position
         if length < position:
             raise RunError(f"{str(self.path)!r} is shorter than when the run's state was saved: it was changed since. "
                            "Put the old file back, or train anew in another --out.")  # fmt: skip

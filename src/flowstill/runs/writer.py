@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 STATE = "state.pt"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The jobs that are done; those of which a part is, which go in lockstep, and the number of the stage they are in."""
+
+    done: tuple[str, ...] = ()
+    group: tuple[str, ...] = ()
+    stage: int = 0
+
+    @property
+    def begun(self) -> tuple[str, ...]:
+        """All jobs that something was done for."""
+        return (*self.done, *self.group)
 
 
 class RunWriter:
@@ -82,8 +97,11 @@ class RunWriter:
 
         atomic_write(self.path / STATE, lambda partial: torch.save(state, partial))
 
-    def load_state(self) -> dict[str, Any] | None:
-        """The last saved state, on the CPU; None if there is none. Raises: RunError if the file is not such a state."""
+    def load_state(self, *, lazy: bool = False) -> dict[str, Any] | None:
+        """The last saved state, on the CPU; None if there is none. lazy: leave its tensors on the disk until they are used.
+
+        Raises: RunError if the file is not such a state.
+        """
         import torch
 
         path = self.path / STATE
@@ -92,7 +110,7 @@ class RunWriter:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch warns of odd pickles, and then refuses them
-                state = torch.load(path, map_location="cpu", weights_only=True)
+                state = torch.load(path, map_location="cpu", weights_only=True, mmap=lazy)
         except Exception as error:  # a broken file fails in as many ways as there are bytes; none of them runs code
             reason = str(error).strip().split("\n")[0][:200]
             raise RunError(f"{str(path)!r} is no state to resume from: it is damaged, or holds more than plain tensors "
@@ -101,12 +119,13 @@ class RunWriter:
             raise RunError(f"{str(path)!r} is no state to resume from. Delete the folder and train anew.")
         return state
 
-    def begun(self) -> tuple[str, ...]:
-        """The jobs that are trained or of which a part is. Raises: RunError if that cannot be read."""
-        state = self.load_state()
-        summary = Run.open(self.path).summary if state is None else json.loads(state["summary"])
-        done = summary["jobs"] if state or summary.get("finished") else {}
-        return (*done, *(state["group"] if state else ()))
+    def progress(self) -> Progress:
+        """How far the run is. Raises: RunError if that cannot be read."""
+        state = self.load_state(lazy=True)
+        if state is not None:
+            return Progress(tuple(json.loads(state["summary"])["jobs"]), tuple(state["group"]), state["stage"])
+        summary = Run.open(self.path).summary
+        return Progress(tuple(summary["jobs"]) if summary.get("finished") else ())
 
     def drop_state(self) -> None:
         """Remove the state of a run that is finished."""

@@ -1,0 +1,56 @@
+"""Whether a recipe may go on in a run folder that something was trained in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from flowstill.errors import RunError
+from flowstill.recipes.load import load_recipe
+from flowstill.recipes.schema import AfterStage, Recipe
+from flowstill.runs import Run, RunWriter, is_run
+from flowstill.runs.folder import RECIPE
+
+
+def kept_as(job: str, stage: str) -> str:
+    """Under which name a run folder holds what a job was after a stage, not its last, that another job starts from."""
+    return f"{job}@{stage}"
+
+
+def past_run(recipe: Recipe, out: Path) -> Run | None:
+    """The run to go on with, None if the folder holds none. Raises: RunError if the recipe does not fit it."""
+    if not is_run(out):
+        return None
+    for conflict in conflicts(recipe, out):
+        raise RunError(conflict)
+    return Run.open(out)
+
+
+def conflicts(recipe: Recipe, out: Path) -> Iterator[str]:
+    """Why a recipe cannot go on in the run folder ``out``; nothing if it can.
+
+    Jobs that are trained, or of which a part is, must be as they were. Others may be new, changed or gone.
+    """
+    run, there = Run.open(out), RunWriter(out).progress()
+    before = load_recipe(out / RECIPE, trust_code=True)
+    before = replace(before, data=replace(before.data, root=recipe.data.root))  # the same images may lie elsewhere
+    fix = "Resume with the options it was started with, or give another --out."
+    for part in ("name", "seed", "data"):
+        if getattr(before, part) != getattr(recipe, part):
+            yield f"{str(out)!r} was started with another recipe: its {part!r} differs. {fix}"
+    for part, names in (("jobs", there.begun), ("ensembles", tuple(run.summary.get("ensembles", {})))):
+        then, now = getattr(before, part), getattr(recipe, part)
+        for name in names:
+            if name not in now:
+                yield f"{str(out)!r} was started with another recipe: it has {part}.{name}, which is missing now. {fix}"
+            elif then.get(name) != now[name]:
+                yield f"{str(out)!r} was started with another recipe: its '{part}.{name}' differs. {fix}"
+    for name, job in recipe.jobs.items():
+        if isinstance(job.start, AfterStage) and name not in there.begun:
+            first, stage = job.start.job, job.start.stage
+            stages = [its.name for its in recipe.jobs[first].stages]
+            over = first in there.done or (first in there.group and there.stage > stages.index(stage))
+            if over and stage != stages[-1] and not (out / f"{kept_as(first, stage)}.safetensors").exists():
+                yield (f"{str(out)!r} did not keep what {first!r} was after its stage {stage!r}, where {name!r} starts. "
+                       "Give another --out.")  # fmt: skip
