@@ -3,7 +3,7 @@
     python docs/results/real_maps.py DATA TEACHER.safetensors STUDENT.safetensors ...
 
 ResNet-26 and ResNet-8 on test images of CIFAR-10, the first of the students also fresh. Naive: scalar loops in float64 over
-both networks' maps in float64, from the papers' equations. Ours: as training has them, the teacher with its BatchNorm folded,
+both networks' maps in float64, from the papers' equations. Ours: as training has them, the teacher's BatchNorm folded,
 in float32 and in bf16.
 """
 
