@@ -183,6 +183,14 @@ def test_a_run_goes_on_where_its_recipe_has_got_more_rows(tiny, tmp_path, monkey
     assert len(list((tmp_path / "out").glob("seed-*"))) == 2
 
 
+def test_what_was_written_of_other_rows_does_not_stay(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "printed_tables", dict)
+    make(plan_table(tiny, seeds=2, rows=["scratch", "kd"]), tmp_path / "out")
+    assert (tmp_path / "out" / "paired.md").exists()
+    make(plan_table(tiny, seeds=2, rows=["kd"]), tmp_path / "out")
+    assert not list((tmp_path / "out").glob("paired.*"))
+
+
 def test_another_precision_is_another_run(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "printed_tables", dict)
     plan = plan_table(tiny, rows=["scratch"])

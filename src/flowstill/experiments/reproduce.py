@@ -193,6 +193,9 @@ def reproduce(
 def write(plan: Plan, runs: Sequence[Run], out: Path) -> Table:
     """The table of these runs, one for each seed, and the recipe's figure into ``out``; returns the table."""
     table = make_table(plan, runs)
+    for name in ("reached", "paired"):  # of other rows or seeds than these
+        for path in out.glob(f"{name}.*"):
+            path.unlink()
     if plan.recipe.figure:
         draw(plan.recipe, runs, out)
     if plan.recipe.figure == "curves" and (reached := reached_table(plan.recipe, runs)).cells:
