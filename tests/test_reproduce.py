@@ -330,6 +330,7 @@ def test_the_command(tiny, tmp_path, capsys, monkeypatch):
     assert main(command) == 0
     shown = capsys.readouterr().out
     assert re.search(r"tiny-table: 2 rows, 2 seeds, 50 updates of 32 images to go; about \d+ s on this machine", shown)
+    assert shown.rstrip().endswith("table.svg, paired.md, paired.csv") == (tmp_path / "out" / "paired.md").exists()
     assert re.search(r"fsp \* +\d+\.\d\d ± \d+\.\d\d \(60\.00\)", shown)
     assert main(command) == 0  # all is there
     again = capsys.readouterr().out

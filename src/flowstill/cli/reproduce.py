@@ -78,7 +78,8 @@ def _say_beforehand(plan: Plan, plans: dict[str, JobPlan], left: dict[str, int],
     from flowstill.reports.text import duration, short
 
     seeds = len(plan.seeds)
-    head = f"{plan.recipe.name}: {len(plan.rows)} rows, {seeds} seed{'s' if seeds > 1 else ''}"
+    rows = len(plan.rows)
+    head = f"{plan.recipe.name}: {rows} row{'s' if rows > 1 else ''}, {seeds} seed{'s' if seeds > 1 else ''}"
     if not left:
         print(f"{head}, all trained already")
         return
@@ -103,4 +104,5 @@ def _show(table: object, folder: Path) -> None:
     show_table(shown)
     for note in legend(table):
         print(note)
-    print(f"written: {folder / 'table.md'}, table.csv, table.png, table.svg")
+    paired = ", paired.md, paired.csv" if (folder / "paired.md").exists() else ""
+    print(f"written: {folder / 'table.md'}, table.csv, table.png, table.svg{paired}")

@@ -178,7 +178,9 @@ def reproduce(
     runs = []
     for seed in plan.seeds:
         part = part_of(plan, seed, out, precision, folders)
-        say(f"seed {seed}: {'goes on in' if is_run(part.path) else 'into'} {part.path}")
+        say(
+            f"seed {seed}: {('goes on in' if part.left else 'is there, in') if is_run(part.path) else 'into'} {part.path}"
+        )
         runs.append(train(part.recipe, part.path, resume=True, precision=precision, **options))
         write(plan, runs, out)
     if plan.cost:
