@@ -23,9 +23,10 @@ def train_and_show(
 ) -> None:  # fmt: skip
     """Train into ``out``, write the report and print the table."""
     from flowstill.engine import train
+    from flowstill.engine.resuming import has_all
     from flowstill.runs import Run, is_run
 
-    finished_before = resume and is_run(out) and Run.open(out).has(recipe)
+    finished_before = resume and is_run(out) and has_all(Run.open(out), recipe)
     try:
         run = train(recipe, out, resume=resume, device=device, devices=devices, precision=precision)
     except KeyboardInterrupt:

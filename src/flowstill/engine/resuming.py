@@ -18,6 +18,12 @@ def kept_as(job: str, stage: str) -> str:
     return f"{job}@{stage}"
 
 
+def has_all(run: Run, recipe: Recipe) -> bool:
+    """Whether a run is finished and has all that a recipe asks for."""
+    jobs, ensembles = (run.summary.get(part, {}).keys() for part in ("jobs", "ensembles"))
+    return run.finished and jobs >= recipe.jobs.keys() and ensembles >= recipe.ensembles.keys()
+
+
 def past_run(recipe: Recipe, out: Path) -> Run | None:
     """The run to go on with, None if the folder holds none. Raises: RunError if the recipe does not fit it."""
     if not is_run(out):

@@ -24,7 +24,7 @@ from flowstill.engine.memory import keep_freed_memory
 from flowstill.engine.networks import copy_of, placed
 from flowstill.engine.precision import Asked, Precision, choose
 from flowstill.engine.progress import Watch
-from flowstill.engine.resuming import past_run
+from flowstill.engine.resuming import has_all, past_run
 from flowstill.engine.session import Session
 from flowstill.engine.stored import refuse_if_full
 from flowstill.errors import RecipeError, RunError
@@ -83,7 +83,7 @@ def train(
             f"data.batch is {recipe.data.batch}, which {devices} processes cannot share; use --devices 1."
         )
     past = past_run(recipe, Path(out)) if resume else None
-    if past and past.has(recipe):
+    if past and has_all(past, recipe):
         return past
     data = open_data(recipe.data, seed=recipe.seed)
     for job in recipe.jobs.values():

@@ -15,8 +15,6 @@ from flowstill.runs.metrics import METRICS, Measurement, read_metrics
 if TYPE_CHECKING:
     from torch import nn
 
-    from flowstill.recipes.schema import Recipe
-
 RECIPE, SUMMARY = "recipe.yaml", "summary.json"
 
 
@@ -71,11 +69,6 @@ class Run:
     def finished(self) -> bool:
         """Whether every job ran to its end."""
         return bool(self.summary.get("finished")) and set(self.jobs) <= set(self.summary.get("jobs", ()))
-
-    def has(self, recipe: Recipe) -> bool:
-        """Whether the run is finished and has all that a recipe asks for."""
-        jobs, ensembles = (self.summary.get(part, {}).keys() for part in ("jobs", "ensembles"))
-        return self.finished and jobs >= recipe.jobs.keys() and ensembles >= recipe.ensembles.keys()
 
     @property
     def jobs(self) -> tuple[str, ...]:
