@@ -119,10 +119,9 @@ def test_an_ensemble_of_trained_jobs_is_measured_later(tmp_path):
 
 
 def test_jobs_that_are_trained_leave_their_group(larger, tmp_path):
-    twin = replace(THIRD, flows=None)
     fs.train(recipe(second=SECOND, third=THIRD), tmp_path, **PLAIN)
     seen = []
-    grown = replace(recipe(second=SECOND, third=THIRD, twin=twin), together=(("third", "twin"),))
+    grown = replace(recipe(second=SECOND, third=THIRD, twin=THIRD), together=(("third", "twin"),))
     run = fs.train(grown, tmp_path, resume=True, on_step=lambda *here: seen.append(here[0]), **PLAIN)
     assert set(seen) == {"twin"}
     one, other = weights(run, "twin"), weights(larger, "third")

@@ -13,9 +13,17 @@ from flowstill.runs import Run, RunWriter, is_run
 from flowstill.runs.folder import RECIPE
 
 
-def kept_as(job: str, stage: str) -> str:
-    """Under which name a run folder holds what a job was after a stage, not its last, that another job starts from."""
-    return f"{job}@{stage}"
+def stage_file(folder: Path, recipe: Recipe, job: str, stage: str) -> Path:
+    """Where a run folder holds what a job was after a stage: after its last one, that is the job's own weights."""
+    last = stage == recipe.jobs[job].stages[-1].name
+    return folder / f"{job if last else f'{job}@{stage}'}.safetensors"
+
+
+def forget_stages(folder: Path, jobs: tuple[str, ...]) -> None:
+    """Remove what an earlier try at these jobs kept of their stages for other jobs."""
+    for path in folder.glob("*@*.safetensors"):
+        if path.name.startswith(tuple(f"{job}@" for job in jobs)):
+            path.unlink()
 
 
 def has_all(run: Run, recipe: Recipe) -> bool:
@@ -57,6 +65,6 @@ def conflicts(recipe: Recipe, out: Path) -> Iterator[str]:
             first, stage = job.start.job, job.start.stage
             stages = [its.name for its in recipe.jobs[first].stages]
             over = first in there.done or (first in there.group and there.stage > stages.index(stage))
-            if over and stage != stages[-1] and not (out / f"{kept_as(first, stage)}.safetensors").exists():
+            if over and not stage_file(out, recipe, first, stage).exists():
                 yield (f"{str(out)!r} did not keep what {first!r} was after its stage {stage!r}, where {name!r} starts. "
                        "Give another --out.")  # fmt: skip

@@ -20,7 +20,7 @@ from flowstill.engine.loop import OnStep, Pace, StageLoop, evaluations, marks
 from flowstill.engine.networks import copy_of, fresh_head, placed
 from flowstill.engine.precision import Precision
 from flowstill.engine.progress import Watch
-from flowstill.engine.resuming import kept_as
+from flowstill.engine.resuming import forget_stages, stage_file
 from flowstill.engine.runner import StageRunner
 from flowstill.engine.seeds import derive, random_states, restore_random_states
 from flowstill.engine.stored import Stores
@@ -76,8 +76,8 @@ class Session:
             if grown:
                 self._save(())
             for group in self._groups_left(begun):
-                if group != begun:
-                    self._forget_stages(group)
+                if self.writes and group != begun:
+                    forget_stages(self.writer.path, group)
                 self._run_group(group, state if group == begun else None)
                 self._save(group)
             for name, ensemble in self.recipe.ensembles.items():
@@ -222,7 +222,7 @@ class Session:
         elif isinstance(job.start, Weights):
             load_weights(network, job.start.weights)
         elif isinstance(job.start, AfterStage):
-            load_weights(network, self._stage_file(job.start.job, job.start.stage))
+            load_weights(network, stage_file(self.writer.path, self.recipe, job.start.job, job.start.stage))
         return placed(network, self.fabric, self.precision)
 
     def network(self, name: str) -> nn.Module:
@@ -264,22 +264,12 @@ class Session:
         self.watch.say(f"{name}: {how_good} after {steps} steps, {seconds:.0f} s")
         self.fabric.barrier()
 
-    def _forget_stages(self, group: tuple[str, ...]) -> None:
-        """Remove what an earlier try at these jobs kept for others."""
-        for path in self.writer.path.glob("*.safetensors"):
-            if self.writes and path.name.startswith(tuple(kept_as(name, "") for name in group)):
-                path.unlink()
-
     def _keep_for_others(self, name: str, stage: str, network: nn.Module) -> None:
         """Other jobs may start from what this network is now; after its last stage it is kept anyway."""
         wanted = [AfterStage(name, stage) == job.start for job in self.recipe.jobs.values()]
         if self.writes and any(wanted) and stage != self.recipe.jobs[name].stages[-1].name:
-            self.writer.save_network(kept_as(name, stage), network.state_dict())
+            self.writer.save_network(stage_file(self.writer.path, self.recipe, name, stage).stem, network.state_dict())
         self.fabric.barrier()
-
-    def _stage_file(self, name: str, stage: str) -> str:
-        last = stage == self.recipe.jobs[name].stages[-1].name
-        return str(self.writer.path / f"{name if last else kept_as(name, stage)}.safetensors")
 
     def _should_save(self, looked: bool) -> bool:
         """Every so many seconds, and at once when interrupted. All processes decide alike."""

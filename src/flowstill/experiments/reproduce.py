@@ -195,9 +195,8 @@ def reproduce(
 def write(plan: Plan, runs: Sequence[Run], out: Path) -> Table:
     """The table of these runs, one for each seed, and the recipe's figure into ``out``; returns the table."""
     table = make_table(plan, runs)
-    for name in ("reached", "paired"):  # of other rows or seeds than these
-        for path in out.glob(f"{name}.*"):
-            path.unlink()
+    for name in ("reached.md", "reached.csv", "paired.md", "paired.csv"):  # of other rows or seeds than these
+        (out / name).unlink(missing_ok=True)
     if plan.recipe.figure:
         draw(plan.recipe, runs, out)
     if plan.recipe.figure == "curves" and (reached := reached_table(plan.recipe, runs)).cells:
