@@ -105,5 +105,6 @@ def test_a_teacher_of_other_classes_teaches_what_is_no_prediction(tmp_path, meth
         assert "accuracy" not in run.summary["jobs"]["teacher"]
         assert "accuracy" in run.summary["jobs"]["student"]
         assert run.finished
+        assert list(fs.evaluate(run, device="cpu")) == ["student"]
         (sentence,) = verdict(run)
         assert "the teacher has" not in sentence

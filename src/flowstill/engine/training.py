@@ -200,6 +200,7 @@ def evaluate(run: Run | str | Path, *, device: str = "auto", data_root: str | No
              ) -> dict[str, dict[str, float]]:  # fmt: skip
     """Measure a run's networks anew on the test images, at the precision they were trained in.
 
+    A teacher of other classes than the data's is left out, as it was when it taught.
     Returns: job -> accuracy (top-1, percent), loss, and top5 where there are more than 5 classes.
     Raises: RunError if a network is missing, DataError if the images are.
     """
@@ -210,7 +211,8 @@ def evaluate(run: Run | str | Path, *, device: str = "auto", data_root: str | No
     precision = Precision(**run.recipe["run"]["precision"])
     fabric = make_fabric(choose_device(device), 1, precision)
     last = precision.layout == "channels_last"
-    trained = [name for name in recipe.jobs if (run.path / f"{name}.safetensors").exists()]
+    unmeasured = {name for name, row in run.summary.get("jobs", {}).items() if "accuracy" not in row}
+    trained = [name for name in recipe.jobs if (run.path / f"{name}.safetensors").exists() and name not in unmeasured]
     networks = {name: placed(run.network(name, trust_code=trust_code), fabric, precision) for name in trained}
     if not networks:
         raise RunError(f"{str(run.path)!r} has no trained network yet. Finish it with --resume.")
