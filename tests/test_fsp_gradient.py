@@ -25,6 +25,7 @@ def by_hand(front, back, weight):
     return gradients
 
 
+@pytest.mark.parametrize("size", [(3, 5, 4, 6), (8, 6, 1, 2)], ids=["larger maps", "larger matrix"])
 @pytest.mark.parametrize("of_back", FORMATS)
 @pytest.mark.parametrize("of_front", FORMATS)
 @pytest.mark.parametrize(
@@ -34,10 +35,11 @@ def by_hand(front, back, weight):
         (torch.bfloat16, torch.bfloat16, 6e-3), (torch.bfloat16, torch.float32, 4e-3), (torch.float16, torch.float16, 1e-3),
     ],
 )  # fmt: skip
-def test_each_map_gets_its_own_kind_of_gradient(front_type, back_type, tolerance, of_front, of_back):
-    front = draw(2, 3, 4, 6).to(front_type).contiguous(memory_format=of_front).requires_grad_()
-    back = draw(2, 5, 4, 6, seed=1).to(back_type).contiguous(memory_format=of_back).requires_grad_()
-    weight = draw(2, 3, 5, seed=2) - 0.5
+def test_each_map_gets_its_own_kind_of_gradient(front_type, back_type, tolerance, of_front, of_back, size):
+    m, n, height, width = size
+    front = draw(2, m, height, width).to(front_type).contiguous(memory_format=of_front).requires_grad_()
+    back = draw(2, n, height, width, seed=1).to(back_type).contiguous(memory_format=of_back).requires_grad_()
+    weight = draw(2, m, n, seed=2) - 0.5
     matrix = fsp_matrix(front, back)
     found = torch.autograd.grad((matrix * weight.to(matrix.dtype)).sum(), (front, back))
     for maps, ours, exact in zip((front, back), found, by_hand(front.detach(), back.detach(), weight), strict=True):

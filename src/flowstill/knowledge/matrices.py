@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -61,7 +62,7 @@ class _Products(torch.autograd.Function):
             some.to(dtype).flatten(2) @ others.to(dtype).flatten(2).mT  # views, channels-last or not
             for some, others in zip(torch.split(front, count), torch.split(back, count), strict=True)
         ]
-        return (parts[0] if len(parts) == 1 else torch.cat(parts)) / front.shape[2:].numel()
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).div_(front.shape[2:].numel())
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -70,7 +71,6 @@ class _Products(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         front, back = ctx.saved_tensors
-        grad = grad / front.shape[2:].numel()
         with without_autocast(front.device):
             return (
                 _gradient(front, back, grad) if ctx.needs_input_grad[0] else None,
@@ -79,19 +79,32 @@ class _Products(torch.autograd.Function):
 
 
 def _at_once(front: Tensor, back: Tensor, dtype: torch.dtype) -> int:
-    """How many images are multiplied at once: all, or where one core must widen them first as many as its cache holds."""
+    """How many images are multiplied at once: all, or where one core must widen them first as many as its cache holds.
+
+    Not if the matrices are the larger: putting them together would cost more.
+    """
     if front.device.type != "cpu" or front.dtype == back.dtype == dtype or torch.get_num_threads() > 1:
         return max(1, len(front))
+    if _outweighed(front, back):
+        return max(1, len(front))
     return max(1, IN_CACHE // max(1, dtype.itemsize * (front.shape[1:].numel() + back.shape[1:].numel())))
+
+
+def _outweighed(maps: Tensor, others: Tensor) -> bool:
+    """Whether two maps of one size, (N, m, h, w) and (N, n, h, w), are smaller than their N matrices of m x n."""
+    m, n, positions = maps.shape[1], others.shape[1], maps.shape[2:].numel()
+    return m * n > positions * (m + n)
 
 
 def _gradient(maps: Tensor, others: Tensor, grad: Tensor) -> Tensor:
     """Of ``maps`` (N, C, h, w), from that of its products with ``others`` (N, n, h, w), (N, C, n)."""
     both = torch.bfloat16  # whose range is that of float32, and whose products are summed in it
-    dtype = both if maps.dtype == others.dtype == both else torch.promote_types(grad.dtype, others.dtype)
+    narrow = maps.dtype == others.dtype == both and not _outweighed(maps, others)  # what is small is cast
+    dtype = both if narrow else torch.promote_types(grad.dtype, others.dtype)
     grad, others = grad.to(dtype), others.to(dtype).flatten(2)
+    product = partial(torch.baddbmm, grad.new_empty(()), beta=0, alpha=1 / maps.shape[2:].numel())
     last = maps.is_contiguous(memory_format=torch.channels_last)
-    found: Tensor = (others.mT @ grad.mT).mT if last else grad @ others
+    found: Tensor = product(others.mT, grad.mT).mT if last else product(grad, others)
     return found.to(maps.dtype).reshape(maps.shape)
 
 
