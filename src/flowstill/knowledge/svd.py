@@ -37,6 +37,7 @@ from flowstill.data.batch import Batch
 from flowstill.errors import ShapeError
 from flowstill.knowledge.base import Knowledge, Loss, Setting, without_autocast
 from flowstill.knowledge.decomposition import Gradient, truncated_svd
+from flowstill.knowledge.radial import dfv_loss, rbf
 from flowstill.sections import Pairs
 from flowstill.specification import specification
 from flowstill.taps import Flow, Reading, Tap
@@ -113,34 +114,6 @@ def align(teacher: Tensor, student: Tensor, matching: Matching = "greedy") -> Te
     """
     vectors, signs = match(teacher, student, matching)
     return vectors * signs
-
-
-def rbf(front: Tensor, back: Tensor, beta: float = 8.0) -> Tensor:
-    """Distilled feature vectors, Eq. 9-10: how each front entry relates to each back entry.
-
-    DFV[b, m, n, l] = exp(-(front[b, m, l] - back[b, n, l])^2 / beta)
-
-    Args:
-        front: (B, D_F, k), weighted singular vectors of the front map.
-        back: (B, D_B, k).
-
-    Returns:
-        (B, D_F, D_B, k), in [exp(-4 / beta), 1] as the entries of unit vectors lie in [-1, 1].
-
-    >>> rbf(torch.tensor([[[1.0], [0.0]]]), torch.tensor([[[1.0]]]), beta=1.0).flatten()
-    tensor([1.0000, 0.3679])
-    """
-    return torch.exp((front[:, :, None] - back[:, None]).square() / -beta)
-
-
-def dfv_loss(student: Tensor, teacher: Tensor, reduction: Literal["sum", "mean"] = "sum") -> Tensor:
-    """One module's part of Eq. 11: ||DFV_T - DFV_S||^2 / 2, summed over the batch, or its mean.
-
-    >>> dfv_loss(torch.zeros(4, 2, 3, 1), torch.ones(4, 2, 3, 1)), dfv_loss(torch.zeros(4, 2), torch.ones(4, 2), "mean")
-    (tensor(12.), tensor(1.))
-    """
-    total = (teacher - student).square().sum() / 2
-    return total / max(1, len(student)) if reduction == "mean" else total
 
 
 @specification
@@ -241,7 +214,7 @@ class SVDLoss(Loss):
         # A pair of vectors of which one has no energy says nothing: equal features give equal DFVs, and no gradient.
         there = torch.stack([(f != 0).any(1, keepdim=True) for end in ends for f in end]).all(0)
         (front_t, front_s), (back_t, back_s) = ([torch.where(there, f, 0) for f in end] for end in ends)
-        loss = dfv_loss(rbf(front_s, back_s, options.beta), rbf(front_t, back_t, options.beta), options.reduction)
+        loss = dfv_loss((front_s, back_s), (front_t, back_t), options.beta, options.reduction)
         return loss * k**0.5 if options.sqrt_rank else loss
 
     def _features(self, vectors: Tensor, weights: Tensor, own: Tensor, k: int) -> tuple[Tensor, Tensor]:
