@@ -34,7 +34,7 @@ def by_hand(student, teacher, beta):
 SIZES = [(3, 4), (60, 70)]  # the second is larger than its factors at beta 8 and 1
 
 
-@pytest.mark.parametrize("beta", [0.1, 1.0, 8.0])
+@pytest.mark.parametrize("beta", [1e-6, 0.1, 1.0, 8.0, 1e6])
 @pytest.mark.parametrize(("front", "back"), SIZES)
 def test_the_loss_is_the_papers(front, back, beta):
     student, teacher = networks(front, back)

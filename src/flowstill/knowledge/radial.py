@@ -54,8 +54,10 @@ def dfv_loss(student: Ends, teacher: Ends, beta: float = 8.0, reduction: Literal
 def _distance(student: Ends, teacher: Ends, beta: float) -> Tensor:
     """||DFV_T - DFV_S||^2."""
     (front, back), (front_t, back_t) = student, teacher
-    terms = _terms(beta, torch.finfo(front.dtype).eps)
-    if front.shape[1] * back.shape[1] <= 2 * terms * (front.shape[1] + back.shape[1]):
+    m, n = front.shape[1], back.shape[1]
+    most = m * n // max(1, 2 * (m + n))  # with so many the factors would be no smaller
+    terms = _terms(beta, torch.finfo(front.dtype).eps, most)
+    if terms == most:
         return (rbf(front_t, back_t, beta) - rbf(front, back, beta)).square().sum()
     f, g, f_t, g_t = (_factors(one, beta, terms) for one in (front, back, front_t, back_t))
     first = torch.eye(terms, dtype=f.dtype, device=f.device)[0]  # what the factor of j = 0 lacks
@@ -65,16 +67,16 @@ def _distance(student: Ends, teacher: Ends, beta: float) -> Tensor:
         return ((fronts.mT @ fronts) * (backs.mT @ backs)).sum()
 
 
-def _terms(beta: float, eps: float) -> int:
-    """How many terms of exp(2 f g / beta) leave less than ``eps`` for entries in [-1, 1].
+def _terms(beta: float, eps: float, most: int) -> int:
+    """How many terms of exp(2 f g / beta) leave less than ``eps`` for entries in [-1, 1]; ``most`` if not fewer.
 
-    >>> _terms(8.0, 1e-7)
-    7
+    >>> _terms(8.0, 1e-7, 100), _terms(8.0, 1e-7, 4), _terms(1e-9, 1e-7, 100)
+    (7, 4, 100)
     """
-    count, largest, rest = 0, 2 / beta, 1.0
-    while rest * math.exp(min(largest, 700)) > eps:
+    count, rest = 0, 2 / beta  # the logarithm of a bound: e^x x^J / J! for x = 2 / beta
+    while rest > math.log(eps) and count < most:
         count += 1
-        rest *= largest / count
+        rest += math.log(2) - math.log(beta) - math.log(count)
     return count
 
 
