@@ -102,7 +102,7 @@ def _gradient(maps: Tensor, others: Tensor, grad: Tensor) -> Tensor:
     narrow = maps.dtype == others.dtype == both and not _outweighed(maps, others)  # what is small is cast
     dtype = both if narrow else torch.promote_types(grad.dtype, others.dtype)
     grad, others = grad.to(dtype), others.to(dtype).flatten(2)
-    product = partial(torch.baddbmm, grad.new_empty(()), beta=0, alpha=1 / maps.shape[2:].numel())
+    product = partial(torch.baddbmm, grad.new_zeros(()), beta=0, alpha=1 / max(1, maps.shape[2:].numel()))
     last = maps.is_contiguous(memory_format=torch.channels_last)
     found: Tensor = product(others.mT, grad.mT).mT if last else product(grad, others)
     return found.to(maps.dtype).reshape(maps.shape)

@@ -36,8 +36,8 @@ def dfv_loss(student: Ends, teacher: Ends, beta: float = 8.0, reduction: Literal
 
     Vectors of ``rbf`` that would be large are not made. exp(-(f - g)^2 / beta) is exp(-f^2 / beta) exp(-g^2 / beta)
     sum_j (2 f g / beta)^j / j!: for each j a factor of f and one of g. As entries lie in [-1, 1], J = 7 terms are
-    float32's exactness at beta 8. The norm of a difference of sums of products follows from the factors' own products, of
-    J^2 (D_F + D_B) numbers instead of D_F D_B; and it is the more exact, for no numbers near 1 are subtracted.
+    float32's exactness at beta 8. The norm of a difference of sums of products follows from the factors' own products:
+    2 J (D_F + D_B) numbers are held instead of D_F D_B; and it is the more exact, for no numbers near 1 are subtracted.
 
     Args:
         student: its weighted vectors of the front and the back map, (B, D_F, k) and (B, D_B, k), entries in [-1, 1].
@@ -68,13 +68,16 @@ def _distance(student: Ends, teacher: Ends, beta: float) -> Tensor:
 
 
 def _terms(beta: float, eps: float, most: int) -> int:
-    """How many terms of exp(2 f g / beta) leave less than ``eps`` for entries in [-1, 1]; ``most`` if not fewer.
+    """How many terms of exp(2 f g / beta) leave less than ``eps`` of what varies in it; ``most`` if not fewer.
+
+    Entries lie in [-1, 1].
 
     >>> _terms(8.0, 1e-7, 100), _terms(8.0, 1e-7, 4), _terms(1e-9, 1e-7, 100)
     (7, 4, 100)
     """
     count, rest = 0, 2 / beta  # the logarithm of a bound: e^x x^J / J! for x = 2 / beta
-    while rest > math.log(eps) and count < most:
+    bar = math.log(eps) + min(0.0, math.log(2) - math.log(beta))
+    while rest > bar and count < most:
         count += 1
         rest += math.log(2) - math.log(beta) - math.log(count)
     return count
