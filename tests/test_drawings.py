@@ -106,6 +106,7 @@ def test_a_bar_that_one_seed_never_reaches_has_no_mean(run, monkeypatch):
     table = reached.reached_table(load_recipe(run.path / "recipe.yaml"), [run, other])
     assert table.at("a", "updates_to_80").ours == (16.0, 16.0)
     assert table.at("b", "updates_to_80").ours == ()
+    assert table.at("b", "updates_to_own_80").ours == pytest.approx((10 + 10 * 67.6 / 87, 10 + 10 * 6 / 10))
 
 
 def test_curves_are_drawn_from_more_evaluations_than_others_have(run, tmp_path):

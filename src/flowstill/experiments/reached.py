@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from flowstill.experiments.drawings import task_curves
-from flowstill.experiments.table import Cell, Table
+from flowstill.experiments.table import UPDATES_TO, Cell, Table
 from flowstill.recipes.schema import Recipe
 from flowstill.reports.charts import ACCURACY
 from flowstill.runs import Run
 
-SHARES = (80, 90, 95)  # percent of the first job's final accuracy
+SHARES = (80, 90, 95)  # percent of a final accuracy
 
 
 def updates_until(steps: Sequence[int], values: Sequence[float], bar: float) -> float | None:
@@ -31,16 +32,20 @@ def updates_until(steps: Sequence[int], values: Sequence[float], bar: float) -> 
 
 
 def reached_table(recipe: Recipe, runs: Sequence[Run]) -> Table:
-    """Updates on the task until shares of the final accuracy of the first job that has a curve, the same bar for all."""
+    """Updates on the task until shares of the final accuracy of the first job that has a curve, and of a job's own.
+
+    The first bar is the same for all; under the second a job that ends lower may yet be the sooner where it ends.
+    """
     curves = [task_curves(recipe, run, ACCURACY) for run in runs]
-    jobs = list(curves[0]) if curves else []
+    name, jobs = f"{recipe.name}-reached", list(curves[0]) if curves else []
+    if not jobs:
+        return Table(name, "how soon", ())
     cells = []
     for job in jobs:
-        for share in SHARES:
-            bars = [its[jobs[0]][1][-1] * share / 100 for its in curves]
-            found = [updates_until(*its[job], bar) for its, bar in zip(curves, bars, strict=True)]
+        for column, (whose, share) in zip(UPDATES_TO, itertools.product((jobs[0], job), SHARES), strict=True):
+            found = [updates_until(*its[job], its[whose][1][-1] * share / 100) for its in curves]
             reached = tuple(steps for steps in found if steps is not None)
-            cells.append(Cell(job, f"updates_to_{share}", None, reached if len(reached) == len(found) else ()))
-    notes = (f"Updates on the task until so many percent of the final accuracy of {jobs[0]} are first reached, where "
-             "every seed reaches them; what came before the task is not counted.",) if jobs else ()  # fmt: skip
-    return Table(f"{recipe.name}-reached", "how soon", tuple(cells), notes=notes)
+            cells.append(Cell(job, column, None, reached if len(reached) == len(found) else ()))
+    note = (f"Updates on the task until so many percent of the final accuracy of {jobs[0]}, then of the row's own, are "
+            "first reached, where every seed reaches them; what came before the task is not counted.")  # fmt: skip
+    return Table(name, "how soon", tuple(cells), notes=(note,))

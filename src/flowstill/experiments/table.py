@@ -13,7 +13,8 @@ from pathlib import Path
 from flowstill.experiments.printed import Printed
 from flowstill.files import atomic_write
 
-WHOLE = {"total_iterations", "updates_to_80", "updates_to_90", "updates_to_95"}
+UPDATES_TO = tuple(f"updates_to_{share}" for share in ("80", "90", "95", "own_80", "own_90", "own_95"))
+WHOLE = {"total_iterations", *UPDATES_TO}
 COUNTS = {"params_million", "flops_million", "total_iterations"}  # the same for every seed
 
 
