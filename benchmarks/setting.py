@@ -26,6 +26,7 @@ from flowstill.engine.loop import StageLoop
 from flowstill.engine.networks import placed
 from flowstill.engine.precision import Precision
 from flowstill.engine.runner import StageRunner
+from flowstill.engine.seeds import Draws
 from flowstill.engine.stored import Stores
 from flowstill.engine.teacher import Teacher
 from flowstill.knowledge.base import Setting
@@ -92,7 +93,8 @@ class Scene:
         runner = self.runner(stage)
         teacher = Teacher(self.fabric, self.teacher if stage.needs_teacher else None, self.channels_last)
         stored = self.stores.targets(teacher, [runner])
-        return StageLoop(self.fabric, {"student": runner}, stored, self.feed(stage), channels_last=self.channels_last)
+        feed, draws = self.feed(stage), Draws(self.fabric)
+        return StageLoop(self.fabric, {"student": runner}, stored, feed, draws, channels_last=self.channels_last)
 
     def __str__(self) -> str:
         return f"batch {BATCH}, 32x32, {self.precision}"

@@ -19,6 +19,7 @@ from flowstill.engine.learner import Learner
 from flowstill.engine.loop import StageLoop
 from flowstill.engine.precision import Precision
 from flowstill.engine.runner import StageRunner
+from flowstill.engine.seeds import Draws
 from flowstill.engine.stored import StoredTargets
 from flowstill.engine.teacher import Teacher
 from flowstill.errors import RecipeError
@@ -96,7 +97,7 @@ def run(made: Stage, teacher, student, given, dtype="32"):
     pairs = pair_sections(teacher, student, shape)
     runner = StageRunner(fabric, student, made, pairs, Setting(teacher, student, shape, CLASSES))
     live = StoredTargets(Teacher(fabric, teacher), {}, 0)
-    loop = StageLoop(fabric, {"student": runner}, live, lambda step: replace(given, step=step))
+    loop = StageLoop(fabric, {"student": runner}, live, lambda step: replace(given, step=step), Draws(fabric))
     losses = []
     for _ in range(made.steps):
         loop.advance()

@@ -24,6 +24,7 @@ from flowstill.recipes.schema import (
     Update,
 )
 from flowstill.transfer.procedures import alone, joint, two_stage
+from with_dropout import HALF
 from without_batchnorm import TWO_SECTIONS
 
 
@@ -253,6 +254,18 @@ def test_jobs_in_lockstep_equal_jobs_one_after_another(tmp_path):
         assert all(torch.equal(one[name], other[name]) for name in one), job
     with pytest.raises(fs.FlowstillError, match="row of stages"):
         replace(apart, jobs={**apart.jobs, "b": Job(NET, gram, teacher="teacher")}, together=(("student", "b"),))
+
+
+def test_jobs_in_lockstep_draw_each_for_itself(tmp_path):
+    """Dropout: of other jobs beside it a job's masks do not change, and a killed run goes on in each job's own."""
+    jobs = {name: Job(HALF, alone(5, lr)) for name, lr in (("a", 0.05), ("b", 0.1))}
+    apart = Recipe("test", DATA, jobs)
+    together = replace(apart, together=(("a", "b"),))
+    alone_each, beside = (fs.train(given, tmp_path / name, **PLAIN) for name, given in (("1", apart), ("2", together)))
+    for job in jobs:
+        one, other = weights(alone_each, job), weights(beside, job)
+        assert all(torch.equal(one[name], other[name]) for name in one), job
+    assert_same(resumed(together, tmp_path / "3", ("a", "task", 3)), beside)
 
 
 def test_evaluation_and_ensembles_agree_with_plain_torch(tmp_path):

@@ -14,6 +14,7 @@ from flowstill.engine.feed import Feed
 from flowstill.engine.learner import as_inputs
 from flowstill.engine.progress import Watch
 from flowstill.engine.runner import StageRunner
+from flowstill.engine.seeds import Draws
 from flowstill.engine.stored import StoredTargets
 from flowstill.knowledge.base import Loss, Target
 from flowstill.recipes.schema import Recipe
@@ -44,13 +45,16 @@ class Meter:
 
 
 class StageLoop:
-    """Steps ``start`` to the end of a stage, for the jobs in ``runners``; ``stored`` knows their teacher."""
+    """Steps ``start`` to the end of a stage, for the jobs in ``runners``; ``stored`` knows their teacher.
+
+    draws: each job's own sequence of random numbers.
+    """
 
     def __init__(
-        self, fabric: Fabric, runners: dict[str, StageRunner], stored: StoredTargets, feed: Feed, *, start: int = 0,
-        channels_last: bool = False,
+        self, fabric: Fabric, runners: dict[str, StageRunner], stored: StoredTargets, feed: Feed, draws: Draws, *,
+        start: int = 0, channels_last: bool = False,
     ) -> None:  # fmt: skip
-        self.fabric, self.runners, self.stored, self.feed = fabric, runners, stored, feed
+        self.fabric, self.runners, self.stored, self.feed, self.draws = fabric, runners, stored, feed, draws
         self.step, self.channels_last = start, channels_last
         self.stages = {job: runner.stage for job, runner in runners.items()}
         self.steps = next(iter(self.stages.values())).steps
@@ -69,9 +73,11 @@ class StageLoop:
         known = {**stored, **self._shared(fresh, teacher)}
         for job, runner in self.runners.items():
             losses: dict[str, Tensor] = {}
-            for number in slots[job]:
-                for name, loss in runner.update(number, batch, teacher, self.step, known).items():
-                    losses[name if name not in losses else f"{name}.{number}"] = loss  # another update's, same batch
+            with self.draws.turn_of(job):
+                for number in slots[job]:
+                    for name, loss in runner.update(number, batch, teacher, self.step, known).items():
+                        key = name if name not in losses else f"{name}.{number}"  # another update's, same batch
+                        losses[key] = loss
             self.meters[job].add(losses)
         self.step += 1
 

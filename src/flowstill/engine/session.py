@@ -22,7 +22,7 @@ from flowstill.engine.precision import Precision
 from flowstill.engine.progress import Watch
 from flowstill.engine.resuming import forget_stages, stage_file
 from flowstill.engine.runner import StageRunner
-from flowstill.engine.seeds import derive, random_states, restore_random_states
+from flowstill.engine.seeds import Draws, derive, random_states, restore_random_states
 from flowstill.engine.stored import Stores
 from flowstill.engine.teacher import Teacher
 from flowstill.knowledge.base import Setting
@@ -125,7 +125,7 @@ class Session:
         stage, lead = stages[group[0]], self.recipe.jobs[group[0]]
         seed = derive(self.recipe.seed, lead.seed, stage.name)
         teacher = self.network(lead.teacher) if lead.teacher and any(s.needs_teacher for s in stages.values()) else None
-        runners = {}
+        runners, draws = {}, Draws(self.fabric)
         for name in group:
             torch.manual_seed(seed)  # for each, so that it draws what it would draw by itself
             if stages[name].fresh_head:
@@ -134,6 +134,7 @@ class Session:
             runners[name] = StageRunner(
                 self.fabric, networks[name], stages[name], self.plans[name].pairs, setting, self.recipe.data.accumulate
             )
+            draws.add(name)
         start = state["loop"]["step"] if state else 0
         stored = self.stores.targets(Teacher(self.fabric, teacher, self.channels_last), runners.values())
         if stored.stores:
@@ -142,11 +143,13 @@ class Session:
                 f"{' + '.join(group)}, {stage.name}: the teacher's knowledge is stored, at most {readable(most)}"
             )
         loop = StageLoop(
-            self.fabric, runners, stored, self._feed(stage, lead, start), start=start, channels_last=self.channels_last
-        )
+            self.fabric, runners, stored, self._feed(stage, lead, start), draws,
+            start=start, channels_last=self.channels_last,
+        )  # fmt: skip
         if state:
             loop.load(state["loop"])
             restore_random_states(self.fabric, state["rng"])
+            draws.load(state.get("draws", {}))
         self.watch.stage(" + ".join(group), stage.name, start, stage.steps)
         pace = Pace(self.recipe.data.batch)
         logged = marks(stage.steps, LOG_POINTS)
@@ -289,12 +292,13 @@ class Session:
         self, group: tuple[str, ...], stage: int = 0, loop: StageLoop | None = None, seconds: float = 0.0
     ) -> None:
         """Write the state. Without a loop: the group is finished."""
-        rng = random_states(self.fabric)
+        rng, draws = random_states(self.fabric), loop.draws.state() if loop else {}
         if self.writes:
             self.writer.metrics.flush()
             state: dict[str, Any] = {
                 "summary": json.dumps(self.summary), "metrics": self.writer.metrics.position(),
                 "group": list(group) if loop else [], "stage": stage, "seconds": seconds, "rng": rng,
+                "draws": draws,
             }  # fmt: skip
             self.writer.save_state({**state, "loop": loop.state()} if loop else state)
             self.writer.write_summary(self.summary)
