@@ -29,9 +29,9 @@ def main() -> None:
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
 
-    def vectors(width: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    def vectors(width: int) -> Tensor:
         drawn = torch.rand(BATCH, width, 1, generator=generator, dtype=torch.float64)
-        return F.normalize(drawn, dim=1).to(asked.device, dtype)
+        return F.normalize(drawn, dim=1).to(asked.device, torch.float32)
 
     for name, widths in WIDTHS.items():
         student, teacher = (tuple(vectors(width) for width in widths) for _ in range(2))

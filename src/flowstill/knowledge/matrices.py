@@ -83,9 +83,8 @@ def _at_once(front: Tensor, back: Tensor, dtype: torch.dtype) -> int:
 
     Not if the matrices are the larger: putting them together would cost more.
     """
-    if front.device.type != "cpu" or front.dtype == back.dtype == dtype or torch.get_num_threads() > 1:
-        return max(1, len(front))
-    if _outweighed(front, back):
+    widened = front.device.type == "cpu" and not front.dtype == back.dtype == dtype
+    if not widened or torch.get_num_threads() > 1 or _outweighed(front, back):
         return max(1, len(front))
     return max(1, IN_CACHE // max(1, dtype.itemsize * (front.shape[1:].numel() + back.shape[1:].numel())))
 
