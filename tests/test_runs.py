@@ -49,6 +49,16 @@ def test_a_folder_with_anything_else_is_left_alone(tmp_path, resume):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["notes.txt"]
 
 
+@pytest.mark.parametrize("lacks", ["jobs", "ensembles"])
+def test_a_run_is_finished_when_all_that_its_recipe_asks_for_is_measured(tmp_path, lacks):
+    writer = make_run(tmp_path / "run", {**RECIPE, "ensembles": {"both": {"jobs": ["student"]}}})
+    done = {"finished": True, "jobs": {"student": {}}, "ensembles": {"both": {}}}
+    writer.write_summary(done)
+    assert Run.open(tmp_path / "run").finished
+    writer.write_summary({**done, lacks: {}})
+    assert not Run.open(tmp_path / "run").finished
+
+
 @pytest.mark.parametrize("resume", [False, True])
 def test_an_empty_folder_starts_and_leftovers_of_a_kill_go(tmp_path, resume):
     (tmp_path / ".recipe.yaml.0a1b2c3d.partial").write_text("name: sm")

@@ -33,7 +33,7 @@ def specification(cls: type[T]) -> type[T]:
             raise Problems(cls.__name__, problems_of(error, made)) from None
 
     made.__init__ = checked
-    return made  # type: ignore[no-any-return]
+    return made  # type: ignore[no-any-return]  # pydantic's decorator gives the class it got
 
 
 def validated(kind: type[T], value: Any) -> T:

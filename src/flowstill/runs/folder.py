@@ -67,8 +67,9 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether every job ran to its end."""
-        return bool(self.summary.get("finished")) and set(self.jobs) <= set(self.summary.get("jobs", ()))
+        """Whether every job ran to its end and every ensemble was measured."""
+        done = (set(self.recipe.get(part) or ()) <= set(self.summary.get(part, ())) for part in ("jobs", "ensembles"))
+        return bool(self.summary.get("finished")) and all(done)
 
     @property
     def jobs(self) -> tuple[str, ...]:
