@@ -1,5 +1,6 @@
 """`distill` from the command line and from Python: what it trains, on which images."""
 
+import inspect
 from dataclasses import replace
 
 import pytest
@@ -9,10 +10,11 @@ import flowstill as fs
 from compared_runs import PLAIN, weights
 from distilling import DATA, SHORT, taught
 from flowstill.cli import main
+from flowstill.cli.distill import distill as cli_distill
 from flowstill.data.spec import Augment, Data
 from flowstill.engine.distillation import distillation
 from flowstill.engine.teacher import Teacher
-from flowstill.recipes.methods import usual_data
+from flowstill.recipes.methods import find_method, usual_data
 from flowstill.transfer.procedures import alone, two_stage
 
 
@@ -27,6 +29,12 @@ def test_the_usual_augmentation_is_used_unless_the_data_say_otherwise():
     assert own.data == DATA
     named = distillation("resnet26", "resnet8", "digits", "kd", teacher_weights="none.pt")
     assert named.data.augment == Augment(shift=1)
+
+
+def test_without_a_method_the_command_and_python_take_the_same():
+    command, called = (inspect.signature(distill).parameters["method"].default for distill in (cli_distill, fs.distill))
+    assert command == called == distillation("resnet26", "resnet8", DATA, teacher_weights="none.pt").name
+    assert find_method(called).stages(3)
 
 
 def test_the_command_trains_and_shows_the_student_beside_itself_alone(tmp_path, capsys, teacher):

@@ -29,7 +29,7 @@ def distill(
         Path | None,
         typer.Option(metavar="FILE", help="What the teacher has learned: safetensors, or plain torch.save."),
     ] = None,
-    method: Annotated[str, typer.Option(metavar="NAME", help="See `flowstill list methods`.")] = "fsp",
+    method: Annotated[str, typer.Option(metavar="NAME", help="See `flowstill list methods`.")] = "kd",
     out: Annotated[Path | None, typer.Option(metavar="RUN", help="The run's folder.  [default: runs/METHOD]")] = None,
     alone: Annotated[
         bool, typer.Option("--alone", help="Train the student alone as well, for as many updates, to compare.")

@@ -26,7 +26,7 @@ Given = nn.Module | Net | str
 
 
 def distill(
-    teacher: Given, student: Given, data: Data | str, method: str | Stage | Sequence[Stage] = "fsp", *,
+    teacher: Given, student: Given, data: Data | str, method: str | Stage | Sequence[Stage] = "kd", *,
     out: str | Path | None = None, teacher_weights: str | Path | None = None, labels: int | None = None,
     alone: bool = False, scale: float = 1.0, seed: int = 0, data_root: str | Path | None = None,
     set: Sequence[str] | str = (), trust_code: bool = False, resume: bool = False, device: str = "auto", devices: int = 1,
@@ -39,7 +39,9 @@ def distill(
             An object of a student starts from the weights that it has, and holds the trained ones afterwards, in eval
             mode on its device; until then it stays as it is.
         data: a name, with the augmentation that is usual for it, or a whole ``Data``.
-        method: a name (``flowstill list methods``), or stages as ``flowstill.transfer.procedures`` makes them.
+        method: a name (``flowstill list methods``), or stages as ``flowstill.transfer.procedures`` makes them. Soft logits,
+            the default, go with any two networks of the same classes, and did best in most trials; docs/results says
+            which to choose when.
         out: the run's folder, ``runs/METHOD`` by default.
         teacher_weights: a file, for a teacher given by name.
         labels: so many labelled images for the task. What is transferred comes from all images: where both go on in one
@@ -77,7 +79,7 @@ def distill(
 
 
 def distillation(
-    teacher: Given, student: Given, data: Data | str, method: str | Stage | Sequence[Stage] = "fsp", *,
+    teacher: Given, student: Given, data: Data | str, method: str | Stage | Sequence[Stage] = "kd", *,
     teacher_weights: str | Path | None = None, labels: int | None = None, alone: bool = False, scale: float = 1.0,
     seed: int = 0, data_root: str | Path | None = None, set: Sequence[str] | str = (), trust_code: bool = False,
 ) -> Recipe:  # fmt: skip
