@@ -40,8 +40,8 @@ def distill(
             mode on its device; until then it stays as it is.
         data: a name, with the augmentation that is usual for it, or a whole ``Data``.
         method: a name (``flowstill list methods``), or stages as ``flowstill.transfer.procedures`` makes them. Soft logits,
-            the default, go with any two networks of the same classes, and did best in most trials; docs/results says
-            which to choose when.
+            the default, go with any two networks of the same classes, and were best, or level with the best, in most
+            trials; docs/results says which to choose when.
         out: the run's folder, ``runs/METHOD`` by default.
         teacher_weights: a file, for a teacher given by name.
         labels: so many labelled images for the task. What is transferred comes from all images: where both go on in one
