@@ -4,6 +4,7 @@ import csv
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,7 +18,7 @@ from flowstill.errors import RecipeError
 from flowstill.experiments import reproduce as module
 from flowstill.experiments.estimate import estimate
 from flowstill.experiments.printed import Printed, printed_tables
-from flowstill.experiments.reproduce import jobs_left, plan_table, reproduce
+from flowstill.experiments.reproduce import jobs_left, make_table, plan_table, reproduce
 from flowstill.experiments.rows import cell, jobs_of, restricted, rows_of, updates_of
 from flowstill.experiments.table import Cell, Table, comma_separated, lines, markdown
 from flowstill.experiments.teachers import teacher_key, trained_by_itself
@@ -94,6 +95,23 @@ def test_cells_are_what_their_columns_say(tiny):
                 "top5_error": 10.0, "unheard": None}  # fmt: skip
     assert {column: cell(recipe, summary, "fsp", column) for column in expected} == expected
     assert cell(recipe, {}, "fsp", "average") is None
+
+
+def test_a_variant_that_is_asked_for_by_itself_has_its_accuracy(tiny):
+    printed = Printed("A paper, Table 9", ("1", "2"), {"fsp": (60.0, 62.0)})
+    runs = [
+        SimpleNamespace(
+            summary={"jobs": {"fsp_1": {"accuracy": 64.0}, "fsp_2": {"accuracy": 61.0}, "kd": {"accuracy": 70.0}}}
+        )
+    ]
+    table = make_table(replace(plan_table(tiny, rows=["fsp_2", "kd"]), printed=printed), runs)
+    assert lines(table)[1:] == [("fsp_2 *", "62.00", "61.00", "-1.00"), ("kd", "–", "70.00", "–")]
+    table = make_table(replace(plan_table(tiny, rows=["fsp", "kd"]), printed=printed), runs)
+    assert lines(table) == [
+        ("row", "1", "2", "accuracy"),
+        ("fsp *", "64.00 (60.00)", "61.00 (62.00)", "–"),
+        ("kd", "–", "–", "70.00"),
+    ]
 
 
 def test_the_table_has_means_spreads_and_differences():

@@ -22,7 +22,7 @@ from flowstill.experiments.left_open import left_open
 from flowstill.experiments.paired import paired_differences, write_paired
 from flowstill.experiments.printed import ACCURACY, Printed, PrintedCost, printed_tables
 from flowstill.experiments.reached import reached_table
-from flowstill.experiments.rows import cell, restricted, rows_of
+from flowstill.experiments.rows import cell, columns_of, restricted, rows_of
 from flowstill.experiments.table import Cell, Table, printed_cell, write_table
 from flowstill.experiments.teachers import is_trained, teacher_key, train_teacher, trained_by_itself, with_teachers
 from flowstill.recipes.check import JobPlan, check
@@ -212,11 +212,13 @@ def write(plan: Plan, runs: Sequence[Run], out: Path) -> Table:
 
 def make_table(plan: Plan, runs: Sequence[Run]) -> Table:
     """The rows, each seed's run giving a number for each cell."""
-    columns = plan.printed.columns if plan.printed else (ACCURACY,)
+    named = plan.printed.columns if plan.printed else ()
+    own = {row: columns_of(plan.whole, row, named) for row in plan.rows}
+    columns = [name for name in dict.fromkeys((*named, ACCURACY)) if any(name in its for its in own.values())]
     cells = []
     for row in plan.rows:
         for column in columns:
-            values = [cell(plan.recipe, run.summary, row, column) for run in runs]
+            values = [cell(plan.recipe, run.summary, row, column) for run in runs if column in own[row]]
             there = tuple(value for value in values if value is not None)
             cells.append(Cell(row, column, printed_cell(plan.printed, row, column), there))
     printed = plan.printed

@@ -12,7 +12,12 @@ from dataclasses import replace
 from typing import Any
 
 from flowstill.errors import RecipeError, did_you_mean
+from flowstill.experiments.printed import ACCURACY
 from flowstill.recipes.schema import AfterStage, Recipe
+
+MEASURED = frozenset(
+    (ACCURACY, "average", "ensemble", "top1_error", "top5_error", "total_iterations", "params_million", "flops_million")
+)
 
 
 def jobs_of(recipe: Recipe, row: str) -> tuple[str, ...]:
@@ -65,6 +70,21 @@ def updates_of(recipe: Recipe, jobs: Sequence[str]) -> int:
             names = [stage.name for stage in first.stages]
             total += sum(stage.steps for stage in first.stages[: names.index(job.start.stage) + 1])
     return total
+
+
+def columns_of(recipe: Recipe, row: str, columns: Sequence[str]) -> tuple[str, ...]:
+    """Which of a table's columns can have a number for a row; the accuracy alone where none can, as for one variant.
+
+    >>> from flowstill.recipes.load import load_recipe
+    >>> table = load_recipe("svd-table4")
+    >>> columns_of(table, "vgg_student_pool", ["none", "1", "32"]), columns_of(table, "vgg_student_pool_1", ["none", "1"])
+    (('none', '1'), ('accuracy',))
+    """
+    return tuple(c for c in columns if _is_measured(c) or f"{row}_{c}" in recipe.jobs) or (ACCURACY,)
+
+
+def _is_measured(column: str) -> bool:
+    return column in MEASURED or bool(re.fullmatch(r"net\d+", column))
 
 
 def cell(recipe: Recipe, summary: Mapping[str, Any], row: str, column: str) -> float | None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flowstill.experiments.printed import Printed
+from flowstill.experiments.printed import ACCURACY, Printed
 from flowstill.files import atomic_write
 
 UPDATES_TO = tuple(f"updates_to_{share}" for share in ("80", "90", "95", "own_80", "own_90", "own_95"))
@@ -162,7 +162,16 @@ def write_table(table: Table, out: Path, name: str = "table") -> None:
 
 
 def printed_cell(printed: Printed | None, row: str, column: str) -> float | None:
-    """What the paper prints there."""
-    if printed is None or row not in printed.rows or column not in printed.columns:
+    """What the paper prints there; of the variant ``ROW_COLUMN`` what it prints in that row and column.
+
+    >>> from flowstill.experiments.printed import printed_tables
+    >>> printed_cell(printed_tables()["svd-table4"], "vgg_student_pool_2", "accuracy")
+    66.33
+    """
+    if printed is None:
         return None
-    return printed.rows[row][printed.columns.index(column)]
+    for name, values in printed.rows.items():
+        for head, value in zip(printed.columns, values, strict=True):
+            if (name, head) == (row, column) or (f"{name}_{head}", ACCURACY) == (row, column):
+                return value
+    return None
