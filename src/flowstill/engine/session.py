@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import math
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -13,13 +11,13 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from flowstill.engine.evaluation import evaluate_networks
 from flowstill.engine.feed import Feed
 from flowstill.engine.interruption import Interruption
 from flowstill.engine.loop import OnStep, Pace, StageLoop, evaluations, marks
 from flowstill.engine.networks import copy_of, fresh_head, placed
 from flowstill.engine.precision import Precision
 from flowstill.engine.progress import Watch
+from flowstill.engine.record import Record
 from flowstill.engine.resuming import forget_stages, stage_file
 from flowstill.engine.runner import StageRunner
 from flowstill.engine.seeds import Draws, derive, random_states, restore_random_states
@@ -35,7 +33,6 @@ from flowstill.runs import RunWriter
 if TYPE_CHECKING:
     from flowstill.data import ImageData
 
-_log = logging.getLogger("flowstill")
 SAVE_EVERY = 30.0  # seconds between two saved states
 LOG_POINTS = 50  # rows of losses in a stage
 
@@ -55,13 +52,9 @@ class Session:
         self.stores = Stores(fabric, writer.path, data, precision)
         self.networks: dict[str, nn.Module] = {}
         self.interruption = Interruption()
+        self.writes = fabric.global_rank == 0
+        self.record = Record(fabric, data, watch, writer if self.writes else None, channels_last=self.channels_last)
         self._saved = time.perf_counter()
-        self._warned: set[tuple[str, str]] = set()
-
-    @property
-    def writes(self) -> bool:
-        """Whether this process writes the run folder."""
-        return self.fabric.global_rank == 0
 
     def run(self) -> None:
         """All jobs to their end, from the saved state on if there is one."""
@@ -84,10 +77,7 @@ class Session:
                 if name in self.summary["ensembles"]:
                     continue
                 members = [self.network(job) for job in ensemble.jobs]
-                scores = evaluate_networks(
-                    self.fabric, members, self.data, channels_last=self.channels_last, mean=ensemble.mean
-                )
-                self.summary["ensembles"][name] = scores
+                self.summary["ensembles"][name] = self.record.ensemble(members, ensemble.mean)
         self.summary["finished"] = True
         self.stores.remove()
         if self.writes:
@@ -159,14 +149,14 @@ class Session:
             pace.step()
             self.watch.step()
             if loop.step in logged:
-                self._log(loop, pace.speed())
+                self.record.losses(loop, pace.speed())
             if loop.step in measured and loop.step < stage.steps:
-                self._curve(loop)
+                self.record.curve(loop)
             if self.on_step:
                 self.on_step(group[0], stage.name, loop.step)
             if self._should_save(loop.step in logged) and loop.step < stage.steps:
                 self._save(group, number, loop, clock + time.perf_counter())
-        self._log(loop, None)
+        self.record.losses(loop)
         for runner in runners.values():
             runner.close()
 
@@ -177,44 +167,6 @@ class Session:
             start=start, steps=stage.steps - start, seed=derive(self.recipe.seed, job.seed, stage.name, "order"),
             device=self.fabric.device, rank=self.fabric.global_rank, world=self.fabric.world_size,
         )  # fmt: skip
-
-    def _log(self, loop: StageLoop, speed: float | None) -> None:
-        """Bring the losses to the host: into the metrics and onto the screen."""
-        for name, meter in loop.meters.items():
-            if not meter.counts:
-                continue
-            means = meter.means()
-            stage = loop.stages[name]
-            self._warn_of_divergence(name, stage.name, loop.step, means)
-            rates = {f"lr/{player}" if len(stage.players) > 1 else "lr": spec.lr.at(loop.step - 1, stage.steps)
-                     for player, spec in stage.players.items()}  # fmt: skip
-            rows = {**{f"train/{term}": value for term, value in means.items()}, **rates}
-            if speed is not None:
-                rows["images_per_second"] = speed
-                self.watch.losses(means, speed)
-            if self.writes:
-                self.writer.metrics.log(name, stage.name, loop.step, rows)
-
-    def _warn_of_divergence(self, name: str, stage: str, step: int, means: dict[str, float]) -> None:
-        """Say once a stage that a loss is no number any more: the run goes on, since other jobs may be well."""
-        lost = [term for term, value in means.items() if not math.isfinite(value)]
-        if lost and self.writes and (name, stage) not in self._warned:
-            self._warned.add((name, stage))
-            _log.warning("job %r, stage %r: the loss %r is not finite by update %d. A lower learning rate may mend it.",
-                         name, stage, lost[0], step)  # fmt: skip
-
-    def _curve(self, loop: StageLoop) -> None:
-        """Accuracy on the way, in stages that train the task."""
-        for name, runner in loop.runners.items():
-            if any(update.task for update in runner.stage.updates):
-                self._score(name, runner.stage.name, loop.step, runner.learner.student)
-
-    def _score(self, name: str, stage: str, step: int, network: nn.Module) -> dict[str, float]:
-        self._share_buffers(network)
-        scores = evaluate_networks(self.fabric, [network], self.data, channels_last=self.channels_last)
-        if self.writes:
-            self.writer.metrics.log(name, stage, step, {f"test/{metric}": value for metric, value in scores.items()})
-        return scores
 
     def _start(self, name: str, job: Job) -> nn.Module:
         """The job's network as its first stage finds it."""
@@ -249,7 +201,7 @@ class Session:
         stages = () if job.weights else job.stages
         steps, plan = sum(stage.steps for stage in stages), self.plans[name]
         scores = (
-            self._score(name, *((stages[-1].name, stages[-1].steps) if stages else ("", 0)), network)
+            self.record.score(name, *((stages[-1].name, stages[-1].steps) if stages else ("", 0)), network)
             if plan.measured
             else {}
         )
@@ -305,9 +257,3 @@ class Session:
         self._saved = time.perf_counter()
         if self.interruption.asked:
             raise KeyboardInterrupt
-
-    def _share_buffers(self, network: nn.Module) -> None:
-        """BatchNorm statistics are each process's own; all take those of the first."""
-        if self.fabric.world_size > 1:
-            for buffer in network.buffers():
-                buffer.copy_(self.fabric.broadcast(buffer))
