@@ -2,9 +2,9 @@
 
     python docs/results/real_maps.py DATA TEACHER.safetensors STUDENT.safetensors ...
 
-ResNet-26 and ResNet-8 on test images of CIFAR-10, the first of the students also fresh. Naive: scalar loops in float64 over
-both networks' maps in float64, from the papers' equations. Ours: as training has them, the teacher's BatchNorm folded,
-in float32 and in bf16.
+ResNet-26 and ResNet-8 in evaluation mode on test images of CIFAR-10, the first of the students also fresh. Naive: scalar
+loops in float64 over both networks' maps in float64, from the papers' equations. Ours: as training has them, the teacher's
+BatchNorm folded, in float32 and in bf16.
 """
 
 import itertools
@@ -56,8 +56,8 @@ def main(data_root: str, teacher_file: str, *student_files: str) -> None:
     images, _ = next(iter(open_data(Data("cifar10", root=data_root)).test_batches(batch=MANY)))
     teacher = fs.create("resnet26", 10, weights=teacher_file).eval().requires_grad_(False)
     torch.manual_seed(0)
-    students = {"fresh": fs.create("resnet8", 10)}
-    students |= {Path(file).stem: fs.create("resnet8", 10, weights=file) for file in student_files}
+    students = {"fresh": fs.create("resnet8", 10).eval()}
+    students |= {Path(file).stem: fs.create("resnet8", 10, weights=file).eval() for file in student_files}
     print(f"{FEW} images  {'student':20} {'naive':>10} {'float32':>10} {'bf16':>10}   off by")
     for name, (kind, student) in itertools.product(NAIVE, list(students.items())[:2]):
         few = images[:FEW]
@@ -67,7 +67,7 @@ def main(data_root: str, teacher_file: str, *student_files: str) -> None:
         print(f"{name:9} {kind:20} {expected:10.5f} {ours[0]:10.5f} {ours[1]:10.5f}   {off}")
     print(f"\n{MANY} images, evaluation mode " + "".join(f"{name:>12}" for name in NAIVE))
     for kind, student in students.items():
-        values = [measured(name, teacher, student.eval(), images, "32") for name in NAIVE]
+        values = [measured(name, teacher, student, images, "32") for name in NAIVE]
         print(f"{kind:29} " + "".join(f"{value:12.4f}" for value in values))
 
 
