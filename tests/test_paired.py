@@ -87,3 +87,11 @@ def test_a_missing_seed_leaves_its_column_empty_and_is_said(tmp_path):
     (line,) = csv.DictReader((tmp_path / "paired.csv").open())
     assert (line["seed_3"], line["seed_4"], line["seed_5"]) == ("", "1.0", "-2.0")
     assert "(2 seeds) |" in (tmp_path / "paired.md").read_text()
+
+
+@pytest.mark.parametrize(("one", "said"), [(True, "for one teacher and"), (False, "for teachers of their own and")])
+def test_it_is_said_whose_the_teacher_is(tmp_path, one, said):
+    runs = summaries(fsp=[61.0, 63.0], student_scratch=[60.0, 65.0])
+    differences = paired_differences(RECIPE, ("fsp", "student_scratch"), runs)
+    write_paired(RECIPE, differences, (3, 4), tmp_path, one_teacher=one)
+    assert said in (tmp_path / "paired.md").read_text()

@@ -110,10 +110,13 @@ def shown(difference: Difference) -> str:
     return f"{difference.mean:+.2f}" + (f" [{interval[0]:+.2f}, {interval[1]:+.2f}]" if interval else "")
 
 
-def write_paired(recipe: Recipe, differences: Sequence[Difference], seeds: Sequence[int], out: Path) -> None:
+def write_paired(
+    recipe: Recipe, differences: Sequence[Difference], seeds: Sequence[int], out: Path, *, one_teacher: bool = True
+) -> None:
     """``paired.md``, a line for each row and a column for each baseline, and ``paired.csv`` into ``out``.
 
-    seeds: those of the runs, a column of the CSV each, empty where a row has no number.
+    seeds: those of the runs, a column of the CSV each, empty where a row has no number. one_teacher: whether all of them
+    had the same.
     """
     names = tuple(dict.fromkeys(difference.baseline for difference in differences))
     rows = tuple(dict.fromkeys(difference.row for difference in differences))
@@ -121,8 +124,9 @@ def write_paired(recipe: Recipe, differences: Sequence[Difference], seeds: Seque
     head = ("row", *(f"less {name}" for name in names))
     lines = [head, *((row, *(cells.get((row, name), "–") for name in names)) for row in rows)]
     tested = "the held-out images of each seed" if recipe.data.hold_out else "one set of test images"
+    whose = "one teacher" if one_teacher else "teachers of their own"
     said = (f"Points of accuracy, paired seed by seed: mean over {len(seeds)} seeds and its 95 % interval (Student's t), "
-            f"for one teacher and {tested}. Among twenty such intervals one misses by chance.")  # fmt: skip
+            f"for {whose} and {tested}. Among twenty such intervals one misses by chance.")  # fmt: skip
     text = f"# {recipe.name}: taught less alone\n\n{markdown_table(lines)}\n\n{said}\n"
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")

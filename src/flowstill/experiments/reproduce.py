@@ -56,6 +56,12 @@ class Plan:
         cost = self.printed and self.printed.cost
         return cost if cost and {cost.plain, cost.taught} <= set(self.recipe.jobs) else None
 
+    @property
+    def one_teacher(self) -> bool:
+        """Whether all seeds have the same teacher, or none."""
+        teachers = {job.teacher for job in self.recipe.jobs.values() if job.teacher}
+        return all(self.recipe.jobs[name].weights or trained_by_itself(self.whole, name) for name in teachers)
+
     @cached_property
     def content(self) -> str:
         """The fingerprint of the images, for which they are read."""
@@ -203,7 +209,7 @@ def write(plan: Plan, runs: Sequence[Run], out: Path) -> Table:
         write_table(reached, out, "reached")
     done = dict(zip(plan.seeds, (run.summary for run in runs), strict=False))
     if len(runs) > 1 and (pairs := paired_differences(plan.whole, plan.rows, done)):
-        write_paired(plan.whole, pairs, tuple(done), out)
+        write_paired(plan.whole, pairs, tuple(done), out, one_teacher=plan.one_teacher)
     if table.cells:
         write_table(table, out)
         write_figure(table, out)
@@ -229,9 +235,8 @@ def make_table(plan: Plan, runs: Sequence[Run]) -> Table:
 def notes(plan: Plan, seeds: int) -> tuple[str, ...]:
     """Under which conditions the numbers came about."""
     data, whose = plan.recipe.data, "paper's" if plan.printed else "recipe's"
-    teachers = {job.teacher for job in plan.recipe.jobs.values() if job.teacher}
-    shared = all(plan.recipe.jobs[name].weights or trained_by_itself(plan.whole, name) for name in teachers)
-    whom = f", {'one teacher for all' if shared else 'each with its own teacher'}" if teachers else ""
+    taught = any(job.teacher for job in plan.recipe.jobs.values())
+    whom = f", {'one teacher for all' if plan.one_teacher else 'each with its own teacher'}" if taught else ""
     said = [f"Schedules at {plan.scale:g} of the {whose}; mean over {seeds} seed{'s' if seeds > 1 else ''}{whom}."]
     if plan.stand_in:
         said.append(f"The images are those of {plan.stand_in}, which stands in for the paper's set.")
