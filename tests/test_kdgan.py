@@ -237,14 +237,14 @@ def test_stage_is_that_of_the_spec():
     assert players["discriminator"].optimizer.name == "adam"
     assert players["discriminator"].lr == Constant(1e-3)
     for step in (0, 49, 50, 99):
-        assert players["teacher_copy"].lr.at(step, 100) == pytest.approx(players["student"].lr.at(step, 100) / 10)
+        assert players["teacher_copy"].lr.at(step, 100) == pytest.approx(players["student"].lr.at(step, 100) / 100)
 
 
 @pytest.mark.parametrize("lr", [Constant(0.1), Linear((0.1, 0.01)), Cosine(0.4, warmup=0.2)])
-def test_the_copys_rate_is_a_tenth_of_any_schedule(lr):
+def test_the_copys_rate_is_a_hundredth_of_any_schedule(lr):
     (stage,) = adversarial(steps=20, lr=lr)
     for step in (0, 3, 19):
-        assert stage.players["teacher_copy"].lr.at(step, 20) == pytest.approx(lr.at(step, 20) / 10)
+        assert stage.players["teacher_copy"].lr.at(step, 20) == pytest.approx(lr.at(step, 20) / 100)
 
 
 def test_a_stage_without_the_game_has_no_adversaries():

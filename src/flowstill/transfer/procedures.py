@@ -14,6 +14,7 @@ from flowstill.transfer.stages import AdaptiveClip, Optimizer, Player, Stage, Su
 
 Terms = Term | Knowledge | str | Sequence[Term | Knowledge | str]
 GAMMA = 0.1  # of Eq. 9; the paper gives none
+COPY = 0.01  # the rate of KDGAN's teacher copy, in that of the student; no paper gives one
 
 
 def _update(task: Terms = (), transfer: Terms = (), rule: Sum | AdaptiveClip = Sum()) -> Update:  # noqa: B008 (frozen)
@@ -146,7 +147,8 @@ def adversarial(
 
 def with_adversaries(stage: Stage) -> Stage:
     """A stage in which the student plays ``kdgan``, with the two that it plays against: before each of its batches the
-    discriminator moves by Adam at 1e-3, then the teacher's copy as the student does, at a tenth of its learning rate.
+    discriminator moves by Adam at 1e-3, then the teacher's copy as the student does, at a hundredth of its learning rate:
+    at a tenth the game cost points (docs/methods/kdgan.md).
 
     Knowledge representing with KDGAN is ``with_adversaries`` of ``alternating(..., posterior="kdgan")``'s stage.
 
@@ -160,7 +162,7 @@ def with_adversaries(stage: Stage) -> Stage:
     student = stage.players[name]
     players = {
         "discriminator": Player(("discriminator",), Optimizer("adam", weight_decay=0.0), Constant(1e-3)),
-        "teacher_copy": Player(("teacher_copy",), student.optimizer, _times(student.lr, 0.1)),
+        "teacher_copy": Player(("teacher_copy",), student.optimizer, _times(student.lr, COPY)),
     }
     # They read the student, whose BatchNorm statistics belong to its own update.
     first = Update("discriminator", task=(Term(replace(game, side="discriminator")),), update_batchnorm=False)
@@ -176,7 +178,7 @@ def _times(schedule: Schedule, factor: float) -> Schedule:
     """The same course at ``factor`` times the height."""
 
     def times(value: float) -> float:
-        return float(f"{value * factor:.12g}")  # 0.01, where 0.1 * 0.1 is 0.010000000000000002
+        return float(f"{value * factor:.12g}")  # 0.007, where 0.7 * 0.01 is 0.006999999999999999
 
     match schedule:
         case Constant(value):
