@@ -17,9 +17,10 @@ from flowstill.engine import training
 from flowstill.errors import RecipeError
 from flowstill.experiments import reproduce as module
 from flowstill.experiments.estimate import estimate
+from flowstill.experiments.figure import shown
 from flowstill.experiments.printed import Printed, printed_tables
 from flowstill.experiments.reproduce import jobs_left, make_table, plan_table, reproduce
-from flowstill.experiments.rows import cell, jobs_of, restricted, rows_of, updates_of
+from flowstill.experiments.rows import cell, columns_of, jobs_of, restricted, rows_of, updates_of
 from flowstill.experiments.table import Cell, Table, comma_separated, lines, markdown
 from flowstill.experiments.teachers import teacher_key, trained_by_itself
 from flowstill.recipes.check import check
@@ -112,6 +113,14 @@ def test_a_variant_that_is_asked_for_by_itself_has_its_accuracy(tiny):
         ("fsp *", "64.00 (60.00)", "61.00 (62.00)", "–"),
         ("kd", "–", "–", "70.00"),
     ]
+    assert [(cell.row, cell.column) for cell in shown(table)] == [("fsp", "2"), ("kd", "accuracy")]
+
+
+def test_every_printed_column_can_have_a_number():
+    for name, printed in printed_tables().items():
+        recipe = load_recipe(name)
+        held = {column for row in printed.rows for column in columns_of(recipe, row, printed.columns)}
+        assert held == set(printed.columns), name
 
 
 def test_the_table_has_means_spreads_and_differences():
