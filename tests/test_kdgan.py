@@ -226,7 +226,7 @@ def test_what_cannot_be_is_said():
         loss(read(student, given.images), loss.target(read(other, given.images, loss.teacher_taps), given))
 
 
-def test_stage_is_that_of_the_spec():
+def test_a_batch_has_three_moves_each_at_its_rate():
     (stage,) = adversarial(steps=100, lr=Milestones({0: 0.1, 50: 0.01}))
     (cycle,) = stage.cycle
     assert [update.player for update in cycle] == ["discriminator", "teacher_copy", "student"]

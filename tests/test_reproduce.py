@@ -244,6 +244,13 @@ def test_a_job_that_teaches_is_no_baseline_though_its_pupil_is_not_asked_for(tin
     assert not (tmp_path / "out" / "paired.md").exists()
 
 
+def test_differences_between_seeds_with_their_own_teachers_say_so(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "printed_tables", dict)
+    monkeypatch.setattr(module, "trained_by_itself", lambda recipe, name: False)
+    make(plan_table(tiny, seeds=2, rows=["scratch", "kd"]), tmp_path / "out")
+    assert "for teachers of their own" in (tmp_path / "out" / "paired.md").read_text()
+
+
 def test_the_note_tells_whose_the_teacher_is(tiny):
     at = lambda path, rows: module.notes(plan_table(path, rows=rows), 2)[0]  # noqa: E731
     assert "one teacher for all" in at(tiny, ["kd"])
