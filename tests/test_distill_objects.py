@@ -110,6 +110,28 @@ def test_another_object_is_not_resumed(tmp_path, teacher):
         fs.distill(master, network(2.0), DATA, "kd", out=tmp_path / "run", scale=SHORT, resume=True, **PLAIN)
 
 
+def test_another_teacher_is_noticed_when_a_run_goes_on(tmp_path, teacher):
+    """The same network with other weights, as an object and in a file, also where all is trained."""
+    given = fs.create("resnet8", 10, 1, weights=teacher)
+    master, file = copy.deepcopy(given), tmp_path / "teacher.safetensors"
+    save_weights(master, file)
+    stop, options = stop_at(("student", "joint", 1)), {"scale": SHORT, **PLAIN}
+    with pytest.raises(KeyboardInterrupt):
+        fs.distill(master, network(), DATA, "kd", out=tmp_path / "object", on_step=stop, **options)
+    named = ("resnet8", "resnet8", DATA, "kd")
+    fs.distill(*named, teacher_weights=file, out=tmp_path / "file", **options)
+    with torch.no_grad():
+        next(master.parameters()).mul_(2)
+    save_weights(master, file)
+    with pytest.raises(RunError, match=r"another 'teacher': the object holds other weights.*another --out"):
+        fs.distill(master, network(), DATA, "kd", out=tmp_path / "object", resume=True, **options)
+    with pytest.raises(RunError, match=rf"another 'teacher': the file '{file}' holds other weights"):
+        fs.distill(*named, teacher_weights=file, out=tmp_path / "file", resume=True, **options)
+    save_weights(given, file)
+    fs.distill(given, network(), DATA, "kd", out=tmp_path / "object", resume=True, **options)
+    fs.distill(*named, teacher_weights=file, out=tmp_path / "file", resume=True, **options)
+
+
 def test_a_trained_object_is_not_trained_alone_afterwards(tmp_path, teacher):
     master, student = fs.create("resnet8", 10, 1, weights=teacher), network()
     fs.distill(master, student, DATA, "kd", out=tmp_path / "run", scale=SHORT, **PLAIN)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+from torch import nn
+
 from flowstill.errors import RunError
+from flowstill.nets import read_weights
 from flowstill.recipes.load import load_recipe
-from flowstill.recipes.schema import AfterStage, Recipe
+from flowstill.recipes.schema import AfterStage, Job, Recipe
 from flowstill.runs import Run, RunWriter, is_run
 from flowstill.runs.folder import RECIPE
 
@@ -32,19 +36,20 @@ def has_all(run: Run, recipe: Recipe) -> bool:
     return run.finished and jobs >= recipe.jobs.keys() and ensembles >= recipe.ensembles.keys()
 
 
-def past_run(recipe: Recipe, out: Path) -> Run | None:
+def past_run(recipe: Recipe, out: Path, networks: Mapping[str, nn.Module] | None = None) -> Run | None:
     """The run to go on with, None if the folder holds none. Raises: RunError if the recipe does not fit it."""
     if not is_run(out):
         return None
-    for conflict in conflicts(recipe, out):
+    for conflict in conflicts(recipe, out, networks):
         raise RunError(conflict)
     return Run.open(out)
 
 
-def conflicts(recipe: Recipe, out: Path) -> Iterator[str]:
+def conflicts(recipe: Recipe, out: Path, networks: Mapping[str, nn.Module] | None = None) -> Iterator[str]:
     """Why a recipe cannot go on in the run folder ``out``; nothing if it can.
 
-    Jobs that are trained, or of which a part is, must be as they were. Others may be new, changed or gone.
+    Jobs that are trained, or of which a part is, must be as they were, and finished networks that were given, as files
+    or as objects (``networks``), must hold the weights that they held. Others may be new, changed or gone.
     """
     run, there = Run.open(out), RunWriter(out).progress()
     before = load_recipe(out / RECIPE, trust_code=True)
@@ -68,3 +73,23 @@ def conflicts(recipe: Recipe, out: Path) -> Iterator[str]:
             if over and not stage_file(out, recipe, first, stage).exists():
                 yield (f"{str(out)!r} did not keep what {first!r} was after its stage {stage!r}, where {name!r} starts. "
                        "Give another --out.")  # fmt: skip
+        kept, network = out / f"{name}.safetensors", (networks or {}).get(name)
+        if name in there.done and _other_weights(job, kept, network):
+            which = f"the file {job.weights!r} holds" if job.weights else "the object holds"
+            yield (f"{str(out)!r} was started with another {name!r}: {which} other weights now. "
+                   "Give those that it was started with, or another --out.")  # fmt: skip
+
+
+def _other_weights(job: Job, kept: Path, network: nn.Module | None) -> bool:
+    """Whether a network that was given finished differs from the copy in the run folder, but for a head of other classes."""
+    if network is not None and not job.stages:
+        given = network.state_dict()
+    elif job.weights and Path(job.weights).expanduser().is_file():
+        given = read_weights(job.weights)
+    else:
+        return False
+    return any(
+        given[name].shape == tensor.shape and not torch.equal(given[name].detach().cpu().to(tensor.dtype), tensor)
+        for name, tensor in read_weights(kept).items()
+        if name in given
+    )

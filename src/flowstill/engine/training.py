@@ -82,7 +82,7 @@ def train(
         raise RecipeError(
             f"data.batch is {recipe.data.batch}, which {devices} processes cannot share; use --devices 1."
         )
-    past = past_run(recipe, Path(out)) if resume else None
+    past = past_run(recipe, Path(out), networks) if resume else None
     if past and has_all(past, recipe):
         return past
     data = open_data(recipe.data, seed=recipe.seed)
@@ -112,7 +112,7 @@ def train(
             raise RunError(f"Another process is training in {str(out)!r}. Wait for it, or give another --out.")
         writer.clear_leftovers()
         if past:
-            past_run(recipe, writer.path)  # once more, now that nobody else can change it
+            past_run(recipe, writer.path, networks)  # once more, now that nobody else can change it
         run_facts = {"run": facts or _facts(chosen, device, devices, data)}
         writer.write_recipe(dump_recipe(recipe) + yaml.safe_dump(run_facts, sort_keys=False))
         if devices == 1:
