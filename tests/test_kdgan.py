@@ -107,7 +107,9 @@ def test_a_blind_discriminator_costs_two_log_two():
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
 def test_each_side_equals_the_loops(side, alpha):
-    teacher, student, losses, shared = built(alpha=alpha, beta=0.7, gamma=0.4, temperature=3.0, hidden=7)
+    teacher, student, losses, shared = built(
+        alpha=alpha, beta=0.7, gamma=0.4, temperature=3.0, teacher_labels=0.6, hidden=7
+    )
     loss, given = losses[side], batch()
     given.labels[[1, 4]] = -1
     reading, own = read(teacher, given.images, loss.teacher_taps), read(student.eval(), given.images)
@@ -122,7 +124,7 @@ def test_each_side_equals_the_loops(side, alpha):
         [sum(map(sum, rows)) / (len(rows) * len(rows[0])) for rows in maps] for maps in reading["layer3"].tolist()
     ]
     expected = oracle.side(side, own.logits.tolist(), theirs.tolist(), features, given.labels.tolist(), noise,
-                           1 - 0.9 * 3 / 9, weights, alpha, 0.7, 0.4, 3.0)  # fmt: skip
+                           1 - 0.9 * 3 / 9, weights, alpha, 0.7, 0.4, 3.0, 0.6)  # fmt: skip
     assert float(loss(own, target).detach()) == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
@@ -151,8 +153,8 @@ def test_alpha_says_whose_samples_the_discriminator_sees(alpha, matters):
 
 @pytest.mark.parametrize("gamma", [0.0, 0.3])
 def test_with_alpha_one_the_teachers_copy_deceives_nobody(gamma):
-    """What is left of its side is gamma L_DS^T."""
-    teacher, student, losses, shared = built(alpha=1.0, gamma=gamma)
+    """What is left of its side is gamma L_DS^T, and the labels."""
+    teacher, student, losses, shared = built(alpha=1.0, gamma=gamma, teacher_labels=0.0)
     loss, given = losses["teacher"], batch()
     own = read(student.eval(), given.images)
     value = loss(own, loss.target(read(teacher, given.images, loss.teacher_taps), given))

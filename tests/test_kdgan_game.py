@@ -114,9 +114,9 @@ def learnt(count=512):
     return teacher.requires_grad_(False).eval(), student, images, labels
 
 
-def trained_game(lr, steps, updates, teacher, student, images, labels):
+def trained_game(lr, steps, updates, teacher, student, images, labels, **options):
     """The game's losses after so many batches, of which only these updates run. The copy has a tenth of the student's rate."""
-    (stage,) = adversarial(steps=steps, lr=lr)
+    (stage,) = adversarial(steps=steps, lr=lr, game=KDGAN(**options))
     copy = replace(stage.players["teacher_copy"], lr=Constant(lr / 10))
     stage = replace(stage, players={**stage.players, "teacher_copy": copy})
     runner = runner_of(stage, teacher, student)
@@ -152,10 +152,13 @@ def right(real, drawn):
 
 
 def test_the_discriminator_beats_chance_on_images_it_has_not_seen():
-    """It tells true labels from wrong ones, and from samples of C and T, which learn all the while."""
+    """It tells true labels from wrong ones, and from samples of C and T, which learn all the while.
+
+    T without labels of its own: with them all three soon agree on these images, and nothing is left to tell.
+    """
     teacher, student, *data = learnt()
     frozen = kept(teacher)
-    loss = trained_game(0.01, 150, (0, 1, 2), teacher, student, *data)
+    loss = trained_game(0.01, 150, (0, 1, 2), teacher, student, *data, teacher_labels=0.0)
     assert not moved(frozen, teacher)
     real, *drawn, wrong = scores(loss, teacher, student.eval(), loss.teacher_copy)
     assert ahead(real, wrong) > 0.8
@@ -174,6 +177,20 @@ def test_the_discriminator_sees_through_a_poor_classifier():
     assert ahead(real, drawn) > 0.85
     assert right(real, drawn) > 0.8
     assert ahead(real, wrong) > 0.9
+
+
+def test_labels_keep_what_the_copy_knows_beside_a_student_that_knows_nothing():
+    """Half of them: the student's predictions alone would teach the copy to know nothing."""
+    new, truth = prototypes(400, seed=1)
+    knows = {}
+    for weight in (0.0, 1.0):
+        teacher, student, images, labels = learnt()
+        labels[::2] = -1
+        before = float((teacher(new).argmax(1) == truth).float().mean())
+        loss = trained_game(0.1, 30, (1,), teacher, student.eval(), images, labels, teacher_labels=weight)
+        knows[weight] = float((loss.teacher_copy(new).argmax(1) == truth).float().mean()) / before
+    assert knows[1.0] > 0.9
+    assert knows[0.0] < 0.5
 
 
 def test_knowledge_representing_plays_it_too():

@@ -26,8 +26,8 @@ def discriminator(features, label, first, bias, second, offset):
     return 1 / (1 + math.exp(-(offset + sum(w * h for w, h in zip(second, hidden, strict=True)))))
 
 
-def side(name, student, teacher, features, labels, noise, temperature, weights, alpha, beta, gamma, tau):
-    """The loss of one side; ``noise`` of C's samples, then of T's."""
+def side(name, student, teacher, features, labels, noise, temperature, weights, alpha, beta, gamma, tau, own_labels):
+    """The loss of one side; ``noise`` of C's samples, then of T's. own_labels: the weight of the labels in T's."""
     judged = {"student": [], "teacher": []}
     real = []
     for i, x in enumerate(features):
@@ -39,7 +39,9 @@ def side(name, student, teacher, features, labels, noise, temperature, weights, 
         return alpha * fooled + beta * soft_logits(student, teacher, tau, "kl", True)
     if name == "teacher":
         fooled = sum(math.log(1 - d) for d in judged["teacher"]) / len(features)
-        return (1 - alpha) * fooled + gamma * soft_logits(teacher, student, tau, "kl", True)
+        known = [(logits, label) for logits, label in zip(teacher, labels, strict=True) if label >= 0]
+        learned = -sum(math.log(softmax(logits, 1.0)[label]) for logits, label in known) / len(labels)
+        return (1 - alpha) * fooled + gamma * soft_logits(teacher, student, tau, "kl", True) + own_labels * learned
     total, known = 0.0, 0
     for i, label in enumerate(labels):
         if label >= 0:

@@ -15,6 +15,8 @@ its settings. What is built here is a reconstruction:
 * **Samples** of C and T come by the Gumbel-softmax, whose temperature falls linearly from 1 to 0.1 over the stage. The
   noise is a function of seed, step and image, so that a resumed run and several processes draw what one run draws.
 * **L_DS^C** is tau^2 KL(T || C) of the softened predictions, **L_DS^T** tau^2 KL(C || T); each moves its own player only.
+* **The labels** teach both, though the equation does not say so: C in a term beside this one, T in its own side's loss,
+  as in the code of KDGAN's authors. Without them T unlearns all it knows while C knows nothing.
 * D sees labelled images only; each of them brings one true label and one sample of C and of T.
 """
 
@@ -191,7 +193,8 @@ class KDGANLoss(Loss):
         if knowledge.side == "teacher":
             fooled = deception_loss(self._score(theirs, 1, target))
             distilled = soft_logits_loss(theirs, ours.detach(), knowledge.temperature)
-            return (1 - knowledge.alpha) * fooled + knowledge.gamma * distilled
+            learned = F.cross_entropy(theirs, target.labels, ignore_index=-1, reduction="sum") / len(theirs)
+            return (1 - knowledge.alpha) * fooled + knowledge.gamma * distilled + knowledge.teacher_labels * learned
         known = target.labels >= 0
         label = F.one_hot(target.labels.clamp(min=0), self.classes).float()
         real = self.discriminator(target.features, label)
@@ -213,7 +216,9 @@ class KDGAN(Knowledge):
     side: who learns from it. ``discriminator`` is a task term (it needs labels) of a player that moves ``discriminator``;
     ``teacher`` is a transfer term of one that moves ``teacher_copy``; ``student`` goes beside the labels.
     alpha: the student's share in D's samples. beta, gamma: the weights of L_DS^C and L_DS^T. temperature: the tau of
-    both. gumbel: the samples' temperature at the stage's first and last step. hidden: the width of D's hidden layer.
+    both. teacher_labels: the weight of T's cross-entropy with the true labels, a mean over all images in which those
+    without a label count zero. gumbel: the samples' temperature at the stage's first and last step. hidden: the width
+    of D's hidden layer.
     """
 
     summary: ClassVar[str] = "labels that a discriminator takes for true ones; needs the same classes in both networks"
@@ -226,6 +231,7 @@ class KDGAN(Knowledge):
     beta: Annotated[float, Field(ge=0)] = 1.0
     gamma: Annotated[float, Field(ge=0)] = 0.1
     temperature: Annotated[float, Field(gt=0)] = 4.0
+    teacher_labels: Annotated[float, Field(ge=0)] = 1.0
     gumbel: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (1.0, 0.1)
     hidden: Annotated[int, Field(ge=1)] = 128
 

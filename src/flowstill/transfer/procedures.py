@@ -147,8 +147,7 @@ def adversarial(
 
 def with_adversaries(stage: Stage) -> Stage:
     """A stage in which the student plays ``kdgan``, with the two that it plays against: before each of its batches the
-    discriminator moves by Adam at 1e-3, then the teacher's copy as the student does, at a hundredth of its learning rate:
-    at a tenth the game cost points (docs/methods/kdgan.md).
+    discriminator moves by Adam at 1e-3, then the teacher's copy as the student does, at a hundredth of its learning rate.
 
     Knowledge representing with KDGAN is ``with_adversaries`` of ``alternating(..., posterior="kdgan")``'s stage.
 
