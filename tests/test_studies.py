@@ -42,6 +42,25 @@ def test_the_ablation_is_that_of_the_dense_recipe():
         load_recipe("fsp-table3").jobs[job].stages for job in ("teacher", "fsp")]  # fmt: skip
 
 
+@pytest.mark.parametrize("table", ["fsp-table3", "kr-table1"])
+def test_every_method_of_the_papers_tables_is_a_row(table):
+    """By what is transferred and whether gradients are recoded."""
+
+    def taught(recipe):
+        return {
+            (
+                frozenset(
+                    term.knowledge.name for stage in job.stages for update in stage.updates for term in update.terms
+                ),
+                any(player.recode for stage in job.stages for player in stage.players.values()),
+            )
+            for job in recipe.jobs.values()
+            if job.teacher
+        }
+
+    assert taught(load_recipe(table)) <= taught(load_recipe("cifar10-methods"))
+
+
 def test_the_two_classes_of_classes_share_none():
     seven, three = (load_recipe(name).data.classes for name in ("cifar10-seven", "cifar10-transfer"))
     assert len(seven) == 7
