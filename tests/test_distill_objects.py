@@ -127,9 +127,18 @@ def test_another_teacher_is_noticed_when_a_run_goes_on(tmp_path, teacher):
         fs.distill(master, network(), DATA, "kd", out=tmp_path / "object", resume=True, **options)
     with pytest.raises(RunError, match=rf"another 'teacher': the file '{file}' holds other weights"):
         fs.distill(*named, teacher_weights=file, out=tmp_path / "file", resume=True, **options)
+    save_weights(fs.create("resnet14", 10, 1), file)
+    with pytest.raises(RunError, match="holds other weights"):
+        fs.distill(*named, teacher_weights=file, out=tmp_path / "file", resume=True, **options)
     save_weights(given, file)
     fs.distill(given, network(), DATA, "kd", out=tmp_path / "object", resume=True, **options)
     fs.distill(*named, teacher_weights=file, out=tmp_path / "file", resume=True, **options)
+
+
+def test_a_file_beside_an_object_is_what_counts(tmp_path, teacher):
+    fresh, options = fs.create("resnet8", 10, 1), {"set": [f"teacher.weights={teacher}"], "scale": SHORT, **PLAIN}
+    fs.distill(copy.deepcopy(fresh), network(), DATA, "kd", out=tmp_path, **options)
+    fs.distill(fresh, network(), DATA, "kd", out=tmp_path, resume=True, **options)
 
 
 def test_a_trained_object_is_not_trained_alone_afterwards(tmp_path, teacher):

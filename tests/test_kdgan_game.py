@@ -246,5 +246,6 @@ def test_two_processes_equal_one(tmp_path):
     """BatchNorm normalises by each process's own half, so networks without it are compared."""
     teacher = Job(TWO_SECTIONS, alone(4, 0.05), seed=1)
     student = Job(TWO_SECTIONS, adversarial(steps=4, lr=0.05), teacher="teacher")
-    given = Recipe("two", Data("digits", batch=32), {"teacher": teacher, "student": student})
+    data = Data("digits", batch=24, labels=200, unlabelled=9)  # the first process has more of the labels
+    given = Recipe("two", data, {"teacher": teacher, "student": student})
     assert_near(*(fs.train(given, tmp_path / str(devices), devices=devices, **PLAIN) for devices in (1, 2)))

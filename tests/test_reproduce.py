@@ -2,6 +2,7 @@
 
 import csv
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -172,6 +173,11 @@ def test_the_teacher_is_trained_once_for_all_seeds_and_tables(tiny, tmp_path, mo
     assert sum("teachers" in path for path in trained) == 1
     make(plan_table(tiny, rows=["first"], scale=2), tmp_path / "longer")
     assert sum("teachers" in path for path in trained) == 2
+    shutil.rmtree(tmp_path / "teachers")  # a table that is whole does without
+    before = len(trained)
+    make(plan_table(tiny, seeds=2, rows=["kd"]), tmp_path / "one")
+    assert len(trained) == before
+    assert jobs_left(plan_table(tiny, seeds=2, rows=["kd"]), tmp_path / "one", "32") == {}
 
 
 def test_rows_that_are_added_later_give_the_same_numbers(tiny, tmp_path, monkeypatch):

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from flowstill.errors import RunError
+from flowstill.modules import unwrapped
 from flowstill.nets import read_weights
 from flowstill.recipes.load import load_recipe
-from flowstill.recipes.schema import AfterStage, Job, Recipe
+from flowstill.recipes.schema import AfterStage, Job, Recipe, Weights
 from flowstill.runs import Run, RunWriter, is_run
 from flowstill.runs.folder import RECIPE
 
@@ -73,23 +74,28 @@ def conflicts(recipe: Recipe, out: Path, networks: Mapping[str, nn.Module] | Non
             if over and not stage_file(out, recipe, first, stage).exists():
                 yield (f"{str(out)!r} did not keep what {first!r} was after its stage {stage!r}, where {name!r} starts. "
                        "Give another --out.")  # fmt: skip
-        kept, network = out / f"{name}.safetensors", (networks or {}).get(name)
-        if name in there.done and _other_weights(job, kept, network):
-            which = f"the file {job.weights!r} holds" if job.weights else "the object holds"
-            yield (f"{str(out)!r} was started with another {name!r}: {which} other weights now. "
+        if name in there.done and (source := _replaced(job, out / f"{name}.safetensors", (networks or {}).get(name))):
+            yield (f"{str(out)!r} was started with another {name!r}: {source} holds other weights now. "
                    "Give those that it was started with, or another --out.")  # fmt: skip
 
 
-def _other_weights(job: Job, kept: Path, network: nn.Module | None) -> bool:
-    """Whether a network that was given finished differs from the copy in the run folder, but for a head of other classes."""
-    if network is not None and not job.stages:
-        given = network.state_dict()
-    elif job.weights and Path(job.weights).expanduser().is_file():
-        given = read_weights(job.weights)
+def _replaced(job: Job, kept: Path, network: nn.Module | None) -> str:
+    """What gave the weights of a network that is not trained, if it no longer gives those in the run folder; else ''.
+
+    A head of other classes starts fresh, so it does not count. A file that is gone says nothing.
+    """
+    file = job.weights or (job.start.weights if isinstance(job.start, Weights) and not job.stages else None)
+    if not kept.is_file() or (job.stages and not job.weights):
+        return ""
+    if file:
+        given = read_weights(file) if Path(file).expanduser().is_file() else None
     else:
-        return False
-    return any(
-        given[name].shape == tensor.shape and not torch.equal(given[name].detach().cpu().to(tensor.dtype), tensor)
+        given = unwrapped(network).state_dict() if network is not None else None
+    if given is None:
+        return ""
+    same = all(
+        name.endswith("num_batches_tracked") if name not in given
+        else given[name].shape != tensor.shape or torch.equal(given[name].detach().cpu().to(tensor.dtype), tensor)
         for name, tensor in read_weights(kept).items()
-        if name in given
-    )
+    )  # fmt: skip
+    return "" if same else f"the file {file!r}" if file else "the object"

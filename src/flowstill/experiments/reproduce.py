@@ -129,7 +129,7 @@ def jobs_left(plan: Plan, out: Path, precision: Asked = "auto") -> dict[str, int
     """How often each job is still to be trained: for each seed that lacks it, a teacher that serves all of them once."""
     folders = plan.teachers(out, precision)
     parts = [part_of(plan, seed, out, precision, folders) for seed in plan.seeds]
-    wanted = {name for part in parts for name in part.recipe.jobs}
+    wanted = {name for part in parts if part.left for name in part.recipe.jobs}
     left = {name: int(not is_trained(folder)) for name, folder in folders.items() if name in wanted}
     for part in parts:
         left |= {name: left.get(name, 0) + 1 for name in part.left if name not in folders}
@@ -178,7 +178,7 @@ def reproduce(
     folders = plan.teachers(out, precision)
     parts = [part_of(plan, seed, out, precision, folders) for seed in plan.seeds]
     for name, folder in folders.items():
-        if any(name in part.recipe.jobs for part in parts):
+        if any(name in part.recipe.jobs for part in parts if part.left):
             say(f"{name}: {'is there' if is_trained(folder) else 'trained once for all tables'}, in {folder}")
             train_teacher(plan.whole, name, folder, precision=precision, **options)
     runs = []
