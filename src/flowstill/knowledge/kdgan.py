@@ -15,8 +15,8 @@ its settings. What is built here is a reconstruction:
 * **Samples** of C and T come by the Gumbel-softmax, whose temperature falls linearly from 1 to 0.1 over the stage. The
   noise is a function of seed, step and image, so that a resumed run and several processes draw what one run draws.
 * **L_DS^C** is tau^2 KL(T || C) of the softened predictions, **L_DS^T** tau^2 KL(C || T); each moves its own player only.
-* **The labels** teach both, though the equation does not say so: C in a term beside this one, T in its own side's loss,
-  as in the code of KDGAN's authors. Without them T unlearns all it knows while C knows nothing.
+* **The labels** teach both, though the equation does not say so: C in a term beside this one, T in its own side's loss.
+  Without them T unlearns what it knows while C knows nothing.
 * D sees labelled images only; each of them brings one true label and one sample of C and of T.
 """
 
