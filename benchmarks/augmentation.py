@@ -32,8 +32,14 @@ def main() -> None:
         for _ in range(STEPS):
             next(batches)
 
-    compare("crop, flip, normalise a batch, one thread", f"({BATCH}, 3, 32, 32) uint8",
-            {"torchvision, PIL": theirs, "ours": own}, GOAL, asked, share=STEPS)  # fmt: skip
+    compare(
+        "crop, flip, normalise a batch, one thread",
+        f"({BATCH}, 3, 32, 32) uint8",
+        {"torchvision, PIL": theirs, "ours": own},
+        GOAL,
+        asked,
+        share=STEPS,
+    )
 
 
 if __name__ == "__main__":

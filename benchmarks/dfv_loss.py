@@ -37,9 +37,11 @@ def main() -> None:
         student, teacher = (tuple(vectors(width) for width in widths) for _ in range(2))
 
         def step(
-            loss: Callable[[Ends, Ends], Tensor], own: Ends = student, theirs: Ends = teacher,
+            loss: Callable[[Ends, Ends], Tensor],
+            own: Ends = student,
+            theirs: Ends = teacher,
             dtype: torch.dtype = torch.float32,
-        ) -> list[Tensor]:  # fmt: skip
+        ) -> list[Tensor]:
             ends = [end.to(dtype).detach().requires_grad_() for end in own]
             value = loss((ends[0], ends[1]), (theirs[0].to(dtype), theirs[1].to(dtype)))
             return [value.detach(), *torch.autograd.grad(value, ends)]

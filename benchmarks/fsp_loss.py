@@ -46,8 +46,10 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
 
     def maps(grad: bool) -> list[list[Tensor]]:
-        return [[torch.rand(BATCH, c, s, s, generator=generator).to(asked.device).requires_grad_(grad) for c, s in flow]
-                for flow in FLOWS]  # fmt: skip
+        return [
+            [torch.rand(BATCH, c, s, s, generator=generator).to(asked.device).requires_grad_(grad) for c, s in flow]
+            for flow in FLOWS
+        ]
 
     student, teacher = maps(True), maps(False)
     inputs = [m for flow in student for m in flow]

@@ -50,8 +50,14 @@ def by_hand(teacher: nn.Module, student: nn.Module, device: torch.device) -> Cal
             network.get_submodule(name).register_forward_hook(lambda m, i, out, key=key: seen.__setitem__(key, out))
     parameters = [p for name, p in student.named_parameters() if not name.startswith("fc")]
     optimizer = torch.optim.SGD(parameters, lr=1e-3, momentum=0.9, weight_decay=1e-4, fused=True)
-    loader = DataLoader(Pictures(STEPS * BATCH), BATCH, shuffle=True, num_workers=2, persistent_workers=True,
-                        pin_memory=device.type == "cuda")  # fmt: skip
+    loader = DataLoader(
+        Pictures(STEPS * BATCH),
+        BATCH,
+        shuffle=True,
+        num_workers=2,
+        persistent_workers=True,
+        pin_memory=device.type == "cuda",
+    )
 
     def flows(of_teacher: bool) -> list[list[Tensor]]:
         maps = [seen[of_teacher, name] for name in ("relu", "layer1", "layer2", "layer3")]
@@ -78,9 +84,16 @@ def main() -> None:
     scenes = [Scene(asked), *([plain] if asked.precision != plain.precision else [])]
     for scene in scenes:
         ours = steps_of(scene.loop(stage).advance, STEPS)
-        compare("FSP stage, a whole step with its data", f"ResNet-26 to ResNet-8, {scene}",
-                {"broadcast, PIL, float32": epoch, "ours": ours}, GOAL, asked, repeats=3, share=STEPS,
-                beside=scene is plain)  # fmt: skip
+        compare(
+            "FSP stage, a whole step with its data",
+            f"ResNet-26 to ResNet-8, {scene}",
+            {"broadcast, PIL, float32": epoch, "ours": ours},
+            GOAL,
+            asked,
+            repeats=3,
+            share=STEPS,
+            beside=scene is plain,
+        )
 
 
 if __name__ == "__main__":

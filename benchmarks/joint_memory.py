@@ -18,8 +18,15 @@ def main() -> None:
     losses = loop.runners["student"].losses([0])
     teacher = peak(lambda: loop.stored.teacher.read(batch.images, losses), asked.device)
     reference, ours = (peak(way, asked.device) for way in (scene.loop(plain).advance, loop.advance))
-    row("peak memory of a joint step", f"FSP and labels, ResNet-26 to ResNet-8, {scene}", "plain step + teacher's forward",
-        reference + teacher, ours, GOAL, mebibytes)  # fmt: skip
+    row(
+        "peak memory of a joint step",
+        f"FSP and labels, ResNet-26 to ResNet-8, {scene}",
+        "plain step + teacher's forward",
+        reference + teacher,
+        ours,
+        GOAL,
+        mebibytes,
+    )
 
 
 if __name__ == "__main__":

@@ -110,9 +110,15 @@ def peak(way: Way, device: torch.device) -> int:
 
 
 def compare(
-    what: str, shapes: str, ways: dict[str, Way], goal: Goal, asked: Options, repeats: int = 7, share: int = 1,
+    what: str,
+    shapes: str,
+    ways: dict[str, Way],
+    goal: Goal,
+    asked: Options,
+    repeats: int = 7,
+    share: int = 1,
     beside: bool = False,
-) -> None:  # fmt: skip
+) -> None:
     """Time two ways, the reference first, and print their row.
 
     share: how many steps each way does. beside: there is no goal for it.
@@ -122,15 +128,24 @@ def compare(
 
 
 def row(
-    what: str, shapes: str, name: str, reference: float, ours: float, goal: Goal, told: Callable[[float], str] | None = None,
+    what: str,
+    shapes: str,
+    name: str,
+    reference: float,
+    ours: float,
+    goal: Goal,
+    told: Callable[[float], str] | None = None,
     beside: bool = False,
-) -> None:  # fmt: skip
+) -> None:
     """Print one row: seconds in milliseconds, unless ``told`` says otherwise."""
     told = told or milliseconds
     ratio = goal.ratio(reference, ours)
-    print(f"| {what} | {shapes} | {name}: {told(reference)} | {told(ours)} | {ratio:.2f} "
-          f"| {'-' if beside else f'{goal.bound} {goal.value:g}'} "
-          f"| {'-' if beside else 'yes' if goal.met(ratio) else '**no**'} |", flush=True)  # fmt: skip
+    print(
+        f"| {what} | {shapes} | {name}: {told(reference)} | {told(ours)} | {ratio:.2f} "
+        f"| {'-' if beside else f'{goal.bound} {goal.value:g}'} "
+        f"| {'-' if beside else 'yes' if goal.met(ratio) else '**no**'} |",
+        flush=True,
+    )
 
 
 def milliseconds(seconds: float) -> str:

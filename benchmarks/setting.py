@@ -77,9 +77,16 @@ class Scene:
 
     def feed(self, stage: Stage) -> Feed:
         return Feed(
-            self.data, stage.rhythm, batch=BATCH, unlabelled=0, labels=None, start=0, steps=LONG, seed=0,
+            self.data,
+            stage.rhythm,
+            batch=BATCH,
+            unlabelled=0,
+            labels=None,
+            start=0,
+            steps=LONG,
+            seed=0,
             device=self.device,
-        )  # fmt: skip
+        )
 
     def runner(self, stage: Stage) -> StageRunner:
         """With a ResNet-8 of its own."""

@@ -18,8 +18,10 @@ def main() -> None:
 
     ways = {"bare": lambda: run("-c", "pass"), "ours": lambda: run("-m", "flowstill", "--help")}
     bare, ours = interleaved(ways, 5, asked).values()
-    print(f"| `flowstill --help` | - | python: {milliseconds(bare)} | {milliseconds(ours)} | - "
-          f"| under {MOST:g} s | {'yes' if ours < MOST else '**no**'} |")  # fmt: skip
+    print(
+        f"| `flowstill --help` | - | python: {milliseconds(bare)} | {milliseconds(ours)} | - "
+        f"| under {MOST:g} s | {'yes' if ours < MOST else '**no**'} |"
+    )
 
 
 if __name__ == "__main__":

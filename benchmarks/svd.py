@@ -58,8 +58,10 @@ def main() -> None:
     for rank in (1, 4):
         for ours, theirs in zip(step(truncated_svd, few, rank), step(whole, few, rank), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()))
-        ways = {"torch.linalg.svd": lambda rank=rank: step(whole, maps, rank),
-                "ours": lambda rank=rank: step(truncated_svd, maps, rank)}  # fmt: skip
+        ways = {
+            "torch.linalg.svd": lambda rank=rank: step(whole, maps, rank),
+            "ours": lambda rank=rank: step(truncated_svd, maps, rank),
+        }
         compare(f"truncated SVD, rank {rank}, exact gradient, one thread", shapes, ways, goal, asked, repeats=3)
 
 

@@ -116,8 +116,13 @@ def values(hint: Any, bounds: str = "", plural: str = "") -> str:
     if origin is tuple:
         of = values(inner[0], plural="s")
         return f"list of {of}" if inner[-1] is ... else f"{len(inner)} {of}" if not plural else f"pairs of {of}"
-    return {bool: "`true`, `false`", types.NoneType: "`null`", int: f"whole number{plural}", float: f"number{plural}",
-            str: f"text{plural}"}[hint] + bounds  # fmt: skip
+    return {
+        bool: "`true`, `false`",
+        types.NoneType: "`null`",
+        int: f"whole number{plural}",
+        float: f"number{plural}",
+        str: f"text{plural}",
+    }[hint] + bounds
 
 
 def written(value: Any) -> str:
@@ -175,8 +180,12 @@ def _shorter(data: Any) -> Iterator[Any]:
 
 def methods(_: str = "") -> str:
     """A table of all methods."""
-    page = {part[3]: path.name for path in pages() for part in PART.finditer(path.read_text(encoding="utf-8"))
-            if part[2] == "recipe"}  # fmt: skip
+    page = {
+        part[3]: path.name
+        for path in pages()
+        for part in PART.finditer(path.read_text(encoding="utf-8"))
+        if part[2] == "recipe"
+    }
     if missing := [name for name in METHODS if name not in page]:
         raise LookupError(f"no page has a recipe of {missing}; put '<!-- generated: recipe {missing[0]} -->' into one")
     rows = [

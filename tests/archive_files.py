@@ -66,9 +66,11 @@ def write_mnist(folder: Path, end: str = "", dot: str = "-") -> np.ndarray:
     folder.mkdir(parents=True)
     images, labels = pictures(25, 28, 28), np.arange(25, dtype=np.uint8) % 10
     for name, values in {
-        f"train-images{dot}idx3-ubyte": images[:20], f"train-labels{dot}idx1-ubyte": labels[:20],
-        f"t10k-images{dot}idx3-ubyte": images[20:], f"t10k-labels{dot}idx1-ubyte": labels[20:],
-    }.items():  # fmt: skip
+        f"train-images{dot}idx3-ubyte": images[:20],
+        f"train-labels{dot}idx1-ubyte": labels[:20],
+        f"t10k-images{dot}idx3-ubyte": images[20:],
+        f"t10k-labels{dot}idx1-ubyte": labels[20:],
+    }.items():
         (folder / (name + end)).write_bytes(gzip.compress(idx(values)) if end else idx(values))
     return images
 

@@ -33,7 +33,12 @@ def calibrated(network, shape, seed=0):
     generator = torch.Generator().manual_seed(seed)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
-            for tensor, low, high in ((module.weight, 0.5, 1.5), (module.bias, -0.3, 0.3), (module.running_mean, -0.2, 0.2), (module.running_var, 0.5, 2.0)):  # fmt: skip
+            for tensor, low, high in (
+                (module.weight, 0.5, 1.5),
+                (module.bias, -0.3, 0.3),
+                (module.running_mean, -0.2, 0.2),
+                (module.running_var, 0.5, 2.0),
+            ):
                 tensor.data.uniform_(low, high, generator=generator)
     return network.eval()
 

@@ -21,8 +21,15 @@ def recipe(stages, knowledge, data: Data = CROPS, teacher_steps: int = 2, **jobs
     """A teacher, and a student whose stages with a teacher take what it knows in this way."""
     stages = told(stages, knowledge)
     jobs = {name: replace(job, stages=told(job.stages, knowledge)) for name, job in jobs.items()}
-    return Recipe("test", data, {"teacher": Job(NET, alone(teacher_steps, 0.05), seed=1),
-                                 "student": Job(NET, stages, teacher="teacher"), **jobs})  # fmt: skip
+    return Recipe(
+        "test",
+        data,
+        {
+            "teacher": Job(NET, alone(teacher_steps, 0.05), seed=1),
+            "student": Job(NET, stages, teacher="teacher"),
+            **jobs,
+        },
+    )
 
 
 def told(stages, knowledge):

@@ -11,7 +11,7 @@ from flowstill.knowledge.aggregation import (
     matching_loss,
     measures,
     transport_cost,
-)  # fmt: skip
+)
 from flowstill.taps import Reading, Tapped
 from oracles import representing as oracle
 from representing_networks import calibrated, draw, pairing, psi_by_loops, read, vgg
@@ -41,8 +41,10 @@ def test_measures_average_one_and_none_are_of_zeros():
 def tiny(width=(3, 4, 5), shape=(3, 8, 8), teacher="resnet14", **options):
     """A teacher of 2-3-4 channels with a student of other widths, float64, and the losses of both steps."""
     torch.manual_seed(0)
-    networks = [calibrated(fs.create(name, width=widths).double(), shape, seed)
-                for seed, (name, widths) in enumerate([(teacher, (2, 3, 4)), ("resnet8", width)])]  # fmt: skip
+    networks = [
+        calibrated(fs.create(name, width=widths).double(), shape, seed)
+        for seed, (name, widths) in enumerate([(teacher, (2, 3, 4)), ("resnet8", width)])
+    ]
     pairs, setting = pairing(*networks, shape)
     aggregation = Aggregation(**options).build(pairs, setting).double()
     return *networks, aggregation, Aggregated().build(pairs, setting)
@@ -140,8 +142,10 @@ def test_maps_of_other_sizes_are_pooled():
     torch.manual_seed(0)
     teacher = nn.Sequential(
         *(m for i, o in ((3, 4), (4, 4), (4, 4)) for m in (nn.Conv2d(i, o, 3), nn.BatchNorm2d(o), nn.ReLU())),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10),
-    ).eval()  # fmt: skip
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 10),
+    ).eval()
     student = vgg((2, 5))
     pairs, setting = pairing(teacher, student, (3, 16, 16))
     loss, matching = Aggregation().build(pairs, setting), Aggregated().build(pairs, setting)

@@ -104,8 +104,12 @@ def test_gamma_and_w_do_not_reach_the_student_in_step_a():
 
 def test_without_w_or_recoding_the_student_goes_elsewhere():
     ways = {}
-    for name, options in {"kr": {}, "dense": {"recode": None}, "soft": {"recode": Recoding("recode_soft")},
-                          "penalty": {"recode": Recoding("double_backward", 1e-4)}}.items():  # fmt: skip
+    for name, options in {
+        "kr": {},
+        "dense": {"recode": None},
+        "soft": {"recode": Recoding("recode_soft")},
+        "penalty": {"recode": Recoding("double_backward", 1e-4)},
+    }.items():
         (stage,) = alternating(steps=4, lr=0.05, match_lr=0.05, **options)
         runner, teacher, student = start(stage)
         step(runner, teacher, 0, batch())
@@ -127,11 +131,18 @@ def test_step_b_passes_only_what_lies_above_the_threshold():
     assert 0.3 < still < 0.91
 
 
-@pytest.mark.parametrize(("teacher", "student", "side"), [
-    (lambda: fs.create("resnet20", width=0.5), lambda: fs.create("resnet8", width=0.5), 16),
-    (lambda: vgg((2, 8), (4, 16)), lambda: vgg((2, 6), (2, 12)), 16),
-    (lambda: fs.create("timm:mobilenetv2_035", num_classes=10), lambda: vgg((2, 8), (2, 8), (2, 8), (2, 8), (2, 8)), 32),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("teacher", "student", "side"),
+    [
+        (lambda: fs.create("resnet20", width=0.5), lambda: fs.create("resnet8", width=0.5), 16),
+        (lambda: vgg((2, 8), (4, 16)), lambda: vgg((2, 6), (2, 12)), 16),
+        (
+            lambda: fs.create("timm:mobilenetv2_035", num_classes=10),
+            lambda: vgg((2, 8), (2, 8), (2, 8), (2, 8), (2, 8)),
+            32,
+        ),
+    ],
+)
 def test_each_loss_falls_on_a_fixed_batch_for_any_sectioned_network(teacher, student, side):
     torch.manual_seed(1)
     teacher, student, given = teacher().train(), student(), batch((3, side, side), count=8)
@@ -177,8 +188,14 @@ def test_stage_is_that_of_the_paper():
 def recipe(teacher):
     stages = alternating(steps=6, lr=0.05, match_lr=0.01, recode=Recoding(lr=0.3))
     student = Net("resnet8", {"width": [5, 10, 20]})
-    return Recipe("kr", Data("digits", batch=32, augment=Augment(shift=1)),
-                  {"teacher": Job(Net("resnet14", {"width": 0.5}), weights=str(teacher)), "student": Job(student, stages, teacher="teacher")})  # fmt: skip
+    return Recipe(
+        "kr",
+        Data("digits", batch=32, augment=Augment(shift=1)),
+        {
+            "teacher": Job(Net("resnet14", {"width": 0.5}), weights=str(teacher)),
+            "student": Job(student, stages, teacher="teacher"),
+        },
+    )
 
 
 def test_a_run_resumes_bit_for_bit(tmp_path):

@@ -88,16 +88,19 @@ def test_each_posterior_changes_the_students_next_weights(players):
 
 def test_each_part_of_the_game_changes_the_students_next_weights():
     every = ("discriminator", "teacher_copy", "aggregate")
-    rows = {name: after(*players, posterior=KDGAN(**options)) for name, players, options in (
-        ("the whole game", every, {}),
-        ("D stands still", every[1:], {}),
-        ("T stands still", ("discriminator", "aggregate"), {}),
-        ("both stand still", ("aggregate",), {}),
-        ("D's judgement left out", every, {"alpha": 0.0}),
-        ("T's predictions left out", every, {"beta": 0.0}),
-        ("T is no part of D's samples and deceives nobody", every, {"alpha": 1.0}),
-        ("T does not follow the student", every, {"gamma": 0.0}),
-    )}  # fmt: skip
+    rows = {
+        name: after(*players, posterior=KDGAN(**options))
+        for name, players, options in (
+            ("the whole game", every, {}),
+            ("D stands still", every[1:], {}),
+            ("T stands still", ("discriminator", "aggregate"), {}),
+            ("both stand still", ("aggregate",), {}),
+            ("D's judgement left out", every, {"alpha": 0.0}),
+            ("T's predictions left out", every, {"beta": 0.0}),
+            ("T is no part of D's samples and deceives nobody", every, {"alpha": 1.0}),
+            ("T does not follow the student", every, {"gamma": 0.0}),
+        )
+    }
     rows["plain"] = after(*every)
     assert torch.equal(rows["the whole game"], after(*every, posterior=KDGAN()))
     assert_all_differ(rows)

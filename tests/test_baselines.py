@@ -113,8 +113,10 @@ def test_nst_says_what_it_lacks():
 def nst_pair(student_width, **options):
     """NST between two small networks, and the readings of both."""
     torch.manual_seed(0)
-    networks = [fs.create(name, width=width).double().eval()
-                for name, width in (("resnet14", (2, 3, 4)), ("resnet8", student_width))]  # fmt: skip
+    networks = [
+        fs.create(name, width=width).double().eval()
+        for name, width in (("resnet14", (2, 3, 4)), ("resnet8", student_width))
+    ]
     loss = NST(**options).build(fs.pair_sections(*networks, (3, 8, 8)))
     with torch.no_grad():
         readings = [Tapped(net, ("layer1", "layer2", "layer3"), until="taps")(draw(2, 3, 8, 8)) for net in networks]

@@ -95,8 +95,10 @@ def test_every_problem_of_a_recipe_is_told_at_once(here, capsys):
 
 
 def test_code_from_a_recipe_runs_only_if_trusted(here, capsys):
-    Path("net.py").write_text("open('ran', 'w')\nfrom flowstill import create\ndef make(num_classes, in_channels):\n"
-                              "    return create('resnet8', num_classes, in_channels, width=0.5)\n")  # fmt: skip
+    Path("net.py").write_text(
+        "open('ran', 'w')\nfrom flowstill import create\ndef make(num_classes, in_channels):\n"
+        "    return create('resnet8', num_classes, in_channels, width=0.5)\n"
+    )
     Path("own.yaml").write_text(TINY.replace("{name: resnet8, options: {width: 0.5}}", "net.py:make"))
     for command in ("check", "train"):
         assert main([command, "own.yaml"]) == 2
@@ -204,8 +206,13 @@ def test_inspect_pairs_two_networks(capsys):
 
 
 def test_the_lists(capsys):
-    expected = {"nets": ["resnet8", "timm:NAME"], "methods": ["fsp", "dense-sequential"], "knowledge": ["fsp", "labels"], "data": ["digits", "cifar10"],
-                "recipes": ["digits", "fsp-table3"]}  # fmt: skip
+    expected = {
+        "nets": ["resnet8", "timm:NAME"],
+        "methods": ["fsp", "dense-sequential"],
+        "knowledge": ["fsp", "labels"],
+        "data": ["digits", "cifar10"],
+        "recipes": ["digits", "fsp-table3"],
+    }
     for kind, names in expected.items():
         assert main(["list", kind]) == 0
         shown = capsys.readouterr().out

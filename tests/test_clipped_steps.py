@@ -92,7 +92,9 @@ def trained(mode, optimizer, epoch_steps, weight):
     ],
     ids=["plain", "momentum", "momentum-weights", "nesterov-weights"],
 )
-@pytest.mark.parametrize(("mode", "weight"), [("official", 0.3), ("ce_norm", 0.3), ("global", 1.0), ("eq14_literal", 0.1)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("mode", "weight"), [("official", 0.3), ("ce_norm", 0.3), ("global", 1.0), ("eq14_literal", 0.1)]
+)
 def test_joint_update_equals_two_separate_backwards(mode, weight, optimizer):
     """Five steps while p of the sigmoid goes 0, 0, 1, 1, 2; the transfer is sometimes cut, and not by one factor."""
     student, expected, factors = trained(mode, optimizer, epoch_steps=2, weight=weight)

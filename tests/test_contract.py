@@ -68,8 +68,13 @@ def networks(family):
 
 def batch(family, count=8, dtype=torch.float32):
     images = torch.randn(count, *SHAPES[family], generator=torch.Generator().manual_seed(2)).to(dtype)
-    return Batch(images, torch.arange(count) % CLASSES, torch.arange(count), torch.zeros(count, dtype=torch.long),
-                 view=torch.zeros(count, dtype=torch.long))  # fmt: skip
+    return Batch(
+        images,
+        torch.arange(count) % CLASSES,
+        torch.arange(count),
+        torch.zeros(count, dtype=torch.long),
+        view=torch.zeros(count, dtype=torch.long),
+    )
 
 
 def stages(name, procedure, steps):
@@ -111,8 +116,11 @@ def test_every_knowledge_is_under_contract():
 
 
 # Aggregation's losses are in updates of their own, so there is nothing to clip.
-CROSSED = [case for case in itertools.product([*COMPARED, *PLAYED], ["two_stage", "joint", "clipped"])
-           if case != ("aggregation", "clipped")]  # fmt: skip
+CROSSED = [
+    case
+    for case in itertools.product([*COMPARED, *PLAYED], ["two_stage", "joint", "clipped"])
+    if case != ("aggregation", "clipped")
+]
 
 
 @pytest.mark.parametrize("family", PAIRS)
@@ -220,8 +228,11 @@ def test_in_the_engine_bfloat16_rounds_the_forward_alone(name, monkeypatch):
 
     def spy(self, images, update, targets):
         for built, target in zip(self.terms[update], targets, strict=True):
-            seen[update, built.name] = [part for part in ([target] if isinstance(target, torch.Tensor) else target)
-                                        if isinstance(part, torch.Tensor) and part.is_floating_point()]  # fmt: skip
+            seen[update, built.name] = [
+                part
+                for part in ([target] if isinstance(target, torch.Tensor) else target)
+                if isinstance(part, torch.Tensor) and part.is_floating_point()
+            ]
         return plain(self, images, update, targets)
 
     monkeypatch.setattr(Learner, "forward", spy)

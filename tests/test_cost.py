@@ -55,10 +55,11 @@ def test_printed_costs_are_those_of_the_specification():
     theirs = yaml.safe_load(listed.read_text())["fsp-table1"]["cost"]
     shared = theirs["speedup_shared"]
     assert printed_tables()["fsp-table1"].cost.rows == {
-        "plain": (theirs["plain"], None), "stage1_on_the_fly": (theirs["stage1_on_the_fly"], shared["on_the_fly"]),
+        "plain": (theirs["plain"], None),
+        "stage1_on_the_fly": (theirs["stage1_on_the_fly"], shared["on_the_fly"]),
         "stage1_stored_fsp": (theirs["stage1_stored_fsp"], shared["stored"]),
         "stage1_stored_fsp_for_each": (theirs["stage1_stored_fsp"], theirs["speedup_shuffled_stored"]),
-    }  # fmt: skip
+    }
 
 
 def test_each_kind_of_update_is_measured_as_it_runs(tiny, monkeypatch):
@@ -70,8 +71,10 @@ def test_each_kind_of_update_is_measured_as_it_runs(tiny, monkeypatch):
         seen.append(small)
         found = plain(small, **options)
         assert {job: len(seconds) for (job, _), seconds in found.items() if job != "teacher"} == {
-            "plain": 3, "live": 3, "stored": 3,
-        }  # fmt: skip
+            "plain": 3,
+            "live": 3,
+            "stored": 3,
+        }
         return found
 
     monkeypatch.setattr(module, "step_times", noted)

@@ -24,8 +24,15 @@ def test_images_of_other_classes_are_left_out():
 def test_labels_number_the_classes_in_the_order_given():
     some, whole = (open_data(Data("digits", classes=names)) for names in (("7", "3"), None))
     (batch,) = some.train_batches("all", batch=some.train_size, steps=1)
-    known = dict(zip(*((b.index.tolist(), b.labels.tolist()) for b in
-                       whole.train_batches("all", batch=whole.train_size, steps=1)).__next__(), strict=True))  # fmt: skip
+    known = dict(
+        zip(
+            *(
+                (b.index.tolist(), b.labels.tolist())
+                for b in whole.train_batches("all", batch=whole.train_size, steps=1)
+            ).__next__(),
+            strict=True,
+        )
+    )
     assert batch.labels.tolist() == [{7: 0, 3: 1}[known[row]] for row in batch.index.tolist()]
     assert set(labels_of(some).tolist()) == {0, 1}
 

@@ -20,8 +20,10 @@ def seen(data) -> tuple[torch.Tensor, list[int], torch.Tensor, list[int]]:
     order = batch.index.argsort()
     tests = list(data.test_batches(batch=64))
     mean, std = (255 * torch.tensor(values).view(-1, 1, 1) for values in (data.mean, data.std))
-    train, test = ((x * std + mean).round().to(torch.uint8)
-                   for x in (batch.images[order], torch.cat([images for images, _ in tests])))  # fmt: skip
+    train, test = (
+        (x * std + mean).round().to(torch.uint8)
+        for x in (batch.images[order], torch.cat([images for images, _ in tests]))
+    )
     return train, batch.labels[order].tolist(), test, torch.cat([labels for _, labels in tests]).tolist()
 
 

@@ -97,8 +97,13 @@ def test_mean_and_deviation_are_the_training_images(tmp_path):
 
 
 def test_shards_in_the_hub_s_layout_with_declared_classes(tmp_path):
-    features = datasets.Features({"image": datasets.Image(), "fine_label": datasets.ClassLabel(names=["cat", "dog"]),
-                                  "coarse_label": datasets.ClassLabel(names=["pet"])})  # fmt: skip
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "fine_label": datasets.ClassLabel(names=["cat", "dog"]),
+            "coarse_label": datasets.ClassLabel(names=["pet"]),
+        }
+    )
     for split, sizes, first in (("train", (4, 2), 0), ("validation", (3,), 50)):
         for shard, size in enumerate(sizes):
             rows = range(first + 4 * shard, first + 4 * shard + size)
@@ -220,7 +225,11 @@ def test_imagenet_is_tested_on_its_validation_images(tmp_path):
 
 def test_names_that_are_not_here_are_sought_on_the_hub():
     assert [find_source(Data(name)).place for name in ("cifar10", "cub200", "owner/name", "beans")] == [
-        "uoft-cs/cifar10", "bentrevett/caltech-ucsd-birds-200-2011", "owner/name", "beans"]  # fmt: skip
+        "uoft-cs/cifar10",
+        "bentrevett/caltech-ucsd-birds-200-2011",
+        "owner/name",
+        "beans",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -279,8 +288,14 @@ def test_in_a_process_of_its_own_without_a_network(tmp_path):
     write_parquet(tmp_path / "set" / "data" / "test-00000-of-00001.parquet", [1, 0, 1], first=50)
     (tmp_path / "tmp").mkdir()
     places = {"HOME": str(tmp_path), "HF_HOME": str(tmp_path / "hf"), "TMPDIR": str(tmp_path / "tmp")}
-    done = subprocess.run([sys.executable, "-c", ALONE], env={**os.environ, **places, "HF_HUB_OFFLINE": "1"},
-                          capture_output=True, text=True, check=True, cwd=tmp_path)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE],
+        env={**os.environ, **places, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
     opened, local, cifar, other = done.stdout.splitlines()
     # nothing is left on disk, and nothing is said
     assert opened == "6 ['test-00000-of-00001.parquet', 'train-00000-of-00001.parquet']"

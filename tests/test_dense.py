@@ -26,12 +26,15 @@ def readings(seed=0):
     """Maps of a teacher and a student of this shape, after ReLU."""
     return [
         Reading(
-            torch.zeros(2, 3, 8, 8), None,
-            {Tap(tap): draw(2, c, s, s, seed=seed + 10 * i + who)
-             for i, (tap, c, s) in enumerate(zip(TAPS, CHANNELS, SIZES, strict=True))},
+            torch.zeros(2, 3, 8, 8),
+            None,
+            {
+                Tap(tap): draw(2, c, s, s, seed=seed + 10 * i + who)
+                for i, (tap, c, s) in enumerate(zip(TAPS, CHANNELS, SIZES, strict=True))
+            },
         )
         for who in (0, 5)
-    ]  # fmt: skip
+    ]
 
 
 def lists(reading):
@@ -222,11 +225,14 @@ def test_unequal_channels_are_refused_naming_spans_layers_and_fix():
     [
         ({"step": 4}, "dense: no step 4: the networks pair in 3 sections, so steps go from 1 to 3; change 'step'."),
         ({"spans": ((0, 1), (2, 4))}, "no span (2, 4): the networks pair in 3 sections, so spans end at most at 3"),
-        ({"weighting": (1, 2, 3)}, "weighting has 3 numbers (1.0, 2.0, 3.0), but there are 6 spans; give one for each of [(0, 1), (0, 2)"),
+        (
+            {"weighting": (1, 2, 3)},
+            "weighting has 3 numbers (1.0, 2.0, 3.0), but there are 6 spans; give one for each of [(0, 1), (0, 2)",
+        ),
         ({"weighting": (1, 2), "step": 2}, "but there are 6 spans"),
         ({"weighting": (1, 2), "spans": ((0, 1),)}, "but there are 1 spans; give one for each of [(0, 1)]"),
     ],
-)  # fmt: skip
+)
 def test_counts_are_checked_when_the_loss_is_built(pairs, given, said):
     with pytest.raises(RecipeError, match=re.escape(said)):
         Dense(**given).build(pairs)

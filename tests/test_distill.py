@@ -39,9 +39,32 @@ def test_without_a_method_the_command_and_python_take_the_same():
 
 def test_the_command_trains_and_shows_the_student_beside_itself_alone(tmp_path, capsys, teacher):
     out = tmp_path / "run"
-    command = ["distill", "--teacher", "resnet8", "--teacher-weights", str(teacher), "--student", "resnet8", "--data", "digits",
-               "--method", "fsp", "--scale", str(SHORT), "--alone", "--labels", "100", "--set", "data.batch=32",
-               "--out", str(out), "--device", "cpu", "--precision", "32"]  # fmt: skip
+    command = [
+        "distill",
+        "--teacher",
+        "resnet8",
+        "--teacher-weights",
+        str(teacher),
+        "--student",
+        "resnet8",
+        "--data",
+        "digits",
+        "--method",
+        "fsp",
+        "--scale",
+        str(SHORT),
+        "--alone",
+        "--labels",
+        "100",
+        "--set",
+        "data.batch=32",
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+        "--precision",
+        "32",
+    ]
     assert main(command) == 0
     shown = capsys.readouterr().out
     rows = {line.split()[0]: line.split() for line in shown.splitlines() if line.strip()}

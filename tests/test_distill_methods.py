@@ -13,9 +13,23 @@ from flowstill.transfer.procedures import alone
 from flowstill.transfer.stages import AdaptiveClip
 
 NAMES = [
-    "fsp", "fsp-joint", "fsp-shuffled", "dense", "dense-sequential", "svd", "svd-joint", "kr", "kr-dense", "kr-kdgan",
-    "kdgan", "fitnet", "fitnet3", "kd", "nst", "at",
-]  # fmt: skip
+    "fsp",
+    "fsp-joint",
+    "fsp-shuffled",
+    "dense",
+    "dense-sequential",
+    "svd",
+    "svd-joint",
+    "kr",
+    "kr-dense",
+    "kr-kdgan",
+    "kdgan",
+    "fitnet",
+    "fitnet3",
+    "kd",
+    "nst",
+    "at",
+]
 
 
 def test_the_methods_are_those_that_are_promised_and_each_says_what_it_is(capsys):
@@ -91,8 +105,27 @@ def reader(tmp_path_factory):
 def test_each_method_trains_resnet8_from_resnet26_on_digits(tmp_path, reader, name):
     """By command; far above chance, and the loss on the task falls."""
     out = tmp_path / "run"
-    command = ["distill", "--teacher", "resnet26", "--teacher-weights", str(reader), "--student", "resnet8", "--data", "digits",
-               "--method", name, "--scale", "0.0015", "--out", str(out), "--device", "cpu", "--precision", "32"]  # fmt: skip
+    command = [
+        "distill",
+        "--teacher",
+        "resnet26",
+        "--teacher-weights",
+        str(reader),
+        "--student",
+        "resnet8",
+        "--data",
+        "digits",
+        "--method",
+        name,
+        "--scale",
+        "0.0015",
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+        "--precision",
+        "32",
+    ]
     if name == "at":
         # Its beta is for maps of 32x32 images; on 8x8 ones the last has 4 positions, and would outweigh the task.
         command += ["--set", "student.stages.joint.transfer.attention.beta=50"]

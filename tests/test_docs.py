@@ -40,8 +40,11 @@ PARTS = [(part[2], part[3]) for text in PAGES.values() for part in generate.PART
 
 def blocks(language: str) -> list[Any]:
     """All code blocks of a language, with the page's name for a test's id."""
-    return [pytest.param(code, id=f"{name}-{number}") for name, text in PAGES.items()
-            for number, code in enumerate(re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL))]  # fmt: skip
+    return [
+        pytest.param(code, id=f"{name}-{number}")
+        for name, text in PAGES.items()
+        for number, code in enumerate(re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL))
+    ]
 
 
 @pytest.fixture(scope="module", params=METHODS)
@@ -190,9 +193,12 @@ def test_python_makes_recipes(code: str, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_an_option_that_is_not_there_is_refused_by_the_commands() -> None:
     with pytest.raises(RecipeError, match="flwos"):
         distillation(
-            "resnet26", "resnet8", "cifar10", teacher_weights="t",
+            "resnet26",
+            "resnet8",
+            "cifar10",
+            teacher_weights="t",
             set=["student.stages.transfer.transfer={name: fsp, flwos: inside}"],
-        )  # fmt: skip
+        )
 
 
 def anchors(text: str) -> set[str]:

@@ -100,8 +100,14 @@ def test_how_soon_is_counted_against_the_first_jobs_end(run):
 def test_a_bar_that_one_seed_never_reaches_has_no_mean(run, monkeypatch):
     ends = iter([97.0, 20.0])
     curves = {}
-    monkeypatch.setattr(reached, "task_curves", lambda recipe, one, metric: curves.setdefault(id(one), next(ends)) and {
-        "a": ([10, 20], [50.0, 100.0]), "b": ([10, 20], [10.0, curves[id(one)]])})  # fmt: skip
+    monkeypatch.setattr(
+        reached,
+        "task_curves",
+        lambda recipe, one, metric: (
+            curves.setdefault(id(one), next(ends))
+            and {"a": ([10, 20], [50.0, 100.0]), "b": ([10, 20], [10.0, curves[id(one)]])}
+        ),
+    )
     other = fs.Run.open(run.path)
     table = reached.reached_table(load_recipe(run.path / "recipe.yaml"), [run, other])
     assert table.at("a", "updates_to_80").ours == (16.0, 16.0)

@@ -53,8 +53,10 @@ def test_the_optimiser_is_fresh_in_every_stage(tmp_path):
 def test_a_cycle_runs_its_updates_in_turn(tmp_path):
     """Two transfers in turn, each with one section: after one step only the first has acted."""
     first, second = fs.FSP(sections=(0,)), fs.FSP(sections=(2,))
-    runs = {steps: fs.train(recipe(student=cyclic([first, second], steps=steps, lr=0.01)), tmp_path / str(steps), **PLAIN)
-            for steps in (1, 2)}  # fmt: skip
+    runs = {
+        steps: fs.train(recipe(student=cyclic([first, second], steps=steps, lr=0.01)), tmp_path / str(steps), **PLAIN)
+        for steps in (1, 2)
+    }
     one, two = (weights(runs[steps]) for steps in (1, 2))
     start = fresh_student()
     moved = lambda a, b: {name.split(".")[0] for name in a if not torch.equal(a[name], b[name])}  # noqa: E731

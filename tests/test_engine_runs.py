@@ -300,8 +300,12 @@ def test_nothing_global_is_left_behind(tmp_path):
 
 
 def test_a_player_with_nothing_to_move_is_refused(tmp_path):
-    stage = Stage("both", 3, {"student": Player(lr=0.05), "idle": Player(modules=("aggregate",), lr=0.05)},
-                  ((Update("student", task="labels"), Update("idle", task="labels")),))  # fmt: skip
+    stage = Stage(
+        "both",
+        3,
+        {"student": Player(lr=0.05), "idle": Player(modules=("aggregate",), lr=0.05)},
+        ((Update("student", task="labels"), Update("idle", task="labels")),),
+    )
     with pytest.raises(fs.FlowstillError, match="'idle' moves aggregate, but no term of the stage brings any"):
         fs.train(recipe(student=(stage,)), tmp_path, **PLAIN)
     assert not list(tmp_path.iterdir())

@@ -146,7 +146,7 @@ def test_runs_on_meta_tensors_and_in_one_compiled_graph():
         ((2, 3, 4, 4), (3, 3, 4, 4), "front (2, 3, 4, 4) and back (3, 3, 4, 4) differ in number"),
         ((2, 3, 8, 4), (2, 3, 4, 8), "of front (2, 3, 8, 4) and back (2, 3, 4, 8) one is higher, the other wider"),
     ],
-)  # fmt: skip
+)
 def test_maps_that_do_not_fit_are_refused(front, back, said):
     with pytest.raises(ShapeError, match=re.escape(said)):
         fsp_matrix(torch.zeros(front), torch.zeros(back))

@@ -31,10 +31,14 @@ def by_hand(front, back, weight):
 @pytest.mark.parametrize(
     ("front_type", "back_type", "tolerance"),
     [
-        (torch.float64, torch.float64, 1e-13), (torch.float32, torch.float32, 1e-6), (torch.float64, torch.float32, 1e-6),
-        (torch.bfloat16, torch.bfloat16, 6e-3), (torch.bfloat16, torch.float32, 4e-3), (torch.float16, torch.float16, 1e-3),
+        (torch.float64, torch.float64, 1e-13),
+        (torch.float32, torch.float32, 1e-6),
+        (torch.float64, torch.float32, 1e-6),
+        (torch.bfloat16, torch.bfloat16, 6e-3),
+        (torch.bfloat16, torch.float32, 4e-3),
+        (torch.float16, torch.float16, 1e-3),
     ],
-)  # fmt: skip
+)
 def test_each_map_gets_its_own_kind_of_gradient(front_type, back_type, tolerance, of_front, of_back, size):
     m, n, height, width = size
     front = draw(2, m, height, width).to(front_type).contiguous(memory_format=of_front).requires_grad_()

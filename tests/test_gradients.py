@@ -16,8 +16,10 @@ def gradients():
         torch.randn(4, 3, generator=generator, dtype=torch.float64),
         torch.randn(5, generator=generator, dtype=torch.float64),
     ]
-    transfer = [10 * torch.randn(4, 3, generator=generator, dtype=torch.float64),
-                0.01 * torch.randn(5, generator=generator, dtype=torch.float64)]  # fmt: skip
+    transfer = [
+        10 * torch.randn(4, 3, generator=generator, dtype=torch.float64),
+        0.01 * torch.randn(5, generator=generator, dtype=torch.float64),
+    ]
     return task, transfer
 
 

@@ -29,7 +29,9 @@ def paths(taps):
     return [str(tap) for tap in taps]
 
 
-@pytest.mark.parametrize(("depth", "middle"), [(8, "layer2"), (14, "layer2.0"), (20, "layer2.1"), (26, "layer2.1"), (32, "layer2.2")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("depth", "middle"), [(8, "layer2"), (14, "layer2.0"), (20, "layer2.1"), (26, "layer2.1"), (32, "layer2.2")]
+)
 def test_the_middle_is_the_output_of_block_half_n_of_the_second_section(depth, middle):
     """ResNet-26: the stem and 8 + 4 convolutions of blocks come before it, so it ends in the 13th."""
     with torch.device("meta"):
@@ -64,12 +66,15 @@ def test_a_convolution_of_one_pixel_at_the_end_belongs_to_the_block_before():
     assert paths(tap for tap, _ in found) == ["3", "7"]
 
 
-@pytest.mark.parametrize(("name", "section", "expected"), [
-    ("timm:resnet26", 2, ["layer3.0", "layer3"]),
-    ("timm:resnet34", 2, [*(f"layer3.{i}" for i in range(5)), "layer3"]),
-    ("timm:mobilenetv2_035", 2, ["blocks.2.0", "blocks.2.1", "blocks.2"]),
-    ("timm:densenet121", 1, ["features.denseblock2"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "section", "expected"),
+    [
+        ("timm:resnet26", 2, ["layer3.0", "layer3"]),
+        ("timm:resnet34", 2, [*(f"layer3.{i}" for i in range(5)), "layer3"]),
+        ("timm:mobilenetv2_035", 2, ["blocks.2.0", "blocks.2.1", "blocks.2"]),
+        ("timm:densenet121", 1, ["features.denseblock2"]),
+    ],
+)
 def test_blocks_of_other_peoples_networks(name, section, expected):
     with torch.device("meta"):
         network = fs.create(name, num_classes=10)
@@ -195,11 +200,18 @@ def test_chosen_sections_are_written_in_a_recipe():
 
 
 @pytest.mark.parametrize("layers", ["middle", "sections"])
-@pytest.mark.parametrize(("teacher", "student", "side"), [
-    (lambda: fs.create("resnet14", width=0.5), lambda: fs.create("resnet8", width=0.25), 16),
-    (lambda: vgg((2, 8), (4, 16)), lambda: vgg((2, 6), (2, 12)), 16),
-    (lambda: fs.create("timm:mobilenetv2_035", num_classes=10), lambda: vgg((2, 8), (2, 8), (2, 6), (2, 8), (2, 8)), 32),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("teacher", "student", "side"),
+    [
+        (lambda: fs.create("resnet14", width=0.5), lambda: fs.create("resnet8", width=0.25), 16),
+        (lambda: vgg((2, 8), (4, 16)), lambda: vgg((2, 6), (2, 12)), 16),
+        (
+            lambda: fs.create("timm:mobilenetv2_035", num_classes=10),
+            lambda: vgg((2, 8), (2, 8), (2, 6), (2, 8), (2, 8)),
+            32,
+        ),
+    ],
+)
 def test_it_falls_on_a_fixed_batch_and_the_regressor_moves_with_the_student(layers, teacher, student, side):
     torch.manual_seed(0)
     teacher, student = teacher().requires_grad_(False).eval(), student()

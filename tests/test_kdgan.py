@@ -36,7 +36,9 @@ def networks(seed=0, classes=10):
 
 def batch(count=6, step=3, steps=10, seed=0):
     images = torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(seed))
-    return Batch(images, torch.arange(count) % 10, torch.arange(count) + 20, torch.zeros(count, dtype=torch.long), step, steps)  # fmt: skip
+    return Batch(
+        images, torch.arange(count) % 10, torch.arange(count) + 20, torch.zeros(count, dtype=torch.long), step, steps
+    )
 
 
 def built(**options):
@@ -123,8 +125,21 @@ def test_each_side_equals_the_loops(side, alpha):
     features = [
         [sum(map(sum, rows)) / (len(rows) * len(rows[0])) for rows in maps] for maps in reading["layer3"].tolist()
     ]
-    expected = oracle.side(side, own.logits.tolist(), theirs.tolist(), features, given.labels.tolist(), noise,
-                           1 - 0.9 * 3 / 9, weights, alpha, 0.7, 0.4, 3.0, 0.6)  # fmt: skip
+    expected = oracle.side(
+        side,
+        own.logits.tolist(),
+        theirs.tolist(),
+        features,
+        given.labels.tolist(),
+        noise,
+        1 - 0.9 * 3 / 9,
+        weights,
+        alpha,
+        0.7,
+        0.4,
+        3.0,
+        0.6,
+    )
     assert float(loss(own, target).detach()) == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
@@ -233,8 +248,11 @@ def test_a_batch_has_three_moves_each_at_its_rate():
     (cycle,) = stage.cycle
     assert [update.player for update in cycle] == ["discriminator", "teacher_copy", "student"]
     assert [update.update_batchnorm for update in cycle] == [False, False, True]
-    assert [[(t.knowledge.name, t.weight) for t in update.terms] for update in cycle] == \
-        [[("kdgan", Constant(1.0))], [("kdgan", Constant(1.0))], [("labels", Constant(1.0)), ("kdgan", Constant(1.0))]]  # fmt: skip
+    assert [[(t.knowledge.name, t.weight) for t in update.terms] for update in cycle] == [
+        [("kdgan", Constant(1.0))],
+        [("kdgan", Constant(1.0))],
+        [("labels", Constant(1.0)), ("kdgan", Constant(1.0))],
+    ]
     players = stage.players
     assert players["discriminator"].optimizer.name == "adam"
     assert players["discriminator"].lr == Constant(1e-3)
@@ -261,4 +279,7 @@ def test_only_batches_with_the_game_are_joined():
     cycle = with_adversaries(
         replace(stage, players={"student": stage.players["student"]}, cycle=((plain,), (student,)))
     ).cycle
-    assert [[update.player for update in updates] for updates in cycle] == [["student"], ["discriminator", "teacher_copy", "student"]]  # fmt: skip
+    assert [[update.player for update in updates] for updates in cycle] == [
+        ["student"],
+        ["discriminator", "teacher_copy", "student"],
+    ]

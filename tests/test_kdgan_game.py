@@ -33,7 +33,9 @@ def networks(seed=0, classes=10):
 
 def batch(count=6, step=3, steps=10, seed=0):
     images = torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(seed))
-    return Batch(images, torch.arange(count) % 10, torch.arange(count) + 20, torch.zeros(count, dtype=torch.long), step, steps)  # fmt: skip
+    return Batch(
+        images, torch.arange(count) % 10, torch.arange(count) + 20, torch.zeros(count, dtype=torch.long), step, steps
+    )
 
 
 def runner_of(stage, teacher, student, seed=0):
@@ -68,9 +70,13 @@ def test_each_update_moves_one_player_and_nothing_else():
 def test_without_any_part_the_students_next_weights_differ():
     given, weights = batch(10), {}
     for name, options, updates in (
-        ("whole", {}, (0, 1, 2)), ("D stands still", {}, (1, 2)), ("T stands still", {}, (0, 2)), ("both", {}, (2,)),
-        ("no D", {"alpha": 0.0}, (0, 1, 2)), ("no T", {"beta": 0.0}, (0, 1, 2)),
-    ):  # fmt: skip
+        ("whole", {}, (0, 1, 2)),
+        ("D stands still", {}, (1, 2)),
+        ("T stands still", {}, (0, 2)),
+        ("both", {}, (2,)),
+        ("no D", {"alpha": 0.0}, (0, 1, 2)),
+        ("no T", {"beta": 0.0}, (0, 1, 2)),
+    ):
         teacher, student = networks()
         (stage,) = adversarial(steps=10, lr=0.05, game=KDGAN(**options))
         play(runner_of(stage, teacher, student), teacher, given, updates)
@@ -224,7 +230,11 @@ def test_a_recipe_is_checked_without_memory_and_survives_yaml(teacher_file, tmp_
     given = recipe(teacher_file)
     plan = check(given, SHAPE, 10)["student"]
     assert [(name, teacher) for name, teacher, _ in plan.terms["adversarial"]] == [
-        ("kdgan", ("layer3",)), ("kdgan", ("layer3",)), ("labels", ()), ("kdgan", ("layer3",))]  # fmt: skip
+        ("kdgan", ("layer3",)),
+        ("kdgan", ("layer3",)),
+        ("labels", ()),
+        ("kdgan", ("layer3",)),
+    ]
     (tmp_path / "kdgan.yaml").write_text(dump_recipe(given))
     assert fs.load_recipe(tmp_path / "kdgan.yaml") == given
 

@@ -7,7 +7,7 @@ from torch import nn
 import flowstill as fs
 from flowstill.knowledge.aggregation import (
     Aggregation,
-)  # fmt: skip
+)
 from flowstill.knowledge.base import Setting
 from flowstill.knowledge.groups import find_groups, group_sizes
 from flowstill.knowledge.layers import find_layers
@@ -25,8 +25,13 @@ def counts(teacher, student, shape, size=3):
         )
     groups = find_groups(pairs, setting, size)
     sections = find_layers(setting.student, [pair.student for pair in pairs], shape)
-    return [([len(g.teacher.paths) for g in groups if g.student in own], [own.index(g.student) for g in groups if g.student in own])
-            for own in sections]  # fmt: skip
+    return [
+        (
+            [len(g.teacher.paths) for g in groups if g.student in own],
+            [own.index(g.student) for g in groups if g.student in own],
+        )
+        for own in sections
+    ]
 
 
 def test_resnet26_groups_merge_to_the_layers_of_resnet8():
@@ -45,8 +50,11 @@ def test_fewer_groups_than_layers_end_where_the_section_ends():
 
 
 def test_vgg_like_and_timm_networks_have_groups():
-    assert counts(lambda: vgg((2, 16), (4, 32), (7, 64)), lambda: vgg((2, 8), (2, 8), (3, 8)), (3, 32, 32)) == \
-        [([1], [0]), ([3, 1], [0, 1]), ([3, 3, 1], [0, 1, 2])]  # fmt: skip
+    assert counts(lambda: vgg((2, 16), (4, 32), (7, 64)), lambda: vgg((2, 8), (2, 8), (3, 8)), (3, 32, 32)) == [
+        ([1], [0]),
+        ([3, 1], [0, 1]),
+        ([3, 3, 1], [0, 1, 2]),
+    ]
     # Bottlenecks, of three convolutions each.
     assert counts("timm:resnet26", "timm:resnet18", (3, 64, 64), size=4)[0] == ([4, 2], [1, 3])
     assert counts("timm:mobilenetv2_035", "timm:mobilenetv2_035", (3, 64, 64))[1] == ([3, 3], [2, 5])
@@ -70,8 +78,9 @@ def paths(network, shape=(3, 64, 64), section=1):
 
 
 def test_layers_are_those_of_the_main_path_in_order():
-    assert paths(lambda: fs.create("resnet14", shortcut="B"), (3, 32, 32)) == \
-        [f"layer2.{block}.conv{n}" for block in (0, 1) for n in (1, 2)]  # fmt: skip
+    assert paths(lambda: fs.create("resnet14", shortcut="B"), (3, 32, 32)) == [
+        f"layer2.{block}.conv{n}" for block in (0, 1) for n in (1, 2)
+    ]
     gated = paths("timm:seresnet18")  # squeeze-and-excitation in each block, a projection beside the first
     assert gated == [f"layer2.{block}.conv{n}" for block in (0, 1) for n in (1, 2)]
     assert paths("timm:mobilenetv3_small_050", section=2)[:3] == [
@@ -93,8 +102,16 @@ def test_a_block_with_one_convolution_beside_a_projection():
             return self.act(self.project(x) + self.conv(x))
 
     def make():
-        return nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), nn.ReLU(), Block(8, 8, 1), Block(8, 16, 2), Block(16, 16, 1),
-                             nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))  # fmt: skip
+        return nn.Sequential(
+            nn.Conv2d(3, 8, 3, 1, 1),
+            nn.ReLU(),
+            Block(8, 8, 1),
+            Block(8, 16, 2),
+            Block(16, 16, 1),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(16, 10),
+        )
 
     assert paths(make, (3, 16, 16)) == ["3.conv", "4.conv"]
 

@@ -26,9 +26,10 @@ def part_of(name):
 
 @pytest.mark.parametrize("number", [0, 1, 2])
 @pytest.mark.parametrize(
-    ("kind", "lr"), [(lambda number: fs.FSP(sections=(number,)), 0.02), (lambda number: Hints(layers=(number,)), 0.1)],
+    ("kind", "lr"),
+    [(lambda number: fs.FSP(sections=(number,)), 0.02), (lambda number: Hints(layers=(number,)), 0.1)],
     ids=["fsp", "hints"],
-)  # fmt: skip
+)
 def test_one_section_by_its_own_knowledge_leaves_all_above_it(kind, lr, number):
     """Later sections and the head stay to the bit, BatchNorm's statistics included, through decay and momentum."""
     torch.manual_seed(0)

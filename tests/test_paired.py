@@ -78,7 +78,9 @@ def test_files_have_a_line_for_each_row_and_each_seed_a_number(tmp_path):
     assert "| fsp | +2.00 [-10.71, +14.71] | +0.00 [-12.71, +12.71] |" in text  # t(1) is 12.706, the deviation sqrt 2
     lines = list(csv.DictReader((tmp_path / "paired.csv").open()))
     assert [(line["baseline"], line["seed_3"], line["seed_4"]) for line in lines] == [
-        ("student_scratch", "1.0", "3.0"), ("student_scratch_total", "-1.0", "1.0")]  # fmt: skip
+        ("student_scratch", "1.0", "3.0"),
+        ("student_scratch_total", "-1.0", "1.0"),
+    ]
 
 
 def test_a_missing_seed_leaves_its_column_empty_and_is_said(tmp_path):

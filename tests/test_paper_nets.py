@@ -165,14 +165,23 @@ def test_sections_of_teacher_and_student_answer_to_each_other(student):
     networks = on_meta(teacher), on_meta(student)
     pairs = fs.pair_sections(*networks, shape)
     assert [(str(p.teacher.exit), str(p.student.exit)) for p in pairs] == {
-        "vgg-student": [("block2.relu2", "block2.relu1"), ("block3.relu3", "block3.relu1"), ("block4.relu3", "block4.relu1")],
+        "vgg-student": [
+            ("block2.relu2", "block2.relu1"),
+            ("block3.relu3", "block3.relu1"),
+            ("block4.relu3", "block4.relu1"),
+        ],
         "vgg-student-strided": [("block2.relu2", "block2"), ("block3.relu3", "block3"), ("block4.relu3", "block4")],
         "mobilenet-student": [(f"dsc{width}",) * 2 for width in (64, 128, 256, 1024)],
         "resnext-student": [(f"block{i}",) * 2 for i in (1, 2, 3)],
         "resnet8-kr": [("layer2", "module1"), ("layer3", "module2")],
         "resnet20-imagenet": [(f"layer{i}",) * 2 for i in (1, 2, 3, 4)],
-        "inception-bn": [("layer1", "conv2"), ("layer2", "inception3b"), ("layer3", "inception4d"), ("layer4", "inception5b")],
-    }[student]  # fmt: skip
+        "inception-bn": [
+            ("layer1", "conv2"),
+            ("layer2", "inception3b"),
+            ("layer3", "inception4d"),
+            ("layer4", "inception5b"),
+        ],
+    }[student]
     assert len(pairs) == len(find_sections(networks[1], shape))
     narrower = ("resnet8-kr", "inception-bn")
     assert student in narrower or all(p.teacher.exit_shape[0] == p.student.exit_shape[0] for p in pairs)
@@ -196,8 +205,9 @@ def test_vgg_can_be_tapped_after_each_pooling(name, options, sizes):
     pairs = paper_pairs(on_meta("vgg-teacher"), on_meta(name, **options), [f"block{i}" for i in (1, 2, 3, 4)])
     for side, expected in (("teacher", [16, 8, 4, 2]), ("student", sizes)):
         found = [getattr(pair, side) for pair in pairs]
-        assert [found[0].entry_shape, *(s.exit_shape for s in found)] == \
-            [(d, s, s) for d, s in zip((64, 128, 256, 512), expected, strict=True)]  # fmt: skip
+        assert [found[0].entry_shape, *(s.exit_shape for s in found)] == [
+            (d, s, s) for d, s in zip((64, 128, 256, 512), expected, strict=True)
+        ]
 
 
 @pytest.mark.parametrize(

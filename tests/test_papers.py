@@ -69,9 +69,12 @@ def test_fsp_table3_is_the_papers_setting() -> None:
     recipe = load_recipe("fsp-table3")
     assert recipe.data == Data("cifar10", batch=256, augment=Augment(crop=4))
     assert {name: job.network.name for name, job in recipe.jobs.items()} == {
-        "teacher": "resnet26", "student_scratch": "resnet8", "student_scratch_total": "resnet8", "fitnet": "resnet8",
+        "teacher": "resnet26",
+        "student_scratch": "resnet8",
+        "student_scratch_total": "resnet8",
+        "fitnet": "resnet8",
         "fsp": "resnet8",
-    }  # fmt: skip
+    }
     full = Milestones({0: 0.1, 32000: 0.01, 48000: 0.001})
     first = Milestones({0: 0.001, 11000: 0.0001, 16000: 0.00001})
     rows = {name: [(s.steps, s.players["student"].lr) for s in job.stages] for name, job in recipe.jobs.items()}
@@ -102,5 +105,8 @@ def test_digits_gives_labels_to_the_students_only_in_part() -> None:
     recipe = load_recipe("digits")
     assert recipe.data.labels is None
     assert {name: job.labels for name, job in recipe.jobs.items()} == {
-        "teacher": None, "student_scratch": 200, "student_scratch_total": 200, "student": 200,
-    }  # fmt: skip
+        "teacher": None,
+        "student_scratch": 200,
+        "student_scratch_total": 200,
+        "student": 200,
+    }

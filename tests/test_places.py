@@ -54,9 +54,17 @@ def test_every_key_and_item_has_its_line() -> None:
     document = read_yaml(text, "f")
     lines = {path: place.line for path, place in document.places.items()}
     assert lines == {
-        (): 1, ("a",): 1, ("b",): 2, ("b", "c"): 3, ("b", "c", "d"): 3, ("b", "c", "e"): 4,
-        ("b", "f"): 5, ("b", "f", 0): 6, ("b", "f", 1): 7, ("b", "f", 1, "g"): 7,
-    }  # fmt: skip
+        (): 1,
+        ("a",): 1,
+        ("b",): 2,
+        ("b", "c"): 3,
+        ("b", "c", "d"): 3,
+        ("b", "c", "e"): 4,
+        ("b", "f"): 5,
+        ("b", "f", 0): 6,
+        ("b", "f", 1): 7,
+        ("b", "f", 1, "g"): 7,
+    }
     assert str(document.place(("b", "c", "none", "at", "all"))) == "f:3"
 
 

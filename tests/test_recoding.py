@@ -138,8 +138,14 @@ def test_dead_and_missing_gradients_pass_and_do_not_spoil_the_threshold():
     assert all(torch.isfinite(torch.tensor(recoder.thresholds)))
 
 
-@pytest.mark.parametrize("make", [lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01),
-                                  lambda p: torch.optim.Adam(p, lr=0.01), lambda p: torch.optim.RMSprop(p, lr=0.01)])  # fmt: skip
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01),
+        lambda p: torch.optim.Adam(p, lr=0.01),
+        lambda p: torch.optim.RMSprop(p, lr=0.01),
+    ],
+)
 def test_alone_it_resumes_exactly_around_any_optimiser(make, tmp_path):
     whole, half = network(), network()
     descend(whole, SparseRecoding(make(whole.parameters()), lr=0.5), 8)

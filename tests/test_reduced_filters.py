@@ -48,8 +48,9 @@ def test_identity_mappings_are_there_and_move_in_step_a_alone():
     aggregate = setting.shared["aggregate"]
     identities = [layer.identity for layer in aggregate.layers]
     assert all(isinstance(identity, nn.Conv2d) for identity in identities)
-    assert [tuple(identity.weight.shape) for identity in identities] == \
-        [(wide, narrow, 1, 1) for narrow, wide in zip(STUDENT, TEACHER, strict=True) for _ in range(2)]  # fmt: skip
+    assert [tuple(identity.weight.shape) for identity in identities] == [
+        (wide, narrow, 1, 1) for narrow, wide in zip(STUDENT, TEACHER, strict=True) for _ in range(2)
+    ]
 
     images = torch.randn(6, *SHAPE, generator=torch.Generator().manual_seed(1))
     given = Batch(images, torch.arange(6), torch.arange(6), torch.zeros(6, dtype=torch.long))

@@ -29,10 +29,15 @@ def recipe(**changes) -> dict:
         for name, stages in STAGES.items()
     }
     return {
-        "name": "small", "about": "a <b>small</b> & <script>alert(1)</script> run", "jobs": jobs, "seed": 3,
-        "data": {"name": "cifar10", "batch": 256}, "ensembles": {"both": {"jobs": ["alone", "student"]}},
-        "paper": {"title": "A & B", "accuracy": {"teacher": 91.91, "student": 88.7}}, **changes,
-    }  # fmt: skip
+        "name": "small",
+        "about": "a <b>small</b> & <script>alert(1)</script> run",
+        "jobs": jobs,
+        "seed": 3,
+        "data": {"name": "cifar10", "batch": 256},
+        "ensembles": {"both": {"jobs": ["alone", "student"]}},
+        "paper": {"title": "A & B", "accuracy": {"teacher": 91.91, "student": 88.7}},
+        **changes,
+    }
 
 
 def make_run(path: Path, done: tuple[str, ...] = tuple(STAGES), **changes) -> Run:
@@ -47,16 +52,29 @@ def make_run(path: Path, done: tuple[str, ...] = tuple(STAGES), **changes) -> Ru
                     writer.metrics.log(job, stage, step, {"test/accuracy": 50.0 + step / 2})
     writer.metrics.close()
     jobs = {
-        job: {"accuracy": ACCURACY[job], "parameters": 366938 if job == "teacher" else 75290, "macs": 12_240_000,
-              "steps": sum(STAGES[job].values()), "seconds": 100.2, "labels": 200 if job == "student" else None}
+        job: {
+            "accuracy": ACCURACY[job],
+            "parameters": 366938 if job == "teacher" else 75290,
+            "macs": 12_240_000,
+            "steps": sum(STAGES[job].values()),
+            "seconds": 100.2,
+            "labels": 200 if job == "student" else None,
+        }
         for job in done
-    }  # fmt: skip
+    }
     finished = len(done) == len(STAGES)
     ensembles = {"both": {"accuracy": 89.0}} if finished else {}
-    writer.write_summary({
-        "finished": finished, "jobs": jobs, "ensembles": ensembles, "device": "cpu", "seed": 3,
-        "precision": {"dtype": "bf16", "layout": "channels_last"}, "versions": {"torch": "9.8.7"},
-    })  # fmt: skip
+    writer.write_summary(
+        {
+            "finished": finished,
+            "jobs": jobs,
+            "ensembles": ensembles,
+            "device": "cpu",
+            "seed": 3,
+            "precision": {"dtype": "bf16", "layout": "channels_last"},
+            "versions": {"torch": "9.8.7"},
+        }
+    )
     return Run.open(path)
 
 
@@ -80,10 +98,18 @@ def test_the_table_shows_each_job_beside_the_paper_and_the_baseline(run):
     text = table_text(run)
     rows = table_rows(text)
     assert rows["teacher"] == {
-        "job": "teacher", "network": "resnet26", "accuracy %": "91.23", "paper %": "91.91", "gain": "–",
-        "labels": "all", "updates": "40", "parameters": "366,938", "MACs": "12.2M", "time": "1:40",
+        "job": "teacher",
+        "network": "resnet26",
+        "accuracy %": "91.23",
+        "paper %": "91.91",
+        "gain": "–",
+        "labels": "all",
+        "updates": "40",
+        "parameters": "366,938",
+        "MACs": "12.2M",
+        "time": "1:40",
         "about": "all about teacher",
-    }  # fmt: skip
+    }
     assert rows["student"]["gain"] == "+2.25"
     assert rows["student"]["labels"] == "200"
     assert rows["alone"]["paper %"] == "–"
@@ -183,9 +209,22 @@ def test_the_page_is_whole_and_fetches_nothing(html):
 
 def test_the_page_tells_what_the_run_folder_holds(run, html):
     text = " ".join(" ".join(Page(html).text).split())
-    for expected in ("91.23", "88.75", "88.70", "+2.25", "366,938", "75,290", "A & B", "cifar10", "9.8.7", "bfloat16",
-                     "all about student", "student (resnet8), taught by teacher (resnet26), reaches 88.75 %",
-                     "2.25 points above alone", "4.9 times the parameters"):  # fmt: skip
+    for expected in (
+        "91.23",
+        "88.75",
+        "88.70",
+        "+2.25",
+        "366,938",
+        "75,290",
+        "A & B",
+        "cifar10",
+        "9.8.7",
+        "bfloat16",
+        "all about student",
+        "student (resnet8), taught by teacher (resnet26), reaches 88.75 %",
+        "2.25 points above alone",
+        "4.9 times the parameters",
+    ):
         assert expected in text
     assert "not finished" not in text
     assert "a <b>small</b> & <script>alert(1)</script> run" in text  # shown, not obeyed

@@ -43,8 +43,11 @@ jobs:
   kd: {network: *net, teacher: teacher, stages: [{name: joint, steps: 6, lr: 0.05, task: labels, transfer: soft_logits}]}
 ensembles: {fsp: {jobs: [fsp_1, fsp_2]}}
 """
-PRINTED = Printed("A paper, Table 9", ("net1", "net2", "average", "ensemble", "total_iterations"),
-                  {"scratch": (50.0,) * 4 + (6.0,), "fsp": (60.0, 62.0, 61.0, 63.0, 16.0)})  # fmt: skip
+PRINTED = Printed(
+    "A paper, Table 9",
+    ("net1", "net2", "average", "ensemble", "total_iterations"),
+    {"scratch": (50.0,) * 4 + (6.0,), "fsp": (60.0, 62.0, 61.0, 63.0, 16.0)},
+)
 
 
 @pytest.fixture
@@ -92,9 +95,21 @@ def test_cells_are_what_their_columns_say(tiny):
         "fsp_2": {"accuracy": 63.0},
     }
     summary = {"jobs": jobs, "ensembles": {"fsp": {"accuracy": 65.0}}}
-    expected = {"net1": 60.0, "net2": 63.0, "net3": None, "average": 61.5, "accuracy": 61.5, "ensemble": 65.0, "1": 60.0,
-                "total_iterations": 16.0, "params_million": 0.12, "flops_million": 6.0, "top1_error": 40.0,
-                "top5_error": 10.0, "unheard": None}  # fmt: skip
+    expected = {
+        "net1": 60.0,
+        "net2": 63.0,
+        "net3": None,
+        "average": 61.5,
+        "accuracy": 61.5,
+        "ensemble": 65.0,
+        "1": 60.0,
+        "total_iterations": 16.0,
+        "params_million": 0.12,
+        "flops_million": 6.0,
+        "top1_error": 40.0,
+        "top5_error": 10.0,
+        "unheard": None,
+    }
     assert {column: cell(recipe, summary, "fsp", column) for column in expected} == expected
     assert cell(recipe, {}, "fsp", "average") is None
 
@@ -225,8 +240,20 @@ def test_what_was_written_of_other_rows_does_not_stay(tiny, tmp_path, monkeypatc
 
 
 def test_the_command_names_the_paired_differences(tiny, tmp_path, capsys):
-    command = ["reproduce", str(tiny), "--seeds", "2", "--rows", "scratch,kd", "--out", str(tmp_path / "out"), "--device", "cpu",
-               "--precision", "32"]  # fmt: skip
+    command = [
+        "reproduce",
+        str(tiny),
+        "--seeds",
+        "2",
+        "--rows",
+        "scratch,kd",
+        "--out",
+        str(tmp_path / "out"),
+        "--device",
+        "cpu",
+        "--precision",
+        "32",
+    ]
     assert main(command) == 0
     assert capsys.readouterr().out.rstrip().endswith("table.svg, paired.md, paired.csv")
     assert "| kd |" in (tmp_path / "out" / "paired.md").read_text()
@@ -373,8 +400,20 @@ def test_a_dry_run_runs_and_keeps_nothing(tmp_path, monkeypatch, capsys, command
 
 def test_the_command(tiny, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(module, "printed_tables", lambda: {"tiny-table": PRINTED})
-    command = ["reproduce", str(tiny), "--seeds", "2", "--rows", "fsp,scratch", "--out", str(tmp_path / "out"), "--device", "cpu",
-               "--precision", "32"]  # fmt: skip
+    command = [
+        "reproduce",
+        str(tiny),
+        "--seeds",
+        "2",
+        "--rows",
+        "fsp,scratch",
+        "--out",
+        str(tmp_path / "out"),
+        "--device",
+        "cpu",
+        "--precision",
+        "32",
+    ]
     assert main(command) == 0
     shown = capsys.readouterr().out
     assert re.search(r"tiny-table: 2 rows, 2 seeds, 50 updates of 32 images to go; about \d+ s on this machine", shown)

@@ -142,8 +142,15 @@ def test_mobilenet_ends_each_section_with_a_whole_separable_block():
 
 def test_stem_pooling_and_head_are_no_sections():
     stem = nn.Sequential(conv(3, 8, stride=2), nn.MaxPool2d(2))
-    net = Net(stem=stem, layer1=Residual(8), step=conv(8, 16, stride=2), widen=conv(16, 99, kernel=1, padding=0),
-              pool=nn.AdaptiveAvgPool2d(1), classify=nn.Conv2d(99, 10, 1), flat=nn.Flatten())  # fmt: skip
+    net = Net(
+        stem=stem,
+        layer1=Residual(8),
+        step=conv(8, 16, stride=2),
+        widen=conv(16, 99, kernel=1, padding=0),
+        pool=nn.AdaptiveAvgPool2d(1),
+        classify=nn.Conv2d(99, 10, 1),
+        flat=nn.Flatten(),
+    )
     assert taps(find_sections(net, (3, 64, 64))) == [("stem.0", "layer1", "layer1"), ("layer1", "step", "step")]
     fully_connected = nn.Sequential(*conv(3, 8), *conv(8, 8), nn.Conv2d(8, 16, 32), nn.ReLU(), nn.Flatten())
     assert sizes(find_sections(fully_connected, (3, 32, 32))) == [32]

@@ -69,8 +69,12 @@ def test_nothing_lies_below_the_first_section(knowledge, sections):
 
 def test_the_papers_claim_has_rows_for_both():
     jobs = load_recipe("fsp-modules").jobs
-    frozen = {name for name, job in jobs.items() for term in job.stages[0].updates[0].transfer
-              if getattr(term.knowledge, "freeze_below", False)}  # fmt: skip
+    frozen = {
+        name
+        for name, job in jobs.items()
+        for term in job.stages[0].updates[0].transfer
+        if getattr(term.knowledge, "freeze_below", False)
+    }
     assert frozen == {"fsp_middle_alone", "fsp_last_alone", "hint_middle_alone", "hint_last_alone"}
     for name in frozen:
         beside = jobs[name.removesuffix("_alone")].stages[0].updates[0].transfer[0].knowledge

@@ -104,8 +104,10 @@ def test_one_of_a_group_may_be_stored_and_another_live(tmp_path):
     stages = fsp_first(4)
     both = recipe(stages, Live(), FEW, b=Job(NET, stages, teacher="teacher"))
     mixed = replace(both, jobs={**both.jobs, "b": replace(both.jobs["b"], stages=told(stages, Stored(views=2)))})
-    runs = [fs.train(replace(given, together=(("student", "b"),)), tmp_path / str(number), **PLAIN)
-            for number, given in enumerate((both, mixed))]  # fmt: skip
+    runs = [
+        fs.train(replace(given, together=(("student", "b"),)), tmp_path / str(number), **PLAIN)
+        for number, given in enumerate((both, mixed))
+    ]
     assert_near(*runs, rtol=1e-6, atol=1e-6)
 
 

@@ -27,17 +27,30 @@ from stored_recipes import ALL_VIEWS, CROPS, FEW, NET, PLAIN, fsp_first, planned
 @pytest.mark.parametrize(
     ("data", "knowledge", "message"),
     [
-        (Data("cifar10", augment=Augment(crop=4)), Stored(),
-         r"job 'student': stage 'transfer': the augmentation shows 81 views of an image, and 'views: 1' of its stored "
-         r"knowledge allows 1\. Say 'views: 81' \(at most 45\.6 GB\), draw from a few fixed views "
-         r"\('data\.augment\.views: 4' with 'views: 4' here\), or use 'knowledge: live'\."),
-        (Data("cifar10", augment=Augment(crop=4, views=9)), Stored(views=8), r"shows 9 views.*'data\.augment\.views: 8'"),
-        (Data("cifar10", augment=Augment(rotate=3, views=3)), Stored(),
-         r"shows 3 views of an image.*Say 'views: 3' \(at most 1\.69 GB\), or use 'knowledge: live'\.$"),
-        (Data("cifar10", augment=Augment(rotate=3)), Stored(views=500),
-         r"stage 'transfer': the augmentation shows no image twice the same.*allows 500\. Draw from a few fixed views"),
+        (
+            Data("cifar10", augment=Augment(crop=4)),
+            Stored(),
+            r"job 'student': stage 'transfer': the augmentation shows 81 views of an image, and 'views: 1' of its stored "
+            r"knowledge allows 1\. Say 'views: 81' \(at most 45\.6 GB\), draw from a few fixed views "
+            r"\('data\.augment\.views: 4' with 'views: 4' here\), or use 'knowledge: live'\.",
+        ),
+        (
+            Data("cifar10", augment=Augment(crop=4, views=9)),
+            Stored(views=8),
+            r"shows 9 views.*'data\.augment\.views: 8'",
+        ),
+        (
+            Data("cifar10", augment=Augment(rotate=3, views=3)),
+            Stored(),
+            r"shows 3 views of an image.*Say 'views: 3' \(at most 1\.69 GB\), or use 'knowledge: live'\.$",
+        ),
+        (
+            Data("cifar10", augment=Augment(rotate=3)),
+            Stored(views=500),
+            r"stage 'transfer': the augmentation shows no image twice the same.*allows 500\. Draw from a few fixed views",
+        ),
     ],
-)  # fmt: skip
+)
 def test_too_many_views_are_refused(data, knowledge, message):
     stages = two_stage("fsp", transfer_steps=21_000, transfer_lr=0.001, task_steps=1, task_lr=0.1)
     given = recipe(stages, knowledge, data)

@@ -54,9 +54,14 @@ def loss_of(theirs, own, **options):
 
 
 OPTIONS = [
-    {}, {"rank": 2}, {"rank": 3, "alignment": "hungarian"}, {"rank": 2, "reduction": "mean"},
-    {"rank": 2, "sqrt_rank": True}, {"beta": 0.5}, {"rank": 50},
-]  # fmt: skip
+    {},
+    {"rank": 2},
+    {"rank": 3, "alignment": "hungarian"},
+    {"rank": 2, "reduction": "mean"},
+    {"rank": 2, "sqrt_rank": True},
+    {"beta": 0.5},
+    {"rank": 50},
+]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -64,9 +69,13 @@ def test_loss_is_the_papers(options):
     theirs, own = networks()
     given = dict(options)
     expected = oracle.transfer_loss(
-        [m.numpy() for m in theirs], [m.numpy() for m in own], [(0, 1), (1, 2)], given.pop("rank", 1),
-        matching=given.pop("alignment", "greedy"), **given,
-    )  # fmt: skip
+        [m.numpy() for m in theirs],
+        [m.numpy() for m in own],
+        [(0, 1), (1, 2)],
+        given.pop("rank", 1),
+        matching=given.pop("alignment", "greedy"),
+        **given,
+    )
     assert expected > 1e-4
     assert loss_of(theirs, own, **options).item() == pytest.approx(expected, rel=1e-9)
 

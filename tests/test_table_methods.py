@@ -34,10 +34,19 @@ SOFT = SoftLogits(temperature=3, divergence="cross_entropy", squared=False)
 
 @pytest.mark.parametrize(
     ("name", "job"),
-    [("fsp-table1", "fitnet_1_loss_2"), ("fsp-table1", "fitnet_3_loss_2"), ("fsp-table2", "fitnet_1"),
-     ("fsp-table3", "fitnet"), ("fsp-table4", "fitnet"), ("fsp-table5", "fitnet_of_finetuned"),
-     ("dense-cifar10-min", "hint"), ("dense-cifar100-fast", "hint_2"), ("kr-table1", "fitnet"), ("kr-table3", "fitnet")],
-)  # fmt: skip
+    [
+        ("fsp-table1", "fitnet_1_loss_2"),
+        ("fsp-table1", "fitnet_3_loss_2"),
+        ("fsp-table2", "fitnet_1"),
+        ("fsp-table3", "fitnet"),
+        ("fsp-table4", "fitnet"),
+        ("fsp-table5", "fitnet_of_finetuned"),
+        ("dense-cifar10-min", "hint"),
+        ("dense-cifar100-fast", "hint_2"),
+        ("kr-table1", "fitnet"),
+        ("kr-table3", "fitnet"),
+    ],
+)
 def test_second_stages_of_fitnets_weigh_soft_logits_from_4_to_1(name: str, job: str) -> None:
     stage = load_recipe(name).jobs[job].stages[-1]
     (update,) = stage.updates
@@ -48,9 +57,11 @@ def test_second_stages_of_fitnets_weigh_soft_logits_from_4_to_1(name: str, job: 
 def test_table_5_reads_the_teacher_in_both_ways() -> None:
     jobs = load_recipe("fsp-table5").jobs
     assert {name: job.teacher for name, job in jobs.items() if job.teacher} == {
-        "fitnet": "imagenet", "fsp": "imagenet",
-        "fitnet_of_finetuned": "teacher_finetuned", "fsp_of_finetuned": "teacher_finetuned",
-    }  # fmt: skip
+        "fitnet": "imagenet",
+        "fsp": "imagenet",
+        "fitnet_of_finetuned": "teacher_finetuned",
+        "fsp_of_finetuned": "teacher_finetuned",
+    }
     pretrained = {name for name, job in jobs.items() if job.network.options.get("pretrained")}
     assert pretrained == {"imagenet", "teacher_finetuned", "teacher_finetuned_slowly"}
     assert jobs["imagenet"].stages == ()
@@ -70,9 +81,12 @@ def test_hints_and_shuffles_of_table_1() -> None:
 
 @pytest.mark.parametrize(
     ("name", "job"),
-    [(f"dense-{data}-{kind}", job) for data in ("cifar10", "cifar100")
-     for kind, job in (("min", "dense_sequential"), ("fast", "dense_sequential_1"))],
-)  # fmt: skip
+    [
+        (f"dense-{data}-{kind}", job)
+        for data in ("cifar10", "cifar100")
+        for kind, job in (("min", "dense_sequential"), ("fast", "dense_sequential_1"))
+    ],
+)
 def test_dense_rows_are_the_method(name: str, job: str) -> None:
     (first, _) = load_recipe(name).jobs[job].stages
     (method, _) = find_method("dense-sequential").stages(3)
@@ -120,12 +134,18 @@ VGG = ["block1", "block2", "block3", "block4"]
 MOBILENET = ["dsc64", "dsc128", "dsc256", "dsc512"]
 RESNEXT = ["conv0", "block1", "block2", "block3"]
 TAPPED = {
-    "svd-table1": {"vgg_fsp": VGG, "vgg_svd": VGG, "mobilenet_fsp": MOBILENET, "mobilenet_svd": MOBILENET,
-                   "resnext_fsp": RESNEXT, "resnext_svd": RESNEXT},
+    "svd-table1": {
+        "vgg_fsp": VGG,
+        "vgg_svd": VGG,
+        "mobilenet_fsp": MOBILENET,
+        "mobilenet_svd": MOBILENET,
+        "resnext_fsp": RESNEXT,
+        "resnext_svd": RESNEXT,
+    },
     "svd-table2": {"vgg_svd": VGG},
     "svd-table3": dict.fromkeys(("fsp_two_stage", "fsp_joint", "svd_two_stage", "svd_joint"), VGG),
     "svd-table4": {f"vgg_student_{kind}_{rank}": VGG for kind in ("pool", "stride") for rank in (1, 2, 4, 8, 16)},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", TAPPED)
@@ -176,9 +196,14 @@ def test_figure_5_compares_penalties_over_the_first_20k_updates() -> None:
     assert {stage.steps for stage in stages.values()} == {20_000}
     players = {name: stage.players["student"] for name, stage in stages.items()}
     assert {name: player.recode for name, player in players.items()} == {
-        "none": None, "l2": None, "l1": None, "recoding": Recoding(), "recoding_from_weights": Recoding(initial="mean_abs_w"),
-        "none_xavier": None, "recoding_xavier": Recoding(),
-    }  # fmt: skip
+        "none": None,
+        "l2": None,
+        "l1": None,
+        "recoding": Recoding(),
+        "recoding_from_weights": Recoding(initial="mean_abs_w"),
+        "none_xavier": None,
+        "recoding_xavier": Recoding(),
+    }
     penalties = {name: (player.optimizer.weight_decay, player.optimizer.l1) for name, player in players.items()}
     assert {name: pair for name, pair in penalties.items() if any(pair)} == {"l2": (1e-4, 0), "l1": (0, 1e-4)}
     assert len({player.lr for player in players.values()}) == 1

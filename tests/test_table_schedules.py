@@ -81,8 +81,13 @@ def test_hints_of_the_dense_paper_take_25k_and_drop_at_the_same_share(name: str,
 
 
 CROPS, PLAIN = Augment(crop=4), Augment()
-SVD_DATA = Data("cifar100", batch=128, augment=Augment(crop=4, flip=True, rotate=15),
-                mean=(129.38, 124.11, 112.48), std=(68.21, 65.43, 70.46))  # fmt: skip
+SVD_DATA = Data(
+    "cifar100",
+    batch=128,
+    augment=Augment(crop=4, flip=True, rotate=15),
+    mean=(129.38, 124.11, 112.48),
+    std=(68.21, 65.43, 70.46),
+)
 
 PHOTOGRAPHS = Augment(resized_crop=True, flip=True)
 

@@ -90,8 +90,12 @@ def test_the_networks_of_a_row_differ_in_their_seeds_alone(name: str) -> None:
         assert len({job.seed for job in jobs}) == 3
         first = jobs[0]
         for job in jobs[1:]:
-            assert (job.network, job.teacher, job.start, job.stages) == \
-                (first.network, first.teacher, first.start, first.stages)  # fmt: skip
+            assert (job.network, job.teacher, job.start, job.stages) == (
+                first.network,
+                first.teacher,
+                first.start,
+                first.stages,
+            )
 
 
 SHARED = {

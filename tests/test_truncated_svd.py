@@ -16,9 +16,13 @@ from oracles.svd_maps import columns, random_maps, with_sign
 
 # (D, H, W): tall, wide, square; the last three go through the block iteration, if of low enough rank
 SHAPES = {
-    "tall": (5, 4, 3), "wide": (9, 3, 2), "square": (6, 2, 3),
-    "large tall": (24, 5, 6), "large wide": (26, 4, 6), "large square": (24, 4, 6),
-}  # fmt: skip
+    "tall": (5, 4, 3),
+    "wide": (9, 3, 2),
+    "square": (6, 2, 3),
+    "large tall": (24, 5, 6),
+    "large wide": (26, 4, 6),
+    "large square": (24, 4, 6),
+}
 shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 ranks = pytest.mark.parametrize("rank", [1, 2, 4])
 gradient = partial(svd_maps.gradient, truncated_svd)

@@ -94,8 +94,14 @@ def test_not_a_number_stays_in_its_image():
 def test_block_iteration_finds_what_a_full_decomposition_finds(size, count):
     generator = torch.Generator().manual_seed(0)
     decay = torch.logspace(0, -2, size, dtype=torch.float64)
-    values = [decay, decay.clone(), torch.ones(size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64),
-              torch.linspace(1, 0.9, size, dtype=torch.float64), decay.clone()]  # fmt: skip
+    values = [
+        decay,
+        decay.clone(),
+        torch.ones(size, dtype=torch.float64),
+        torch.zeros(size, dtype=torch.float64),
+        torch.linspace(1, 0.9, size, dtype=torch.float64),
+        decay.clone(),
+    ]
     values[1][count - 1 : count + 2] = values[1][count - 1]  # the last that is wanted, three times over
     values[5][3:] = 0
     basis = torch.linalg.qr(torch.randn(len(values), size, size, generator=generator, dtype=torch.float64))[0]

@@ -16,10 +16,16 @@ from flowstill.reports.charts import COLOURS, GREY
 
 matplotlib.use("Agg")
 NAMES = {  # a first stage has the colour of its method
-    "kd": ("soft logits", 0), "fsp_joint": ("FSP", 1), "hints_joint": ("hints", 2), "nst": ("NST", 3),
-    "attention": ("attention", 4), "svd_joint": ("SVD", 5), "hints": ("hints, first stage", 2),
-    "svd": ("SVD, first stage", 5), "fsp": ("FSP, first stage", 1),
-}  # fmt: skip
+    "kd": ("soft logits", 0),
+    "fsp_joint": ("FSP", 1),
+    "hints_joint": ("hints", 2),
+    "nst": ("NST", 3),
+    "attention": ("attention", 4),
+    "svd_joint": ("SVD", 5),
+    "hints": ("hints, first stage", 2),
+    "svd": ("SVD, first stage", 5),
+    "fsp": ("FSP, first stage", 1),
+}
 
 
 def main() -> None:

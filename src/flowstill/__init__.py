@@ -28,7 +28,13 @@ if TYPE_CHECKING:
 _HOMES = {
     "flowstill.engine": ("distill", "evaluate", "train"),
     "flowstill.errors": (
-        "DataError", "FlowstillError", "NetworkError", "RecipeError", "RunError", "ShapeError", "TapError",
+        "DataError",
+        "FlowstillError",
+        "NetworkError",
+        "RecipeError",
+        "RunError",
+        "ShapeError",
+        "TapError",
     ),
     "flowstill.knowledge.dense": ("Dense",),
     "flowstill.knowledge.fsp": ("FSP", "fsp_matrix"),
@@ -41,15 +47,47 @@ _HOMES = {
     "flowstill.sections": ("Section", "find_sections", "pair_sections"),
     "flowstill.taps": ("Flow", "Reading", "Tap", "Tapped"),
     "flowstill.transfer.recoding": ("Recoding", "SparseRecoding"),
-}  # fmt: skip
+}
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "FSP", "SVD", "Data", "DataError", "Dense", "Flow", "FlowstillError", "Job", "Net", "NetworkError", "Player", "Reading",
-    "Recipe", "RecipeError", "Recoding", "Run", "RunError", "Section", "ShapeError", "SparseRecoding", "Stage",
-    "Tap", "TapError", "Tapped", "Term", "Update", "__version__", "create", "distill", "evaluate", "find_sections",
-    "fsp_matrix", "load_recipe", "pair_sections", "train", "truncated_svd",
-]  # fmt: skip
+    "FSP",
+    "SVD",
+    "Data",
+    "DataError",
+    "Dense",
+    "Flow",
+    "FlowstillError",
+    "Job",
+    "Net",
+    "NetworkError",
+    "Player",
+    "Reading",
+    "Recipe",
+    "RecipeError",
+    "Recoding",
+    "Run",
+    "RunError",
+    "Section",
+    "ShapeError",
+    "SparseRecoding",
+    "Stage",
+    "Tap",
+    "TapError",
+    "Tapped",
+    "Term",
+    "Update",
+    "__version__",
+    "create",
+    "distill",
+    "evaluate",
+    "find_sections",
+    "fsp_matrix",
+    "load_recipe",
+    "pair_sections",
+    "train",
+    "truncated_svd",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -22,8 +22,17 @@ def soft_logits(student, teacher, temperature, divergence, squared):
 def average_pool(maps, height, width):
     """(C, H, W) to (C, height, width), whole ratios only."""
     ratio_y, ratio_x = len(maps[0]) // height, len(maps[0][0]) // width
-    return [[[sum(channel[y * ratio_y + a][x * ratio_x + b] for a in range(ratio_y) for b in range(ratio_x)) / (ratio_y * ratio_x)
-              for x in range(width)] for y in range(height)] for channel in maps]  # fmt: skip
+    return [
+        [
+            [
+                sum(channel[y * ratio_y + a][x * ratio_x + b] for a in range(ratio_y) for b in range(ratio_x))
+                / (ratio_y * ratio_x)
+                for x in range(width)
+            ]
+            for y in range(height)
+        ]
+        for channel in maps
+    ]
 
 
 def same_size(student, teacher):

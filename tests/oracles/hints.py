@@ -5,8 +5,13 @@ from oracles.baselines import same_size
 
 def regressed(maps, weight, bias):
     """A 1x1 convolution of (C, H, W): weight rows (D, C), bias (D)."""
-    return [[[bias[d] + sum(row[c] * maps[c][y][x] for c in range(len(maps))) for x in range(len(maps[0][0]))]
-             for y in range(len(maps[0]))] for d, row in enumerate(weight)]  # fmt: skip
+    return [
+        [
+            [bias[d] + sum(row[c] * maps[c][y][x] for c in range(len(maps))) for x in range(len(maps[0][0]))]
+            for y in range(len(maps[0]))
+        ]
+        for d, row in enumerate(weight)
+    ]
 
 
 def hint(student, teacher, weight=None, bias=None, summed=False):
@@ -16,7 +21,11 @@ def hint(student, teacher, weight=None, bias=None, summed=False):
         guided, hinted = same_size(guided, hinted)
         if weight is not None:
             guided = regressed(guided, weight, bias)
-        squares = [(a - b) ** 2 for ours, theirs in zip(guided, hinted, strict=True)
-                   for one, other in zip(ours, theirs, strict=True) for a, b in zip(one, other, strict=True)]  # fmt: skip
+        squares = [
+            (a - b) ** 2
+            for ours, theirs in zip(guided, hinted, strict=True)
+            for one, other in zip(ours, theirs, strict=True)
+            for a, b in zip(one, other, strict=True)
+        ]
         total += sum(squares) / (1 if summed else len(squares))
     return total / len(student)

@@ -98,8 +98,10 @@ def convolution(maps, weight, stride, padding):
 
 
 def normalised(maps, mean, variance, scale, shift, eps=1e-5):
-    return [[[(v - m) / math.sqrt(var + eps) * a + b for v in row] for row in channel]
-            for channel, m, var, a, b in zip(maps, mean, variance, scale, shift, strict=True)]  # fmt: skip
+    return [
+        [[(v - m) / math.sqrt(var + eps) * a + b for v in row] for row in channel]
+        for channel, m, var, a, b in zip(maps, mean, variance, scale, shift, strict=True)
+    ]
 
 
 def rectified(maps):

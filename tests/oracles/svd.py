@@ -125,14 +125,16 @@ def dfv(front, back, beta=8.0):
     ]
 
 
-def transfer_loss(teacher, student, modules, rank, *, beta=8.0, reduction="sum", matching="greedy",
-                  sqrt_rank=False):  # fmt: skip
+def transfer_loss(teacher, student, modules, rank, *, beta=8.0, reduction="sum", matching="greedy", sqrt_rank=False):
     """Eq. 11. teacher, student: one (B, D, H, W) array for each tap; modules: pairs of numbers of taps."""
     total, images = 0.0, len(teacher[0])
     for front, back in modules:
         for b in range(images):
-            ends = [(net[tap][b].shape[0], net[tap][b].shape[1] * net[tap][b].shape[2])
-                    for net in (teacher, student) for tap in (front, back)]  # fmt: skip
+            ends = [
+                (net[tap][b].shape[0], net[tap][b].shape[1] * net[tap][b].shape[2])
+                for net in (teacher, student)
+                for tap in (front, back)
+            ]
             k = min(rank, *(min(end) for end in ends))
             front_t, front_s = features(teacher[front][b], student[front][b], k, matching)
             back_t, back_s = features(teacher[back][b], student[back][b], k, matching)

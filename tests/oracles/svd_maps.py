@@ -20,8 +20,10 @@ def spectrum(values, depth, height, width, seed=0):
     """One map with these singular values and random singular vectors."""
     generator = torch.Generator().manual_seed(seed)
     count = len(values)
-    left, right = (torch.linalg.qr(torch.randn(n, count, generator=generator, dtype=torch.float64))[0]
-                   for n in (height * width, depth))  # fmt: skip
+    left, right = (
+        torch.linalg.qr(torch.randn(n, count, generator=generator, dtype=torch.float64))[0]
+        for n in (height * width, depth)
+    )
     m = left @ torch.diag(torch.tensor(values, dtype=torch.float64)) @ right.mT
     return m.T.reshape(1, depth, height, width)
 

@@ -23,9 +23,11 @@ from flowstill.errors import FlowstillError
 BAD_INPUT, INTERRUPTED = 2, 130
 
 app = typer.Typer(
-    add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-)  # fmt: skip
+)
 app.command("demo")(demo)
 app.command("distill")(distill)
 app.command("train")(train)

@@ -63,9 +63,19 @@ def distill(
     from flowstill.engine.distillation import distillation
 
     recipe = distillation(
-        teacher, student, data, method, teacher_weights=teacher_weights, labels=labels, alone=alone, scale=scale,
-        seed=seed or 0, data_root=data_root, set=tuple(settings or ()), trust_code=trust_code,
-    )  # fmt: skip
+        teacher,
+        student,
+        data,
+        method,
+        teacher_weights=teacher_weights,
+        labels=labels,
+        alone=alone,
+        scale=scale,
+        seed=seed or 0,
+        data_root=data_root,
+        set=tuple(settings or ()),
+        trust_code=trust_code,
+    )
     train_and_show(
         recipe, out or Path("runs", method), resume=resume, device=device, devices=devices, precision=precision.value
     )

@@ -86,8 +86,10 @@ def _say_beforehand(plan: Plan, plans: dict[str, JobPlan], left: dict[str, int],
     seconds, updates = (
         sum(count * of[name] for name, count in left.items()) for of in (takes.seconds, takes.updates_of)
     )
-    print(f"{head}, {updates:,} updates of {plan.recipe.data.batch} images to go; about {duration(seconds)} on this machine "
-          f"without evaluation, {short(seeds * takes.bytes)}B on the disk")  # fmt: skip
+    print(
+        f"{head}, {updates:,} updates of {plan.recipe.data.batch} images to go; about {duration(seconds)} on this machine "
+        f"without evaluation, {short(seeds * takes.bytes)}B on the disk"
+    )
     for name in left:
         print(f"  {name}: {plans[name].network}, {takes.updates_of[name]:,} updates, {duration(takes.seconds[name])}")
 

@@ -18,9 +18,14 @@ if TYPE_CHECKING:
 
 
 def train_and_show(
-    recipe: Recipe, out: Path, *, resume: bool, device: str = "auto", devices: int = 1,
+    recipe: Recipe,
+    out: Path,
+    *,
+    resume: bool,
+    device: str = "auto",
+    devices: int = 1,
     precision: Literal["auto", "32", "bf16"] = "auto",
-) -> None:  # fmt: skip
+) -> None:
     """Train into ``out``, write the report and print the table."""
     from flowstill.engine import train
     from flowstill.engine.resuming import has_all

@@ -28,8 +28,12 @@ __all__ = [
 ]
 
 _LATE = {  # they import torch
-    "Batch": "batch", "ImageData": "dataset", "find_facts": "opening", "find_source": "locate", "open_data": "opening",
-}  # fmt: skip
+    "Batch": "batch",
+    "ImageData": "dataset",
+    "find_facts": "opening",
+    "find_source": "locate",
+    "open_data": "opening",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -47,9 +47,14 @@ class ImageData:
     """
 
     def __init__(
-        self, spec: Data, images: Images, shape: tuple[int, int, int], classes: tuple[str, ...],
-        labels: dict[str, Tensor], seed: int,
-    ) -> None:  # fmt: skip
+        self,
+        spec: Data,
+        images: Images,
+        shape: tuple[int, int, int],
+        classes: tuple[str, ...],
+        labels: dict[str, Tensor],
+        seed: int,
+    ) -> None:
         self.spec, self.shape, self.seed, self._images = spec, shape, seed, images
         self.classes, self._labels = chosen_classes(spec, classes, labels)
         self._train_rows = _of_a_class(self._labels["train"])
@@ -127,9 +132,18 @@ class ImageData:
         return self._train_rows[chosen]
 
     def train_batches(
-        self, stream: Stream, *, batch: int, steps: int, start: int = 0, seed: int = 0, labels: int | None = None,
-        device: torch.device | str = "cpu", rank: int = 0, world: int = 1,
-    ) -> Iterator[Batch]:  # fmt: skip
+        self,
+        stream: Stream,
+        *,
+        batch: int,
+        steps: int,
+        start: int = 0,
+        seed: int = 0,
+        labels: int | None = None,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world: int = 1,
+    ) -> Iterator[Batch]:
         """``steps`` batches of an endless sequence, from number ``start`` on.
 
         stream: "labelled", the images whose labels the task may see, or "all", where the labels of the others are -1.

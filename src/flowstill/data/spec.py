@@ -39,8 +39,10 @@ class Augment:
 
     def __post_init__(self) -> None:
         if self.views and not (self.crop or self.flip or self.shift or self.rotate or self.resized_crop):
-            raise ValueError(f"'views: {self.views}' of an image need something to draw: 'crop', 'flip', 'shift', "
-                             "'rotate' or 'resized_crop'")  # fmt: skip
+            raise ValueError(
+                f"'views: {self.views}' of an image need something to draw: 'crop', 'flip', 'shift', "
+                "'rotate' or 'resized_crop'"
+            )
 
     @property
     def view_count(self) -> int | None:
@@ -111,8 +113,10 @@ class Data:
             raise ValueError("'mean' and 'std' go together: give as many numbers in both, or neither to measure them")
         for name, values, least in (("mean", self.mean, 0), ("std", self.std, 1)):
             if values is not None and (len(values) not in (1, 3) or not all(least <= x <= 255 for x in values)):
-                raise ValueError(f"{name!r} is {list(values)}; it needs 1 or 3 numbers from {least} to 255, in units of "
-                                 "0 to 255 (multiply shares of 1 by 255)")  # fmt: skip
+                raise ValueError(
+                    f"{name!r} is {list(values)}; it needs 1 or 3 numbers from {least} to 255, in units of "
+                    "0 to 255 (multiply shares of 1 by 255)"
+                )
         made_from = self.name.rpartition(":")[2]  # of made-up images, the set whose shape they have
         if (self.distortion or self.noise_sigma) and made_from not in DISTORTED:
             raise ValueError(f"'distortion' and 'noise_sigma' are for {' and '.join(DISTORTED)}, not {self.name!r}")

@@ -67,9 +67,12 @@ def file_split(files: Sequence[Path], labels: Tensor, names: tuple[str, ...] | N
 
 
 def array_split(
-    pixels: np.ndarray[Any, np.dtype[np.uint8]], labels: Tensor, names: tuple[str, ...] | None, place: str,
+    pixels: np.ndarray[Any, np.dtype[np.uint8]],
+    labels: Tensor,
+    names: tuple[str, ...] | None,
+    place: str,
     parts: tuple[tuple[str, int], ...],
-) -> Split:  # fmt: skip
+) -> Split:
     """Images that are numbers already, (N, H, W) or (N, H, W, 3), labels (N,) int64; kept as PGM or PPM."""
     header = b"P%d %d %d 255\n" % (5 if pixels.ndim == 3 else 6, pixels.shape[2], pixels.shape[1])
     table = _table([{"bytes": header + image.tobytes(), "path": None} for image in pixels])

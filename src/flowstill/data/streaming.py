@@ -47,10 +47,15 @@ class Streamed:
         # workers started afresh would import the caller's script, and run it if it is not guarded against that.
         batches: Any = plan
         loader: DataLoader[Any] = DataLoader(
-            images, batch_sampler=batches, num_workers=self._workers, collate_fn=_as_it_is,
-            pin_memory=device.type == "cuda", generator=torch.Generator(), worker_init_fn=_ignore_interrupts,
+            images,
+            batch_sampler=batches,
+            num_workers=self._workers,
+            collate_fn=_as_it_is,
+            pin_memory=device.type == "cuda",
+            generator=torch.Generator(),
+            worker_init_fn=_ignore_interrupts,
             multiprocessing_context="fork" if FORKS and self._workers else None,
-        )  # fmt: skip
+        )
         for rows, pixels in loader:
             if isinstance(pixels, DataError):
                 raise pixels

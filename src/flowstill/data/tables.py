@@ -51,9 +51,14 @@ def _parquet_split(files: tuple[Path, ...]) -> Split:
     with tempfile.TemporaryDirectory() as scratch, _quiet(always=small):
         try:
             table = datasets.load_dataset(
-                "parquet", data_files=[str(file) for file in files], columns=[image, label], features=wanted,
-                split="train", cache_dir=scratch if small else None, keep_in_memory=small,
-            )  # fmt: skip
+                "parquet",
+                data_files=[str(file) for file in files],
+                columns=[image, label],
+                features=wanted,
+                split="train",
+                cache_dir=scratch if small else None,
+                keep_in_memory=small,
+            )
         except (datasets.exceptions.DatasetsError, pyarrow.ArrowException, OSError, ValueError) as error:
             reason = " ".join(str(error.__cause__ or error).split())
             raise DataError(

@@ -26,12 +26,27 @@ Given = nn.Module | Net | str
 
 
 def distill(
-    teacher: Given, student: Given, data: Data | str, method: str | Stage | Sequence[Stage] = "kd", *,
-    out: str | Path | None = None, teacher_weights: str | Path | None = None, labels: int | None = None,
-    alone: bool = False, scale: float = 1.0, seed: int = 0, data_root: str | Path | None = None,
-    set: Sequence[str] | str = (), trust_code: bool = False, resume: bool = False, device: str = "auto", devices: int = 1,
-    precision: Asked = "auto", progress: bool | None = None, on_step: OnStep | None = None,
-) -> Run:  # fmt: skip
+    teacher: Given,
+    student: Given,
+    data: Data | str,
+    method: str | Stage | Sequence[Stage] = "kd",
+    *,
+    out: str | Path | None = None,
+    teacher_weights: str | Path | None = None,
+    labels: int | None = None,
+    alone: bool = False,
+    scale: float = 1.0,
+    seed: int = 0,
+    data_root: str | Path | None = None,
+    set: Sequence[str] | str = (),
+    trust_code: bool = False,
+    resume: bool = False,
+    device: str = "auto",
+    devices: int = 1,
+    precision: Asked = "auto",
+    progress: bool | None = None,
+    on_step: OnStep | None = None,
+) -> Run:
     """Let ``teacher`` teach ``student`` by a method, and keep all that happens in a run folder.
 
     Args:
@@ -55,21 +70,40 @@ def distill(
     Raises: FlowstillError on bad input; KeyboardInterrupt once the state is saved.
     """
     recipe = distillation(
-        teacher, student, data, method, teacher_weights=teacher_weights, labels=labels, alone=alone, scale=scale, seed=seed,
-        data_root=data_root, set=set, trust_code=trust_code,
-    )  # fmt: skip
+        teacher,
+        student,
+        data,
+        method,
+        teacher_weights=teacher_weights,
+        labels=labels,
+        alone=alone,
+        scale=scale,
+        seed=seed,
+        data_root=data_root,
+        set=set,
+        trust_code=trust_code,
+    )
     folder = Path(out or Path("runs", recipe.name))
     objects = {name: net for name, net in (("teacher", teacher), ("student", student)) if isinstance(net, nn.Module)}
     networks = {name: unwrapped(network) for name, network in objects.items()}
     if alone and "student" in networks:
         networks["student_alone"] = networks["student"]
         if resume and is_run(folder) and "student_alone" not in Run.open(folder).jobs:
-            raise RunError(f"{str(folder)!r} was begun without alone=True, and the student's object may hold what it "
-                           "learned there. Give another out, and an object with fresh weights.")  # fmt: skip
+            raise RunError(
+                f"{str(folder)!r} was begun without alone=True, and the student's object may hold what it "
+                "learned there. Give another out, and an object with fresh weights."
+            )
     run = train(
-        recipe, folder, resume=resume, device=device, devices=devices, precision=precision,
-        progress=progress, on_step=on_step, networks=networks,
-    )  # fmt: skip
+        recipe,
+        folder,
+        resume=resume,
+        device=device,
+        devices=devices,
+        precision=precision,
+        progress=progress,
+        on_step=on_step,
+        networks=networks,
+    )
     if "student" in networks:
         load_weights(networks["student"], run.path / "student.safetensors")
         objects["student"].eval()
@@ -79,10 +113,20 @@ def distill(
 
 
 def distillation(
-    teacher: Given, student: Given, data: Data | str, method: str | Stage | Sequence[Stage] = "kd", *,
-    teacher_weights: str | Path | None = None, labels: int | None = None, alone: bool = False, scale: float = 1.0,
-    seed: int = 0, data_root: str | Path | None = None, set: Sequence[str] | str = (), trust_code: bool = False,
-) -> Recipe:  # fmt: skip
+    teacher: Given,
+    student: Given,
+    data: Data | str,
+    method: str | Stage | Sequence[Stage] = "kd",
+    *,
+    teacher_weights: str | Path | None = None,
+    labels: int | None = None,
+    alone: bool = False,
+    scale: float = 1.0,
+    seed: int = 0,
+    data_root: str | Path | None = None,
+    set: Sequence[str] | str = (),
+    trust_code: bool = False,
+) -> Recipe:
     """The recipe that ``distill`` trains; the arguments are its own. Raises: FlowstillError."""
     changes = (set,) if isinstance(set, str) else tuple(set)
     if teacher is student and isinstance(teacher, nn.Module):

@@ -21,9 +21,14 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def evaluate_networks(
-    fabric: Fabric, networks: Sequence[nn.Module], data: ImageData, *, channels_last: bool = False,
-    mean: Literal["softmax", "logits"] = "softmax", batch: int | None = None,
-) -> dict[str, float]:  # fmt: skip
+    fabric: Fabric,
+    networks: Sequence[nn.Module],
+    data: ImageData,
+    *,
+    channels_last: bool = False,
+    mean: Literal["softmax", "logits"] = "softmax",
+    batch: int | None = None,
+) -> dict[str, float]:
     """Top-1 and top-5 accuracy in percent and mean cross-entropy of the networks' mean output on the test images.
 
     One network is itself whatever ``mean`` says. Networks are left in the mode they came in.

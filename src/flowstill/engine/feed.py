@@ -23,19 +23,36 @@ class Feed:
     """
 
     def __init__(
-        self, data: ImageData, rhythm: tuple[tuple[bool, bool], ...], *, batch: int, unlabelled: int, labels: int | None,
-        start: int, steps: int, seed: int, device: torch.device, rank: int = 0, world: int = 1,
-    ) -> None:  # fmt: skip
+        self,
+        data: ImageData,
+        rhythm: tuple[tuple[bool, bool], ...],
+        *,
+        batch: int,
+        unlabelled: int,
+        labels: int | None,
+        start: int,
+        steps: int,
+        seed: int,
+        device: torch.device,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
         self._kinds = [_streams(task, transfer, bool(unlabelled and labels)) for task, transfer in rhythm]
 
         def stream(kind: str) -> Iterator[Batch]:
             uses = [kind in kinds for kinds in self._kinds]
             before = start // len(uses) * sum(uses) + sum(uses[: start % len(uses)])
             return data.train_batches(
-                "labelled" if kind == "labelled" else "all", labels=labels, start=before, steps=steps,
-                batch=unlabelled if kind == "extra" else batch, seed=derive(seed, kind == "extra"),
-                device=device, rank=rank, world=world,
-            )  # fmt: skip
+                "labelled" if kind == "labelled" else "all",
+                labels=labels,
+                start=before,
+                steps=steps,
+                batch=unlabelled if kind == "extra" else batch,
+                seed=derive(seed, kind == "extra"),
+                device=device,
+                rank=rank,
+                world=world,
+            )
 
         self._streams = {kind: stream(kind) for kinds in self._kinds for kind in kinds}
 
@@ -46,9 +63,14 @@ class Feed:
             return replace(parts[0], step=step)
         hidden = torch.full_like(parts[1].labels, -1)
         views = [p.view for p in parts if p.view is not None]
-        return Batch(torch.cat([p.images for p in parts]), torch.cat([parts[0].labels, hidden]),
-                     torch.cat([p.index for p in parts]), torch.cat([p.epoch for p in parts]), step,
-                     view=torch.cat(views) if views else None)  # fmt: skip
+        return Batch(
+            torch.cat([p.images for p in parts]),
+            torch.cat([parts[0].labels, hidden]),
+            torch.cat([p.index for p in parts]),
+            torch.cat([p.epoch for p in parts]),
+            step,
+            view=torch.cat(views) if views else None,
+        )
 
 
 def _streams(task: bool, transfer: bool, extra: bool) -> tuple[str, ...]:

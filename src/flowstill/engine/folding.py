@@ -112,8 +112,11 @@ def _watched(network: nn.Module, images: Tensor) -> list[_Pair]:
             hook.remove()
     once = {conv for conv, tensor, _ in made.values() if taken[id(tensor)] == 1 and calls[conv] == 1}
     names = {module: name for name, module in network.named_modules()}
-    return [_Pair(names[conv], names[norm]) for conv, norm in fed
-            if conv in once and calls[norm] == 1 and _plain(conv) and _plain(norm)]  # fmt: skip
+    return [
+        _Pair(names[conv], names[norm])
+        for conv, norm in fed
+        if conv in once and calls[norm] == 1 and _plain(conv) and _plain(norm)
+    ]
 
 
 def _plain(module: nn.Module) -> bool:

@@ -37,8 +37,12 @@ def make_fabric(device: str, devices: int, precision: Precision) -> Fabric:
     level = log.level
     log.setLevel(logging.WARNING)  # it announces the precision, which is ours to say
     try:
-        return Fabric(accelerator=device, devices=devices, strategy="ddp_spawn" if devices > 1 else "auto",
-                      plugins=Autocast(device) if precision.dtype == "bf16" else Plugin())  # fmt: skip
+        return Fabric(
+            accelerator=device,
+            devices=devices,
+            strategy="ddp_spawn" if devices > 1 else "auto",
+            plugins=Autocast(device) if precision.dtype == "bf16" else Plugin(),
+        )
     finally:
         log.setLevel(level)
 

@@ -46,8 +46,9 @@ class Learner(nn.Module):
         else:
             with frozen_statistics(self.student):
                 reading = self._tapped[update](images)
-        return {built.name: built.loss(reading, target)
-                for built, target in zip(self.terms[update], targets, strict=True)}  # fmt: skip
+        return {
+            built.name: built.loss(reading, target) for built, target in zip(self.terms[update], targets, strict=True)
+        }
 
     def parts(self) -> dict[str, list[nn.Module]]:
         """The modules that can move, by role."""

@@ -51,9 +51,16 @@ class StageLoop:
     """
 
     def __init__(
-        self, fabric: Fabric, runners: dict[str, StageRunner], stored: StoredTargets, feed: Feed, draws: Draws, *,
-        start: int = 0, channels_last: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        fabric: Fabric,
+        runners: dict[str, StageRunner],
+        stored: StoredTargets,
+        feed: Feed,
+        draws: Draws,
+        *,
+        start: int = 0,
+        channels_last: bool = False,
+    ) -> None:
         self.fabric, self.runners, self.stored, self.feed, self.draws = fabric, runners, stored, feed, draws
         self.step, self.channels_last = start, channels_last
         self.stages = {job: runner.stage for job, runner in runners.items()}
@@ -63,8 +70,9 @@ class StageLoop:
 
     def advance(self) -> None:
         """One step: one batch, what the teacher knows of it for all, each job's updates of this slot."""
-        batch = replace(batch := self.feed(self.step), images=as_inputs(batch.images, self.channels_last),
-                        steps=self.steps)  # fmt: skip
+        batch = replace(
+            batch := self.feed(self.step), images=as_inputs(batch.images, self.channels_last), steps=self.steps
+        )
         slots = {job: runner.slot(self.step) for job, runner in self.runners.items()}
         wanting = [loss for job, runner in self.runners.items() for loss in runner.losses(slots[job])]
         stored = self.stored(batch, wanting)
@@ -94,8 +102,11 @@ class StageLoop:
 
     def state(self) -> dict[str, Any]:
         """Everything that the rest of the stage depends on."""
-        return {"step": self.step, "runners": {job: runner.state() for job, runner in self.runners.items()},
-                "meters": {job: {"sums": m.sums, "counts": m.counts} for job, m in self.meters.items()}}  # fmt: skip
+        return {
+            "step": self.step,
+            "runners": {job: runner.state() for job, runner in self.runners.items()},
+            "meters": {job: {"sums": m.sums, "counts": m.counts} for job, m in self.meters.items()},
+        }
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from ``state``; the feed must have been made for its step."""

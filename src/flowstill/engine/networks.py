@@ -30,6 +30,8 @@ def fresh_head(network: nn.Module) -> None:
     layers = [m for m in network.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
     found = [m for m in layers if isinstance(m, nn.Linear)] or layers
     if not found:
-        raise NetworkError(f"{type(network).__name__} has no linear layer and no convolution that could be its head; leave "
-                           "'fresh_head' out.")  # fmt: skip
+        raise NetworkError(
+            f"{type(network).__name__} has no linear layer and no convolution that could be its head; leave "
+            "'fresh_head' out."
+        )
     found[-1].reset_parameters()

@@ -33,8 +33,14 @@ def pieces(whole: Piece, count: int) -> Iterator[Piece]:
 def _cut(whole: Piece, part: slice) -> Piece:
     batch, teacher = whole.batch, whole.teacher
     view = batch.view if batch.view is None else batch.view[part]
-    batch = replace(batch, images=batch.images[part], labels=batch.labels[part], index=batch.index[part],
-                    epoch=batch.epoch[part], view=view)  # fmt: skip
+    batch = replace(
+        batch,
+        images=batch.images[part],
+        labels=batch.labels[part],
+        index=batch.index[part],
+        epoch=batch.epoch[part],
+        view=view,
+    )
     if teacher is not None:
         logits = teacher.logits if teacher.logits is None else teacher.logits[part]
         teacher = Reading(teacher.images[part], logits, {tap: maps[part] for tap, maps in teacher.maps.items()})

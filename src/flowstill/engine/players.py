@@ -28,15 +28,19 @@ class Mover:
     def decayed(self, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
         """The gradients with L2 and L1 term added, for rules that look at them; parameters without gradient stay without."""
         decay = self.player.optimizer.weight_decay
-        return [g if g is None or not self._decays(p) else g.add(p.detach(), alpha=decay)
-                for p, g in zip(self.parameters, self._with_l1(gradients), strict=True)]  # fmt: skip
+        return [
+            g if g is None or not self._decays(p) else g.add(p.detach(), alpha=decay)
+            for p, g in zip(self.parameters, self._with_l1(gradients), strict=True)
+        ]
 
     def _with_l1(self, gradients: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
         """The gradients with the L1 term added, which torch's optimisers do not know."""
         if not (l1 := self.player.optimizer.l1):
             return gradients
-        return [g if g is None or not self._decays(p) else g.add(p.detach().sign(), alpha=l1)
-                for p, g in zip(self.parameters, gradients, strict=True)]  # fmt: skip
+        return [
+            g if g is None or not self._decays(p) else g.add(p.detach().sign(), alpha=l1)
+            for p, g in zip(self.parameters, gradients, strict=True)
+        ]
 
     def _decays(self, parameter: nn.Parameter) -> bool:
         return self.player.optimizer.decay == "all" or parameter.ndim > 1

@@ -17,10 +17,16 @@ class Watch:
 
     def __init__(self, show: bool | None = None) -> None:
         self._progress = Progress(
-            TextColumn("[bold]{task.fields[job]}[/bold] {task.fields[stage]}"), BarColumn(), MofNCompleteColumn(),
-            TextColumn("{task.fields[speed]:>6.0f} images/s"), TextColumn("{task.fields[losses]}"), TimeRemainingColumn(),
-            console=Console(stderr=True), disable=not (sys.stderr.isatty() if show is None else show), transient=True,
-        )  # fmt: skip
+            TextColumn("[bold]{task.fields[job]}[/bold] {task.fields[stage]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]:>6.0f} images/s"),
+            TextColumn("{task.fields[losses]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not (sys.stderr.isatty() if show is None else show),
+            transient=True,
+        )
         self._task: TaskID | None = None
 
     def __enter__(self) -> Watch:

@@ -38,8 +38,10 @@ class Record:
             means = meter.means()
             stage = loop.stages[name]
             self._warn_of_divergence(name, stage.name, loop.step, means)
-            rates = {f"lr/{player}" if len(stage.players) > 1 else "lr": spec.lr.at(loop.step - 1, stage.steps)
-                     for player, spec in stage.players.items()}  # fmt: skip
+            rates = {
+                f"lr/{player}" if len(stage.players) > 1 else "lr": spec.lr.at(loop.step - 1, stage.steps)
+                for player, spec in stage.players.items()
+            }
             rows = {**{f"train/{term}": value for term, value in means.items()}, **rates}
             if speed is not None:
                 rows["images_per_second"] = speed
@@ -52,8 +54,13 @@ class Record:
         lost = [term for term, value in means.items() if not math.isfinite(value)]
         if lost and self.writer and (name, stage) not in self._warned:
             self._warned.add((name, stage))
-            _log.warning("job %r, stage %r: the loss %r is not finite by update %d. A lower learning rate may mend it.",
-                         name, stage, lost[0], step)  # fmt: skip
+            _log.warning(
+                "job %r, stage %r: the loss %r is not finite by update %d. A lower learning rate may mend it.",
+                name,
+                stage,
+                lost[0],
+                step,
+            )
 
     def curve(self, loop: StageLoop) -> None:
         """Accuracies on the way, in stages that train the task."""

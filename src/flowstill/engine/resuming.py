@@ -72,11 +72,15 @@ def conflicts(recipe: Recipe, out: Path, networks: Mapping[str, nn.Module] | Non
             stages = [its.name for its in recipe.jobs[first].stages]
             over = first in there.done or (first in there.group and there.stage > stages.index(stage))
             if over and not stage_file(out, recipe, first, stage).exists():
-                yield (f"{str(out)!r} did not keep what {first!r} was after its stage {stage!r}, where {name!r} starts. "
-                       "Give another --out.")  # fmt: skip
+                yield (
+                    f"{str(out)!r} did not keep what {first!r} was after its stage {stage!r}, where {name!r} starts. "
+                    "Give another --out."
+                )
         if name in there.done and (source := _replaced(job, out / f"{name}.safetensors", (networks or {}).get(name))):
-            yield (f"{str(out)!r} was started with another {name!r}: {source} holds other weights now. "
-                   "Give those that it was started with, or another --out.")  # fmt: skip
+            yield (
+                f"{str(out)!r} was started with another {name!r}: {source} holds other weights now. "
+                "Give those that it was started with, or another --out."
+            )
 
 
 def _replaced(job: Job, kept: Path, network: nn.Module | None) -> str:
@@ -94,8 +98,9 @@ def _replaced(job: Job, kept: Path, network: nn.Module | None) -> str:
     if given is None:
         return ""
     same = all(
-        name.endswith("num_batches_tracked") if name not in given
+        name.endswith("num_batches_tracked")
+        if name not in given
         else given[name].shape != tensor.shape or torch.equal(given[name].detach().cpu().to(tensor.dtype), tensor)
         for name, tensor in read_weights(kept).items()
-    )  # fmt: skip
+    )
     return "" if same else f"the file {file!r}" if file else "the object"

@@ -45,12 +45,16 @@ class StageRunner:
             modules = [module for role in player.modules for module in parts.get(role, [])]
             self.movers[name] = Mover(player, parameters_of(modules))
             if self.movers[name].second_order and fabric.world_size * accumulate > 1:
-                raise RecipeError(f"player {name!r}: 'double_backward' differentiates the gradient of the whole batch, "
-                                  "which several processes, or 'data.accumulate', take in parts. Use one process and no "
-                                  "'accumulate', or mode 'recode'.")  # fmt: skip
+                raise RecipeError(
+                    f"player {name!r}: 'double_backward' differentiates the gradient of the whole batch, "
+                    "which several processes, or 'data.accumulate', take in parts. Use one process and no "
+                    "'accumulate', or mode 'recode'."
+                )
         self.wrapped = fabric.setup_module(self.learner)
-        self._moving = [set(self.movers[update.player].parameters) - self._frozen(number, setting.shape)
-                        for number, update in enumerate(stage.updates)]  # fmt: skip
+        self._moving = [
+            set(self.movers[update.player].parameters) - self._frozen(number, setting.shape)
+            for number, update in enumerate(stage.updates)
+        ]
         move_only(self.learner, self._moving[0])
         self._alike = all(moving == self._moving[0] for moving in self._moving)
 
@@ -101,8 +105,12 @@ class StageRunner:
 
     def _targets(self, terms: Sequence[BuiltTerm], piece: Piece) -> list[Target]:
         with torch.no_grad(), self.fabric.autocast():
-            return [piece.stored[built.loss] if built.loss in piece.stored else built.loss.target(piece.teacher, piece.batch)
-                    for built in terms]  # fmt: skip
+            return [
+                piece.stored[built.loss]
+                if built.loss in piece.stored
+                else built.loss.target(piece.teacher, piece.batch)
+                for built in terms
+            ]
 
     def _frozen(self, number: int, shape: Sequence[int]) -> set[nn.Parameter]:
         """What stays as it is in update ``number`` because one of its losses says so."""
@@ -114,9 +122,14 @@ class StageRunner:
         return self.fabric.no_backward_sync(self.wrapped, enabled=self.fabric.world_size > 1)
 
     def _backwards(
-        self, update: Update, terms: Sequence[BuiltTerm], losses: dict[str, Tensor], ranks: dict[str, float], mover: Mover,
+        self,
+        update: Update,
+        terms: Sequence[BuiltTerm],
+        losses: dict[str, Tensor],
+        ranks: dict[str, float],
+        mover: Mover,
         step: int,
-    ) -> list[Gradients]:  # fmt: skip
+    ) -> list[Gradients]:
         """The gradients of the task and of the transfer where a rule must see both, else that of all terms together."""
         weighted: dict[bool, list[Tensor]] = {True: [], False: []}
         for built in terms:
@@ -165,8 +178,10 @@ class StageRunner:
 
     def state(self) -> dict[str, Any]:
         """Weights and optimisers, to go on from exactly here."""
-        return {"learner": self.learner.state_dict(),
-                "movers": {name: mover.state() for name, mover in self.movers.items()}}  # fmt: skip
+        return {
+            "learner": self.learner.state_dict(),
+            "movers": {name: mover.state() for name, mover in self.movers.items()},
+        }
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from ``state``."""
@@ -205,8 +220,14 @@ def part_of(built: BuiltTerm, piece: Batch, batch: Batch) -> float:
 
 def added(rows: list[Gradients], more: list[Gradients]) -> list[Gradients]:
     """The sums of two pieces' gradients; of the first piece, there are no ``rows`` yet."""
-    return [[b if a is None else a if b is None else a + b for a, b in zip(*two, strict=True)]
-            for two in zip(rows, more, strict=True)] if rows else more  # fmt: skip
+    return (
+        [
+            [b if a is None else a if b is None else a + b for a, b in zip(*two, strict=True)]
+            for two in zip(rows, more, strict=True)
+        ]
+        if rows
+        else more
+    )
 
 
 def _count(batch: Batch, task: bool) -> int:

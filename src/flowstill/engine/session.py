@@ -41,10 +41,18 @@ class Session:
     """One process's part in a run. Only the process of rank 0 writes."""
 
     def __init__(
-        self, fabric: Fabric, recipe: Recipe, data: ImageData, writer: RunWriter, plans: dict[str, JobPlan],
-        precision: Precision, summary: dict[str, Any], watch: Watch, on_step: OnStep | None = None,
+        self,
+        fabric: Fabric,
+        recipe: Recipe,
+        data: ImageData,
+        writer: RunWriter,
+        plans: dict[str, JobPlan],
+        precision: Precision,
+        summary: dict[str, Any],
+        watch: Watch,
+        on_step: OnStep | None = None,
         objects: Mapping[str, nn.Module] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.fabric, self.recipe, self.data, self.writer, self.plans = fabric, recipe, data, writer, plans
         self.precision, self.summary, self.watch, self.on_step = precision, summary, watch, on_step
         self.objects = objects or {}
@@ -109,8 +117,13 @@ class Session:
             self._finish(name, jobs[name], network, seconds)
 
     def _run_stage(
-        self, group: tuple[str, ...], number: int, networks: dict[str, nn.Module], state: dict[str, Any] | None, clock: float
-    ) -> None:  # fmt: skip
+        self,
+        group: tuple[str, ...],
+        number: int,
+        networks: dict[str, nn.Module],
+        state: dict[str, Any] | None,
+        clock: float,
+    ) -> None:
         stages = {name: self.recipe.jobs[name].stages[number] for name in group}
         stage, lead = stages[group[0]], self.recipe.jobs[group[0]]
         seed = derive(self.recipe.seed, lead.seed, stage.name)
@@ -133,9 +146,14 @@ class Session:
                 f"{' + '.join(group)}, {stage.name}: the teacher's knowledge is stored, at most {readable(most)}"
             )
         loop = StageLoop(
-            self.fabric, runners, stored, self._feed(stage, lead, start), draws,
-            start=start, channels_last=self.channels_last,
-        )  # fmt: skip
+            self.fabric,
+            runners,
+            stored,
+            self._feed(stage, lead, start),
+            draws,
+            start=start,
+            channels_last=self.channels_last,
+        )
         if state:
             loop.load(state["loop"])
             restore_random_states(self.fabric, state["rng"])
@@ -163,10 +181,18 @@ class Session:
     def _feed(self, stage: Stage, job: Job, start: int) -> Feed:
         data = self.recipe.data
         return Feed(
-            self.data, stage.rhythm, batch=data.batch, unlabelled=data.unlabelled, labels=job.labels or data.labels,
-            start=start, steps=stage.steps - start, seed=derive(self.recipe.seed, job.seed, stage.name, "order"),
-            device=self.fabric.device, rank=self.fabric.global_rank, world=self.fabric.world_size,
-        )  # fmt: skip
+            self.data,
+            stage.rhythm,
+            batch=data.batch,
+            unlabelled=data.unlabelled,
+            labels=job.labels or data.labels,
+            start=start,
+            steps=stage.steps - start,
+            seed=derive(self.recipe.seed, job.seed, stage.name, "order"),
+            device=self.fabric.device,
+            rank=self.fabric.global_rank,
+            world=self.fabric.world_size,
+        )
 
     def _start(self, name: str, job: Job) -> nn.Module:
         """The job's network as its first stage finds it."""
@@ -207,11 +233,17 @@ class Session:
         )
         paper = self.recipe.paper.accuracy.get(name) if self.recipe.paper else None
         self.summary["jobs"][name] = {
-            **scores, "network": job.network.name, "about": job.about,
+            **scores,
+            "network": job.network.name,
+            "about": job.about,
             "labels": (job.labels or self.recipe.data.labels) if stages else None,
-            "parameters": plan.counts.parameters, "macs": plan.counts.macs, "steps": steps, "seconds": round(seconds, 2),
-            "teacher": job.teacher, **({"paper": paper} if paper is not None else {}),
-        }  # fmt: skip
+            "parameters": plan.counts.parameters,
+            "macs": plan.counts.macs,
+            "steps": steps,
+            "seconds": round(seconds, 2),
+            "teacher": job.teacher,
+            **({"paper": paper} if paper is not None else {}),
+        }
         self.networks[name] = network
         if self.writes:
             self.writer.save_network(name, network.state_dict())
@@ -248,10 +280,14 @@ class Session:
         if self.writes:
             self.writer.metrics.flush()
             state: dict[str, Any] = {
-                "summary": json.dumps(self.summary), "metrics": self.writer.metrics.position(),
-                "group": list(group) if loop else [], "stage": stage, "seconds": seconds, "rng": rng,
+                "summary": json.dumps(self.summary),
+                "metrics": self.writer.metrics.position(),
+                "group": list(group) if loop else [],
+                "stage": stage,
+                "seconds": seconds,
+                "rng": rng,
                 "draws": draws,
-            }  # fmt: skip
+            }
             self.writer.save_state({**state, "loop": loop.state()} if loop else state)
             self.writer.write_summary(self.summary)
         self._saved = time.perf_counter()

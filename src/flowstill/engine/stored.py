@@ -68,15 +68,19 @@ class Store:
             rows = exact.astype(self._numbers.dtype)
         if np.isinf(rows).sum() > np.isinf(exact).sum():
             largest = np.abs(exact[np.isfinite(exact)]).max()
-            raise RunError(f"What the teacher knows reaches {largest:.3g}, but fp16 ends at 65504. Store it with "
-                           "'dtype: fp32', in another --out.")  # fmt: skip
+            raise RunError(
+                f"What the teacher knows reaches {largest:.3g}, but fp16 ends at 65504. Store it with "
+                "'dtype: fp32', in another --out."
+            )
         sums = np.array([_checksum(row) for row in rows], self._sums.dtype)
         try:
             self._put(0, cells, rows)
             self._put(1, cells, sums)
         except OSError as error:
-            raise RunError(f"Cannot store knowledge in {str(self.path)!r}: {error.strerror}. Make room there and go on with "
-                           "--resume, or use 'knowledge: live' in another --out.") from None  # fmt: skip
+            raise RunError(
+                f"Cannot store knowledge in {str(self.path)!r}: {error.strerror}. Make room there and go on with "
+                "--resume, or use 'knowledge: live' in another --out."
+            ) from None
 
     def _put(self, number: int, cells: Cells, values: np.ndarray[Any, Any]) -> None:
         """Write each cell's value into one of the two files."""
@@ -187,10 +191,20 @@ def store_name(
     teacher: its digest. knowledge: the whole of it counts, also what acts on the student alone.
     """
     made_of = (
-        teacher, repr(knowledge), f"{type(loss).__module__}.{type(loss).__qualname__}", loss.teacher_taps,
-        loss.teacher_logits, data.fingerprint, data.shape, data.mean, data.std, data.spec.augment, data.seed, dtype,
+        teacher,
+        repr(knowledge),
+        f"{type(loss).__module__}.{type(loss).__qualname__}",
+        loss.teacher_taps,
+        loss.teacher_logits,
+        data.fingerprint,
+        data.shape,
+        data.mean,
+        data.std,
+        data.spec.augment,
+        data.seed,
+        dtype,
         precision,
-    )  # fmt: skip
+    )
     return hashlib.sha256(repr(made_of).encode()).hexdigest()[:32]
 
 
@@ -201,6 +215,8 @@ def refuse_if_full(files: Iterable[StoredFile], run: Path) -> None:
     folder = next(path for path in (run.absolute(), *run.absolute().parents) if path.exists())
     free = shutil.disk_usage(folder).free
     if needed > there + free:
-        raise RunError(f"The stored knowledge may take {readable(needed)}, but {str(run)!r} has room for "
-                       f"{readable(there + free)}. Make room, say 'dtype: fp16' or fewer 'data.augment.views', use "
-                       "'knowledge: live', or give another --out.")  # fmt: skip
+        raise RunError(
+            f"The stored knowledge may take {readable(needed)}, but {str(run)!r} has room for "
+            f"{readable(there + free)}. Make room, say 'dtype: fp16' or fewer 'data.augment.views', use "
+            "'knowledge: live', or give another --out."
+        )

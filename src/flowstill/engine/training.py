@@ -42,10 +42,18 @@ if TYPE_CHECKING:
 
 
 def train(
-    recipe: Recipe | str | Path, out: str | Path, *, resume: bool = False, device: str = "auto", devices: int = 1,
-    precision: Asked = "auto", progress: bool | None = None, on_step: OnStep | None = None,
-    networks: Mapping[str, nn.Module] | None = None, **options: Any,
-) -> Run:  # fmt: skip
+    recipe: Recipe | str | Path,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    device: str = "auto",
+    devices: int = 1,
+    precision: Asked = "auto",
+    progress: bool | None = None,
+    on_step: OnStep | None = None,
+    networks: Mapping[str, nn.Module] | None = None,
+    **options: Any,
+) -> Run:
     """Run a recipe's jobs and keep all that happens in the folder ``out``.
 
     Everything is checked before the folder is made: the recipe, its networks and pairs, the data, the weights to start
@@ -99,8 +107,10 @@ def train(
             f"{str(out)!r} was trained on other images than {recipe.data.name!r} holds now. Give another --out."
         )
     if facts and precision not in ("auto", facts["precision"]["dtype"]):
-        raise RunError(f"{str(out)!r} was started at precision {facts['precision']['dtype']!r}, and keeps it. "
-                       "Leave --precision out.")  # fmt: skip
+        raise RunError(
+            f"{str(out)!r} was started at precision {facts['precision']['dtype']!r}, and keeps it. "
+            "Leave --precision out."
+        )
     chosen = (
         Precision(**facts["precision"])
         if facts
@@ -127,9 +137,16 @@ def train(
 
 
 def _work(
-    fabric: Fabric, recipe: Recipe, out: str | Path, plans: dict[str, JobPlan], precision: Precision, progress: bool | None,
-    on_step: OnStep | None, networks: Mapping[str, nn.Module], data: ImageData | None = None,
-) -> None:  # fmt: skip
+    fabric: Fabric,
+    recipe: Recipe,
+    out: str | Path,
+    plans: dict[str, JobPlan],
+    precision: Precision,
+    progress: bool | None,
+    on_step: OnStep | None,
+    networks: Mapping[str, nn.Module],
+    data: ImageData | None = None,
+) -> None:
     """One process's part."""
     if fabric.device.type == "cpu":
         keep_freed_memory()
@@ -174,11 +191,18 @@ def _choose_precision(
 def _facts(precision: Precision, device: str, devices: int, data: ImageData) -> dict[str, Any]:
     """What the recipe does not say and a resumed run must know."""
     return {
-        "precision": {"dtype": precision.dtype, "layout": precision.layout}, "device": device, "devices": devices,
-        "data": {"channels": data.shape[0], "size": list(data.shape[1:]), "classes": len(data.classes),
-                 "class_names": list(data.classes), "fingerprint": data.fingerprint},
+        "precision": {"dtype": precision.dtype, "layout": precision.layout},
+        "device": device,
+        "devices": devices,
+        "data": {
+            "channels": data.shape[0],
+            "size": list(data.shape[1:]),
+            "classes": len(data.classes),
+            "class_names": list(data.classes),
+            "fingerprint": data.fingerprint,
+        },
         "versions": _versions(),
-    }  # fmt: skip
+    }
 
 
 def _versions() -> dict[str, str]:
@@ -189,15 +213,22 @@ def _versions() -> dict[str, str]:
 
 def _blank_summary(recipe: Recipe, precision: Precision, fabric: Fabric) -> dict[str, Any]:
     return {
-        "recipe": recipe.name, "finished": False, "seed": recipe.seed, "device": str(fabric.device.type),
-        "devices": fabric.world_size, "precision": {"dtype": precision.dtype, "layout": precision.layout},
-        "versions": _versions(), "jobs": {}, "ensembles": {},
+        "recipe": recipe.name,
+        "finished": False,
+        "seed": recipe.seed,
+        "device": str(fabric.device.type),
+        "devices": fabric.world_size,
+        "precision": {"dtype": precision.dtype, "layout": precision.layout},
+        "versions": _versions(),
+        "jobs": {},
+        "ensembles": {},
         "command": shlex.join(["flowstill", *sys.argv[1:]]) if Path(sys.argv[0]).name == "flowstill" else "",
-    }  # fmt: skip
+    }
 
 
-def evaluate(run: Run | str | Path, *, device: str = "auto", data_root: str | None = None, trust_code: bool = False
-             ) -> dict[str, dict[str, float]]:  # fmt: skip
+def evaluate(
+    run: Run | str | Path, *, device: str = "auto", data_root: str | None = None, trust_code: bool = False
+) -> dict[str, dict[str, float]]:
     """Measure a run's networks anew on the test images, at the precision they were trained in.
 
     A teacher of other classes than the data's is left out, as it was when it taught.

@@ -61,8 +61,10 @@ def _penalty(recipe: Recipe, run: Run | None) -> Any:
 
 def _samples(recipe: Recipe, run: Run | None) -> Any:
     if recipe.data.name not in DISTORTED:
-        raise RecipeError(f"{recipe.name}: samples show distorted images beside plain ones, and {recipe.data.name!r} has "
-                          f"none; use {' or '.join(DISTORTED)}.")  # fmt: skip
+        raise RecipeError(
+            f"{recipe.name}: samples show distorted images beside plain ones, and {recipe.data.name!r} has "
+            f"none; use {' or '.join(DISTORTED)}."
+        )
     plain = Data(DISTORTED[recipe.data.name], root=recipe.data.root)
     sets = {spec.name: open_data(spec) for spec in (plain, recipe.data)}
     figure, grid = _axes(len(sets), SAMPLES, 1.1 * SAMPLES, 1.2 * len(sets) + 0.3)
@@ -131,5 +133,8 @@ def _axes(rows: int, columns: int, width: float, height: float) -> tuple[Any, An
 
 
 _KINDS: dict[str, Callable[[Recipe, Run | None], Any]] = {
-    "penalty": _penalty, "samples": _samples, "curves": _curves, "kernels": _kernels,
-}  # fmt: skip
+    "penalty": _penalty,
+    "samples": _samples,
+    "curves": _curves,
+    "kernels": _kernels,
+}

@@ -30,8 +30,15 @@ def write_figure(table: Table, folder: Path) -> list[Path]:
     printed = [cell for cell in cells if cell.printed is not None]
     for place, cell in enumerate(reversed(cells)):
         axes.plot(cell.ours, [place] * len(cell.ours), "o", color=OURS, alpha=0.45, markersize=5, markeredgewidth=0)
-        axes.plot([cell.mean or 0.0], [place], "|", color=OURS, markersize=16, markeredgewidth=2.5,
-                  label="ours, mean of seeds" if place == 0 else None)  # fmt: skip
+        axes.plot(
+            [cell.mean or 0.0],
+            [place],
+            "|",
+            color=OURS,
+            markersize=16,
+            markeredgewidth=2.5,
+            label="ours, mean of seeds" if place == 0 else None,
+        )
         if cell.printed is not None:
             axes.plot(
                 [cell.printed], [place], "D", color=PAPER, markersize=6, label="paper" if cell is printed[0] else None

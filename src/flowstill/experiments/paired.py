@@ -125,8 +125,10 @@ def write_paired(
     lines = [head, *((row, *(cells.get((row, name), "–") for name in names)) for row in rows)]
     tested = "the held-out images of each seed" if recipe.data.hold_out else "one set of test images"
     whose = "one teacher" if one_teacher else "teachers of their own"
-    said = (f"Points of accuracy, paired seed by seed: mean over {len(seeds)} seeds and its 95 % interval (Student's t), "
-            f"for {whose} and {tested}. Among twenty such intervals one misses by chance.")  # fmt: skip
+    said = (
+        f"Points of accuracy, paired seed by seed: mean over {len(seeds)} seeds and its 95 % interval (Student's t), "
+        f"for {whose} and {tested}. Among twenty such intervals one misses by chance."
+    )
     text = f"# {recipe.name}: taught less alone\n\n{markdown_table(lines)}\n\n{said}\n"
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")

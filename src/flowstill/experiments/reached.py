@@ -46,6 +46,8 @@ def reached_table(recipe: Recipe, runs: Sequence[Run]) -> Table:
             found = [updates_until(*its[job], its[whose][1][-1] * share / 100) for its in curves]
             reached = tuple(steps for steps in found if steps is not None)
             cells.append(Cell(job, column, None, reached if len(reached) == len(found) else ()))
-    note = (f"Updates on the task until so many percent of the final accuracy of {jobs[0]}, then of the row's own, are "
-            "first reached, where every seed reaches them; what came before the task is not counted.")  # fmt: skip
+    note = (
+        f"Updates on the task until so many percent of the final accuracy of {jobs[0]}, then of the row's own, are "
+        "first reached, where every seed reaches them; what came before the task is not counted."
+    )
     return Table(name, "how soon", tuple(cells), notes=(note,))

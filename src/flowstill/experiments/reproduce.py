@@ -92,9 +92,15 @@ class Part:
 
 
 def plan_table(
-    table: str, *, scale: float = 1.0, seeds: int = 1, rows: Sequence[str] = (), data_root: str | Path | None = None,
-    data: str | None = None, set: Sequence[str] = (),
-) -> Plan:  # fmt: skip
+    table: str,
+    *,
+    scale: float = 1.0,
+    seeds: int = 1,
+    rows: Sequence[str] = (),
+    data_root: str | Path | None = None,
+    data: str | None = None,
+    set: Sequence[str] = (),
+) -> Plan:
     """What ``reproduce`` will do for these arguments. Raises: FlowstillError naming what is wrong."""
     if seeds < 1:
         raise RecipeError(f"--seeds {seeds}: at least one.")
@@ -228,8 +234,13 @@ def make_table(plan: Plan, runs: Sequence[Run]) -> Table:
             there = tuple(value for value in values if value is not None)
             cells.append(Cell(row, column, printed_cell(plan.printed, row, column), there))
     printed = plan.printed
-    return Table(plan.recipe.name, printed.title if printed else plan.recipe.about, tuple(cells),
-                 {row: left_open(plan.recipe, row) for row in plan.rows}, notes(plan, len(runs)))  # fmt: skip
+    return Table(
+        plan.recipe.name,
+        printed.title if printed else plan.recipe.about,
+        tuple(cells),
+        {row: left_open(plan.recipe, row) for row in plan.rows},
+        notes(plan, len(runs)),
+    )
 
 
 def notes(plan: Plan, seeds: int) -> tuple[str, ...]:

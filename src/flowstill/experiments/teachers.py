@@ -22,8 +22,15 @@ def teacher_key(recipe: Recipe, name: str, precision: str, content: str) -> str:
     """
     job = recipe.jobs[name]
     data = {key: value for key, value in plain(recipe.data).items() if key not in ("root", "unlabelled", "workers")}
-    parts = {"network": plain(job.network), "stages": plain(job.stages), "labels": job.labels,
-             "seed": [recipe.seed, job.seed], "data": data, "content": content, "precision": precision}  # fmt: skip
+    parts = {
+        "network": plain(job.network),
+        "stages": plain(job.stages),
+        "labels": job.labels,
+        "seed": [recipe.seed, job.seed],
+        "data": data,
+        "content": content,
+        "precision": precision,
+    }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

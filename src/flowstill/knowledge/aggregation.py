@@ -238,8 +238,10 @@ class Aggregation(Knowledge):
         assert isinstance(aggregate, Aggregate)
         for option, there, here in (("layers", aggregate.size, self.layers), ("std", aggregate.std, self.std)):
             if there != here:
-                raise RecipeError(f"aggregation: a stage has one aggregate, with '{option}: {there}' in one term and "
-                                  f"{here} in another; give both the same.")  # fmt: skip
+                raise RecipeError(
+                    f"aggregation: a stage has one aggregate, with '{option}: {there}' in one term and "
+                    f"{here} in another; give both the same."
+                )
         spreads = [_spread(setting.teacher, group.teacher.paths) for group in aggregate.groups]
         return AggregationLoss(aggregate, torch.stack(spreads), self.measure, self.squared)
 
@@ -261,8 +263,10 @@ class Aggregated(Knowledge):
         """The loss against the stage's W~. Raises: RecipeError if no ``aggregation`` comes before."""
         aggregate = setting.shared.get("aggregate") if setting is not None else None
         if not isinstance(aggregate, Aggregate):
-            raise RecipeError("aggregated needs what 'aggregation' trains: put a term 'aggregation' into an earlier update "
-                              "of the same stage.")  # fmt: skip
+            raise RecipeError(
+                "aggregated needs what 'aggregation' trains: put a term 'aggregation' into an earlier update "
+                "of the same stage."
+            )
         return MatchingLoss(aggregate)
 
 

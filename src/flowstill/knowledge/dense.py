@@ -52,8 +52,9 @@ def step_spans(n: int, step: int, anchor: Anchor = "start") -> tuple[Span, ...]:
     [((0, 1),), ((0, 2), (1, 2)), ((0, 3), (1, 3), (2, 3))]
     """
     if not 1 <= step <= n:
-        raise RecipeError(f"dense: no step {step}: the networks pair in {n} sections, so steps go from 1 to {n}; "
-                          "change 'step'.")  # fmt: skip
+        raise RecipeError(
+            f"dense: no step {step}: the networks pair in {n} sections, so steps go from 1 to {n}; change 'step'."
+        )
     return tuple((a, b) for a, b in all_spans(n) if step == (a + 1 if anchor == "start" else b))
 
 
@@ -114,8 +115,10 @@ class Dense(Knowledge):
         spans = self.spans or (step_spans(n, self.step, self.anchor) if self.step else all_spans(n))
         for span in spans:
             if span[1] > n:
-                raise RecipeError(f"dense: no span {span}: the networks pair in {n} sections, so spans end at most at "
-                                  f"{n}; change 'spans'.")  # fmt: skip
+                raise RecipeError(
+                    f"dense: no span {span}: the networks pair in {n} sections, so spans end at most at "
+                    f"{n}; change 'spans'."
+                )
         teacher, student = [pair.teacher for pair in pairs], [pair.student for pair in pairs]
         theirs, ours = ([_flow(sections, span) for span in spans] for sections in (teacher, student))
         check_channels(theirs, ours, "span", [list(span) for span in spans], "dense", self.step is None)
@@ -129,9 +132,11 @@ class Dense(Knowledge):
         numbers = isinstance(self.weighting, tuple)
         weighted = self.spans if numbers and self.spans else all_spans(len(teacher))
         if numbers and len(self.weighting) != len(weighted):
-            raise RecipeError(f"dense: weighting has {len(self.weighting)} numbers {self.weighting}, but there are "
-                              f"{len(weighted)} spans; give one for each of {list(weighted)}, in that order, or "
-                              "'equal'.")  # fmt: skip
+            raise RecipeError(
+                f"dense: weighting has {len(self.weighting)} numbers {self.weighting}, but there are "
+                f"{len(weighted)} spans; give one for each of {list(weighted)}, in that order, or "
+                "'equal'."
+            )
         alphas = flow_weights(self.weighting, [_flow(teacher, span)[1] for span in weighted])
         weight = dict(zip(weighted, alphas, strict=True))
         return [weight[span] for span in spans]

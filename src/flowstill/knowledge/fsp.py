@@ -71,8 +71,10 @@ def fsp_loss(student_matrices: Sequence[Tensor], teacher_matrices: Sequence[Tens
     distances = []
     for student, teacher, alpha in zip(student_matrices, teacher_matrices, alphas, strict=True):
         if student.shape != teacher.shape:
-            raise ShapeError(f"FSP matrices of {tuple(student.shape)} (student) and {tuple(teacher.shape)} (teacher) "
-                             "differ: both networks need the same channels, and the same images.")  # fmt: skip
+            raise ShapeError(
+                f"FSP matrices of {tuple(student.shape)} (student) and {tuple(teacher.shape)} (teacher) "
+                "differ: both networks need the same channels, and the same images."
+            )
         distances.append(alpha * F.mse_loss(student, teacher, reduction="sum") / len(student))
     return torch.stack(distances).sum()
 
@@ -102,8 +104,10 @@ def flow_weights(weighting: Weighting, shapes: Sequence[tuple[int, int]]) -> tup
     if weighting == "element_mean":
         return tuple(1 / size for size in sizes)
     if len(weighting) != len(sizes):
-        raise RecipeError(f"FSP: weighting has {len(weighting)} numbers {weighting}, but {len(sizes)} sections are "
-                          "trained; give one for each, in order, or 'equal'.")  # fmt: skip
+        raise RecipeError(
+            f"FSP: weighting has {len(weighting)} numbers {weighting}, but {len(sizes)} sections are "
+            "trained; give one for each, in order, or 'equal'."
+        )
     return weighting
 
 
@@ -178,8 +182,9 @@ class FSP(Knowledge):
 
     def __post_init__(self) -> None:
         if self.freeze_below and not (self.sections and min(self.sections)):
-            raise ValueError("'freeze_below' says something of sections above the first; name them in 'sections', or leave "
-                             "it out")  # fmt: skip
+            raise ValueError(
+                "'freeze_below' says something of sections above the first; name them in 'sections', or leave it out"
+            )
         if self.sections is not None and not 0 < len(self.sections) == len(set(self.sections)):
             raise ValueError(f"sections {self.sections}: name at least one section, and none twice; or leave it out")
 
@@ -194,8 +199,10 @@ class FSP(Knowledge):
         if not pairs:
             raise ShapeError("FSP needs at least one pair of sections, and these networks have none.")
         if max(numbers) >= len(pairs):
-            raise RecipeError(f"FSP: no section {max(numbers)}: the networks pair in {len(pairs)} sections, numbered "
-                              f"from 0 to {len(pairs) - 1}; change 'sections'.")  # fmt: skip
+            raise RecipeError(
+                f"FSP: no section {max(numbers)}: the networks pair in {len(pairs)} sections, numbered "
+                f"from 0 to {len(pairs) - 1}; change 'sections'."
+            )
         teacher = [self._flow(pairs[number].teacher) for number in numbers]
         student = [self._flow(pairs[number].student) for number in numbers]
         check_channels(teacher, student, "section", numbers)
@@ -213,9 +220,13 @@ class FSP(Knowledge):
 
 
 def build_loss(
-    pairs: Pairs, teacher: Sequence[Shaped], student: Sequence[Shaped], alphas: Sequence[float],
-    shuffle: Shuffle | None, setting: Setting | None,
-) -> FSPLoss:  # fmt: skip
+    pairs: Pairs,
+    teacher: Sequence[Shaped],
+    student: Sequence[Shaped],
+    alphas: Sequence[float],
+    shuffle: Shuffle | None,
+    setting: Setting | None,
+) -> FSPLoss:
     """Eq. 2 over these flows of the pairs; a shuffle is drawn from the setting's seed, 0 without a setting."""
     theirs, ours = [flow for flow, _ in teacher], [flow for flow, _ in student]
     orders = drawn_orders(shuffle, [pair.teacher for pair in pairs], theirs, setting.seed if setting else 0)
@@ -223,9 +234,13 @@ def build_loss(
 
 
 def check_channels(
-    teacher: Sequence[Shaped], student: Sequence[Shaped], kind: str, names: Sequence[object], who: str = "FSP",
+    teacher: Sequence[Shaped],
+    student: Sequence[Shaped],
+    kind: str,
+    names: Sequence[object],
+    who: str = "FSP",
     optional: bool = True,
-) -> None:  # fmt: skip
+) -> None:
     """Eq. 2 subtracts matrices, so their shapes must agree.
 
     kind, names: what the flows are to the user, ``section`` 0, 1, 2; an option called ``sections`` may choose among them,
@@ -237,13 +252,17 @@ def check_channels(
         if (m, n) == (i, j):
             fit.append(name)
         else:
-            wrong.append(f"{kind} {name}: {m}x{n} in the teacher ({its.front} -> {its.back}), "
-                         f"{i}x{j} in the student ({own.front} -> {own.back})")  # fmt: skip
+            wrong.append(
+                f"{kind} {name}: {m}x{n} in the teacher ({its.front} -> {its.back}), "
+                f"{i}x{j} in the student ({own.front} -> {own.back})"
+            )
     if wrong:
         subset = f", or train only what fits: '{kind}s: {fit}'" if fit and optional else ""
-        raise ShapeError(f"{who} needs equal channels, but its matrices differ in {'; in '.join(wrong)}. "
-                         f"Give the student the teacher's widths{subset}, or transfer what needs no equal channels, "
-                         "such as 'attention'.")  # fmt: skip
+        raise ShapeError(
+            f"{who} needs equal channels, but its matrices differ in {'; in '.join(wrong)}. "
+            f"Give the student the teacher's widths{subset}, or transfer what needs no equal channels, "
+            "such as 'attention'."
+        )
 
 
 def _matrices(reading: Reading, flows: Sequence[Flow]) -> tuple[Tensor, ...]:

@@ -134,11 +134,14 @@ class Hints(Knowledge):
 
     def __post_init__(self) -> None:
         if self.freeze_below and not (isinstance(self.layers, tuple) and self.layers and min(self.layers)):
-            raise ValueError("'freeze_below' says something of sections above the first; give their numbers as 'layers', or "
-                             "leave it out")  # fmt: skip
+            raise ValueError(
+                "'freeze_below' says something of sections above the first; give their numbers as 'layers', or "
+                "leave it out"
+            )
         if isinstance(self.layers, tuple) and not 0 < len(self.layers) == len(set(self.layers)):
-            raise ValueError(f"layers {self.layers}: name at least one section, and none twice; or choose 'middle' or "
-                             "'sections'")  # fmt: skip
+            raise ValueError(
+                f"layers {self.layers}: name at least one section, and none twice; or choose 'middle' or 'sections'"
+            )
 
     def build(self, pairs: Pairs, setting: Setting | None = None) -> HintsLoss:
         """The loss with its regressors. For the middle layer, networks are read once (their blocks are not in the pairs).
@@ -153,8 +156,10 @@ class Hints(Knowledge):
         if self.layers != "middle":
             numbers = range(len(pairs)) if self.layers == "sections" else self.layers
             if max(numbers) >= len(pairs):
-                raise RecipeError(f"hints: no section {max(numbers)}: the networks pair in {len(pairs)} sections, numbered "
-                                  f"from 0 to {len(pairs) - 1}; change 'layers'.")  # fmt: skip
+                raise RecipeError(
+                    f"hints: no section {max(numbers)}: the networks pair in {len(pairs)} sections, numbered "
+                    f"from 0 to {len(pairs) - 1}; change 'layers'."
+                )
             chosen = [pairs[number] for number in numbers]
             ends = [[(side.exit, side.exit_shape) for side in (pair.teacher, pair.student)] for pair in chosen]
             loss = HintsLoss([end[0] for end in ends], [end[1] for end in ends], self.sum)
@@ -162,8 +167,10 @@ class Hints(Knowledge):
                 loss.frozen_below = pairs[min(numbers) - 1].student.exit
             return loss
         if setting is None or setting.teacher is None:
-            raise RecipeError("hints finds the middle block in the networks themselves: build it with a Setting that has "
-                              "both, or choose 'layers: sections'.")  # fmt: skip
+            raise RecipeError(
+                "hints finds the middle block in the networks themselves: build it with a Setting that has "
+                "both, or choose 'layers: sections'."
+            )
         pair = pairs[(len(pairs) - 1) // 2]
         hint = middle_block(setting.teacher, pair.teacher, setting.shape)
         return HintsLoss([hint], [middle_block(setting.student, pair.student, setting.shape)], self.sum)

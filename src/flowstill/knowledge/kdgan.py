@@ -253,6 +253,8 @@ class KDGAN(Knowledge):
         assert isinstance(teacher, TeacherCopy)
         width = discriminator.first.out_features  # of the term that came first
         if width != self.hidden:
-            raise RecipeError(f"kdgan: a stage has one discriminator, of 'hidden: {width}' in one term and {self.hidden} in "
-                              "another; give all the same.")  # fmt: skip
+            raise RecipeError(
+                f"kdgan: a stage has one discriminator, of 'hidden: {width}' in one term and {self.hidden} in "
+                "another; give all the same."
+            )
         return KDGANLoss(self, pairs, setting.classes, setting.seed, discriminator, teacher)

@@ -73,8 +73,11 @@ def _of_products(student: Tensor, teacher: Tensor) -> Tensor:
     def mean_kernel(products: Tensor, norms_a: Tensor, norms_b: Tensor) -> Tensor:
         return (products / norms_a[:, :, None] / norms_b[:, None]).square().mean((1, 2))
 
-    return (mean_kernel(its, norms_t, norms_t) + mean_kernel(own, norms_s, norms_s)
-            - 2 * mean_kernel(both, norms_s, norms_t))  # fmt: skip
+    return (
+        mean_kernel(its, norms_t, norms_t)
+        + mean_kernel(own, norms_s, norms_s)
+        - 2 * mean_kernel(both, norms_s, norms_t)
+    )
 
 
 class NSTLoss(Loss):

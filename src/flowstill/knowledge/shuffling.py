@@ -56,8 +56,13 @@ def drawn_orders(
     place = {tap: number for number, tap in enumerate(channels)}
     if shuffle == "per_matrix":
         ends = [(place[flow.front], place[flow.back], flow) for flow in flows]
-        return tuple((_permutation(channels[flow.front], key, front, back, 0),
-                      _permutation(channels[flow.back], key, front, back, 1)) for front, back, flow in ends)  # fmt: skip
+        return tuple(
+            (
+                _permutation(channels[flow.front], key, front, back, 0),
+                _permutation(channels[flow.back], key, front, back, 1),
+            )
+            for front, back, flow in ends
+        )
     if shuffle is None:
         return ()
     orders: dict[Tap, Tensor] = {}
@@ -71,9 +76,15 @@ def drawn_orders(
 
 def _channels(sections: Sequence[Section]) -> dict[Tap, int]:
     """How many channels each tap of the chain has, in the chain's order."""
-    return {tap: shape[0] for section in sections
-            for tap, shape in ((section.entry, section.entry_shape), (section.first, section.first_shape),
-                               (section.exit, section.exit_shape))}  # fmt: skip
+    return {
+        tap: shape[0]
+        for section in sections
+        for tap, shape in (
+            (section.entry, section.entry_shape),
+            (section.first, section.first_shape),
+            (section.exit, section.exit_shape),
+        )
+    }
 
 
 def _permutation(count: int, key: int, *counters: int) -> Tensor:

@@ -161,9 +161,11 @@ class SVD(Knowledge):
             if shape[0] != size[0]
         }
         if wrong:
-            raise ShapeError(f"SVD compares singular vectors over channels, but {'; '.join(sorted(wrong))}. Give the "
-                             "student the teacher's widths, or transfer what needs no equal channels, such as "
-                             "'attention'.")  # fmt: skip
+            raise ShapeError(
+                f"SVD compares singular vectors over channels, but {'; '.join(sorted(wrong))}. Give the "
+                "student the teacher's widths, or transfer what needs no equal channels, such as "
+                "'attention'."
+            )
         return SVDLoss(self, [pair.teacher.flow for pair in pairs], [pair.student.flow for pair in pairs])
 
 

@@ -125,8 +125,10 @@ def _maker(name: str, in_channels: int, options: dict[str, Any], fetch: bool) ->
         return lambda classes: factories.make(name, classes, in_channels, options)
     prefix, colon, rest = name.partition(":")
     if is_object(name):
-        raise NetworkError(f"Network {name!r} was given as a Python object and has no name to build it by. Build the {rest} "
-                           "yourself and read the run's weights into it: flowstill.nets.load_weights.")  # fmt: skip
+        raise NetworkError(
+            f"Network {name!r} was given as a Python object and has no name to build it by. Build the {rest} "
+            "yourself and read the run's weights into it: flowstill.nets.load_weights."
+        )
     if colon:
         if prefix in libraries.PREFIXES:
             return lambda classes: libraries.make(prefix, rest, classes, in_channels, options, fetch)

@@ -40,9 +40,12 @@ class JobPlan:
 
 
 def check(
-    recipe: Recipe, shape: Shape, classes: int, objects: Mapping[str, nn.Module] | None = None,
+    recipe: Recipe,
+    shape: Shape,
+    classes: int,
+    objects: Mapping[str, nn.Module] | None = None,
     images: int | None = None,
-) -> dict[str, JobPlan]:  # fmt: skip
+) -> dict[str, JobPlan]:
     """Build every network, find and pair its sections, build every loss; (C, H, W) is the images' shape.
 
     objects: jobs' networks that are given, and left as they are, instead of being built by name.
@@ -127,24 +130,36 @@ def _other_classes(name: str, job: Job, network: nn.Module, shape: Shape, classe
 
 
 def _plan(
-    name: str, recipe: Recipe, networks: dict[str, nn.Module], others: dict[str, str], shape: Shape, classes: int,
-    images: int | None, pair: Callable[..., Pairs], size: Callable[..., Counts],
-) -> JobPlan:  # fmt: skip
+    name: str,
+    recipe: Recipe,
+    networks: dict[str, nn.Module],
+    others: dict[str, str],
+    shape: Shape,
+    classes: int,
+    images: int | None,
+    pair: Callable[..., Pairs],
+    size: Callable[..., Counts],
+) -> JobPlan:
     job = recipe.jobs[name]
     student, teacher = networks[name], networks.get(job.teacher or "")
     try:
         pairs: Pairs = ()
         if teacher is not None and any(stage.reads_sections for stage in job.stages):
             example = (1, *shape)
-            pairs = pairs_by_hand(teacher, student, example, [(f.teacher, f.student) for f in job.flows]) \
-                if job.flows else pair(teacher, student, example)  # fmt: skip
+            pairs = (
+                pairs_by_hand(teacher, student, example, [(f.teacher, f.student) for f in job.flows])
+                if job.flows
+                else pair(teacher, student, example)
+            )
         setting = Setting(teacher, student, shape, classes)
         built = {stage.name: _build(stage, pairs, replace(setting, shared={})) for stage in job.stages}
         if job.teacher in others:
             _check_predictions(built, job.teacher, others[job.teacher])
         terms = {stage: [_taps(*term) for term in its] for stage, its in built.items()}
-        stored = {stage.name: stored_files(job, stage, built[stage.name], recipe.data, teacher, shape, images)
-                  for stage in job.stages}  # fmt: skip
+        stored = {
+            stage.name: stored_files(job, stage, built[stage.name], recipe.data, teacher, shape, images)
+            for stage in job.stages
+        }
         return JobPlan(name, job.network.name, size(student, shape), pairs, terms, stored, name not in others)
     except (NetworkError, RecipeError) as error:
         raise type(error)(f"job {name!r}: {error}") from None
@@ -155,9 +170,11 @@ def _check_predictions(built: dict[str, list[tuple[Knowledge, Loss]]], teacher: 
     for stage, terms in built.items():
         for knowledge, loss in terms:
             if loss.same_classes:
-                raise RecipeError(f"stage {stage!r}: {knowledge.name} reads the predictions of {teacher!r}, but {why} "
-                                  "Fine-tune the teacher on these classes first, or use what reads no predictions, "
-                                  "such as fsp.")  # fmt: skip
+                raise RecipeError(
+                    f"stage {stage!r}: {knowledge.name} reads the predictions of {teacher!r}, but {why} "
+                    "Fine-tune the teacher on these classes first, or use what reads no predictions, "
+                    "such as fsp."
+                )
 
 
 def _build(stage: Stage, pairs: Pairs, setting: Setting) -> list[tuple[Knowledge, Loss]]:

@@ -177,43 +177,73 @@ _ENDS, _ANY, _BOTH = (
 _YIM, _YEO, _LEE, _LIU = "Yim et al. 2017", "Yeo et al. 2018", "Lee et al. 2018", "Liu et al. 2019"
 
 METHODS = {
-    "fsp": Method(
-        "how features flow through each section (FSP matrices), before the task", _ENDS, _YIM, _flow(FSP())),
+    "fsp": Method("how features flow through each section (FSP matrices), before the task", _ENDS, _YIM, _flow(FSP())),
     "fsp-joint": Method(
-        "FSP matrices beside the task, their gradient clipped to the task's", _ENDS, f"{_YIM}; {_LEE}", _clipped(FSP())),
+        "FSP matrices beside the task, their gradient clipped to the task's", _ENDS, f"{_YIM}; {_LEE}", _clipped(FSP())
+    ),
     "fsp-shuffled": Method(
-        "FSP matrices with the teacher's channels in another order, for students that differ", _ENDS, _YIM,
-        _flow(FSP(shuffle="realisable"))),
+        "FSP matrices with the teacher's channels in another order, for students that differ",
+        _ENDS,
+        _YIM,
+        _flow(FSP(shuffle="realisable")),
+    ),
     "dense": Method(
-        "FSP matrices between all pairs of sections' ends, before the task", _ENDS, _YEO, _flow(Dense()), True),
+        "FSP matrices between all pairs of sections' ends, before the task", _ENDS, _YEO, _flow(Dense()), True
+    ),
     "dense-sequential": Method(
-        "the dense FSP matrices in steps, from the bottom of the network to its top", _ENDS, _YEO, _sequential,
-        reconstruction=True, by_section=True),
-    "svd": Method(
-        "how the singular vectors of each section's two ends relate, before the task", _ENDS, _LEE, _vectors),
+        "the dense FSP matrices in steps, from the bottom of the network to its top",
+        _ENDS,
+        _YEO,
+        _sequential,
+        reconstruction=True,
+        by_section=True,
+    ),
+    "svd": Method("how the singular vectors of each section's two ends relate, before the task", _ENDS, _LEE, _vectors),
     "svd-joint": Method(
-        "the same beside the task, its gradient clipped to the task's", _ENDS, _LEE, _clipped(SVD(), NESTEROV)),
+        "the same beside the task, its gradient clipped to the task's", _ENDS, _LEE, _clipped(SVD(), NESTEROV)
+    ),
     "kr": Method(
-        "what groups of layers do, by one layer each that the student follows with sparse gradients", _ANY, _LIU,
-        _representing(), True),
+        "what groups of layers do, by one layer each that the student follows with sparse gradients",
+        _ANY,
+        _LIU,
+        _representing(),
+        True,
+    ),
     "kr-dense": Method("the same with gradients as they are", _ANY, _LIU, _representing(recode=None), True),
     "kr-kdgan": Method(
-        "the same as kr, and labels that a discriminator takes for true ones", _BOTH, _LIU,
-        _representing(game=KDGAN()), True),
+        "the same as kr, and labels that a discriminator takes for true ones",
+        _BOTH,
+        _LIU,
+        _representing(game=KDGAN()),
+        True,
+    ),
     "kdgan": Method(
-        "labels that a discriminator takes for true ones, against a copy of the teacher", _BOTH, "Wang et al. 2018",
-        lambda sections: adversarial(steps=TASK, lr=TASK_LR), True),
+        "labels that a discriminator takes for true ones, against a copy of the teacher",
+        _BOTH,
+        "Wang et al. 2018",
+        lambda sections: adversarial(steps=TASK, lr=TASK_LR),
+        True,
+    ),
     "fitnet": Method(
-        "the map of a middle layer, then soft logits beside the task", _BOTH, f"Romero et al. 2015; {_YIM}",
-        _hints(Hints())),
+        "the map of a middle layer, then soft logits beside the task",
+        _BOTH,
+        f"Romero et al. 2015; {_YIM}",
+        _hints(Hints()),
+    ),
     "fitnet3": Method(
-        "the maps of all sections' ends, then soft logits beside the task", _BOTH, f"Romero et al. 2015; {_YIM}",
-        _hints(Hints(layers="sections"))),
+        "the maps of all sections' ends, then soft logits beside the task",
+        _BOTH,
+        f"Romero et al. 2015; {_YIM}",
+        _hints(Hints(layers="sections")),
+    ),
     "kd": Method(
-        "the teacher's softened predictions (soft logits)", "the same classes", "Hinton et al. 2015",
-        _added(SoftLogits(), 0.9)),
-    "nst": Method(
-        "which spatial patterns the channels select", _ANY, "Huang and Wang 2017", _added(NST())),
+        "the teacher's softened predictions (soft logits)",
+        "the same classes",
+        "Hinton et al. 2015",
+        _added(SoftLogits(), 0.9),
+    ),
+    "nst": Method("which spatial patterns the channels select", _ANY, "Huang and Wang 2017", _added(NST())),
     "at": Method(
-        "where in the image each section's output is large", _ANY, "Zagoruyko and Komodakis 2017", _added(Attention())),
-}  # fmt: skip
+        "where in the image each section's output is large", _ANY, "Zagoruyko and Komodakis 2017", _added(Attention())
+    ),
+}

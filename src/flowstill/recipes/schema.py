@@ -19,9 +19,29 @@ from flowstill.transfer.schedules import Constant, Cosine, Linear, Milestones, S
 from flowstill.transfer.stages import AdaptiveClip, Name, Optimizer, Player, Stage, StageLike, Sum, Term, Update
 
 __all__ = [
-    "AdaptiveClip", "AfterStage", "Augment", "Constant", "Cosine", "Data", "Ensemble", "Flows", "Job", "Linear",
-    "Milestones", "Net", "Optimizer", "Paper", "Player", "Recipe", "Schedule", "Stage", "Sum", "Term", "Update", "Weights",
-]  # fmt: skip
+    "AdaptiveClip",
+    "AfterStage",
+    "Augment",
+    "Constant",
+    "Cosine",
+    "Data",
+    "Ensemble",
+    "Flows",
+    "Job",
+    "Linear",
+    "Milestones",
+    "Net",
+    "Optimizer",
+    "Paper",
+    "Player",
+    "Recipe",
+    "Schedule",
+    "Stage",
+    "Sum",
+    "Term",
+    "Update",
+    "Weights",
+]
 
 
 @specification
@@ -73,8 +93,9 @@ class Job:
         if self.teacher is None:
             for stage in self.stages:
                 if stage.needs_teacher:
-                    raise ValueError(f"stage {stage.name!r} transfers from a teacher, but the job names none; "
-                                     "add 'teacher: JOB'")  # fmt: skip
+                    raise ValueError(
+                        f"stage {stage.name!r} transfers from a teacher, but the job names none; add 'teacher: JOB'"
+                    )
 
 
 @specification
@@ -160,8 +181,12 @@ class Recipe:
         first = self.jobs[group[0]]
         for name in group[1:]:
             job = self.jobs[name]
-            wants = {"teacher": lambda j: j.teacher, "labels": lambda j: j.labels, "seed": lambda j: j.seed,
-                     "row of stages": _rhythm}  # fmt: skip
+            wants = {
+                "teacher": lambda j: j.teacher,
+                "labels": lambda j: j.labels,
+                "seed": lambda j: j.seed,
+                "row of stages": _rhythm,
+            }
             for what, want in wants.items():
                 a, b = want(first), want(job)
                 if a != b:

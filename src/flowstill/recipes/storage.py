@@ -44,10 +44,15 @@ class Layout:
         if not isinstance(tensors, tuple) or not all(
             isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.ndim for tensor in tensors
         ):
-            raise RecipeError("only a float tensor, or a tuple of them, with the images in the first dimension can be "
-                              f"stored, not {type(target).__name__}")  # fmt: skip
-        return cls(tuple(tuple(tensor.shape[1:]) for tensor in tensors), tuple(t.dtype for t in tensors),
-                   isinstance(target, Tensor))  # fmt: skip
+            raise RecipeError(
+                "only a float tensor, or a tuple of them, with the images in the first dimension can be "
+                f"stored, not {type(target).__name__}"
+            )
+        return cls(
+            tuple(tuple(tensor.shape[1:]) for tensor in tensors),
+            tuple(t.dtype for t in tensors),
+            isinstance(target, Tensor),
+        )
 
     @property
     def numbers(self) -> int:
@@ -67,8 +72,10 @@ class Layout:
         [(5, 2, 2), (5, 3)]
         """
         parts = torch.split(numbers, [math.prod(shape) for shape in self.shapes], dim=1)
-        tensors = tuple(part.reshape(-1, *shape).to(dtype)
-                        for part, shape, dtype in zip(parts, self.shapes, self.dtypes, strict=True))  # fmt: skip
+        tensors = tuple(
+            part.reshape(-1, *shape).to(dtype)
+            for part, shape, dtype in zip(parts, self.shapes, self.dtypes, strict=True)
+        )
         return tensors[0] if self.single else tensors
 
 
@@ -115,9 +122,14 @@ def readable(size: int) -> str:
 
 
 def stored_files(
-    job: Job, stage: Stage, terms: Sequence[tuple[Knowledge, Loss]], data: Data, teacher: nn.Module | None,
-    shape: Shape, images: int | None,
-) -> tuple[StoredFile, ...]:  # fmt: skip
+    job: Job,
+    stage: Stage,
+    terms: Sequence[tuple[Knowledge, Loss]],
+    data: Data,
+    teacher: nn.Module | None,
+    shape: Shape,
+    images: int | None,
+) -> tuple[StoredFile, ...]:
     """One file for each knowledge that a stage of the job takes from its teacher; none if it is not stored.
 
     terms: the stage's. teacher: the network. shape: (C, H, W), the images'. images: how many rows the training set has,
@@ -130,8 +142,10 @@ def stored_files(
     wanted = {repr(knowledge): (knowledge, loss) for knowledge, loss in terms if reads_teacher(loss)}
     for knowledge, loss in wanted.values():
         if not loss.storable:
-            raise RecipeError(f"stage {stage.name!r}: what {knowledge.name!r} takes from the teacher depends on more than "
-                              "the image, so it cannot be stored. Use 'knowledge: live'.")  # fmt: skip
+            raise RecipeError(
+                f"stage {stage.name!r}: what {knowledge.name!r} takes from the teacher depends on more than "
+                "the image, so it cannot be stored. Use 'knowledge: live'."
+            )
     views = data.augment.view_count
     cells = None if images is None or views is None else images * views
     shown = stage.steps * (data.batch + data.unlabelled)
@@ -150,8 +164,11 @@ def stored_files(
 def _sees_labelled_only(stage: Stage, data: Data) -> bool:
     """Whether the teacher is asked of labelled images alone: those of the batches that have a task."""
     asked = [any(term.knowledge.needs_teacher for update in batch for term in update.terms) for batch in stage.cycle]
-    return all(task and not (transfer and data.unlabelled)
-               for teaches, (task, transfer) in zip(asked, stage.rhythm, strict=True) if teaches)  # fmt: skip
+    return all(
+        task and not (transfer and data.unlabelled)
+        for teaches, (task, transfer) in zip(asked, stage.rhythm, strict=True)
+        if teaches
+    )
 
 
 def reads_teacher(loss: Loss) -> bool:
@@ -170,8 +187,10 @@ def _check_views(stage: Stage, stored: Stored, views: int | None, files: list[St
         ways.append(f"draw from a few fixed views ('data.augment.views: {few}' with 'views: {few}' here)")
     advice = f"{', '.join(ways)}, or use 'knowledge: live'."
     shown = f"{views} views of an image" if views else "no image twice the same ('rotate' and 'resized_crop' do that)"
-    raise RecipeError(f"stage {stage.name!r}: the augmentation shows {shown}, and 'views: {stored.views}' of its stored "
-                      f"knowledge allows {stored.views}. {advice[0].upper()}{advice[1:]}")  # fmt: skip
+    raise RecipeError(
+        f"stage {stage.name!r}: the augmentation shows {shown}, and 'views: {stored.views}' of its stored "
+        f"knowledge allows {stored.views}. {advice[0].upper()}{advice[1:]}"
+    )
 
 
 def _numbers(stage: Stage, knowledge: Knowledge, loss: Loss, teacher: nn.Module, shape: Shape) -> int:

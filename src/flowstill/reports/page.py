@@ -31,20 +31,31 @@ def render(run: Run) -> str:
     from markupsafe import Markup
 
     environment = Environment(
-        loader=PackageLoader("flowstill", "reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=PackageLoader("flowstill", "reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
         lstrip_blocks=True,
-    )  # fmt: skip
+    )
     environment.filters |= {name: getattr(text, name) for name in ("count", "short", "percent", "points", "duration")}
     metrics = run.metrics()
     losses = [{**chart, "svg": Markup(chart["svg"])} for chart in loss_charts(run, metrics)]
     palette = colours(run.jobs)
     measured = {job: palette[job] for job in run.jobs if any(m.job == job and m.metric == ACCURACY for m in metrics)}
     return environment.get_template(NAME).render(
-        recipe=run.recipe, summary=run.summary, finished=run.finished, facts=_facts(run), verdict=verdict(run),
-        rows=results(run), baseline=baseline(run), colours=palette, measured=measured,
-        accuracy=Markup(accuracy_chart(run, metrics)), losses=losses,
+        recipe=run.recipe,
+        summary=run.summary,
+        finished=run.finished,
+        facts=_facts(run),
+        verdict=verdict(run),
+        rows=results(run),
+        baseline=baseline(run),
+        colours=palette,
+        measured=measured,
+        accuracy=Markup(accuracy_chart(run, metrics)),
+        losses=losses,
         recipe_text=(run.path / "recipe.yaml").read_text(encoding="utf-8"),
-    )  # fmt: skip
+    )
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:

@@ -47,17 +47,33 @@ def results(run: Run) -> list[Result]:
     rows = []
     for name, job in jobs.items():
         known = done.get(name, {})
-        rows.append(Result(
-            name, network=job["network"]["name"], about=known.get("about") or job.get("about") or "",
-            labels=known.get("labels"), steps=known.get("steps"), parameters=known.get("parameters"),
-            macs=known.get("macs"), seconds=known.get("seconds"), accuracy=known.get("accuracy"), paper=paper.get(name),
-            gain=gain(name, known.get("accuracy")),
-        ))  # fmt: skip
+        rows.append(
+            Result(
+                name,
+                network=job["network"]["name"],
+                about=known.get("about") or job.get("about") or "",
+                labels=known.get("labels"),
+                steps=known.get("steps"),
+                parameters=known.get("parameters"),
+                macs=known.get("macs"),
+                seconds=known.get("seconds"),
+                accuracy=known.get("accuracy"),
+                paper=paper.get(name),
+                gain=gain(name, known.get("accuracy")),
+            )
+        )
     for name, ensemble in (run.recipe.get("ensembles") or {}).items():
         accuracy = together.get(name, {}).get("accuracy")
         members: Sequence[str] = ensemble.get("jobs", ())
-        rows.append(Result(name, about=f"{', '.join(members)} together", accuracy=accuracy, paper=paper.get(name),
-                           gain=gain(name, accuracy)))  # fmt: skip
+        rows.append(
+            Result(
+                name,
+                about=f"{', '.join(members)} together",
+                accuracy=accuracy,
+                paper=paper.get(name),
+                gain=gain(name, accuracy),
+            )
+        )
     return rows
 
 

@@ -82,8 +82,10 @@ class MetricsLog:
         self.close()
         length = self.path.stat().st_size if self.path.exists() else 0
         if length < position:
-            raise RunError(f"{str(self.path)!r} is shorter than when the run's state was saved: it was changed since. "
-                           "Put the old file back, or train anew in another --out.")  # fmt: skip
+            raise RunError(
+                f"{str(self.path)!r} is shorter than when the run's state was saved: it was changed since. "
+                "Put the old file back, or train anew in another --out."
+            )
         if length:
             os.truncate(self.path, position)
         self._kept = {(row.job, row.stage): row.step for row in read_metrics(self.path)}

@@ -113,8 +113,10 @@ class RunWriter:
                 state = torch.load(path, map_location="cpu", weights_only=True, mmap=lazy)
         except Exception as error:  # a broken file fails in as many ways as there are bytes; none of them runs code
             reason = str(error).strip().split("\n")[0][:200]
-            raise RunError(f"{str(path)!r} is no state to resume from: it is damaged, or holds more than plain tensors "
-                           f"({reason}). Delete the folder and train anew.") from None  # fmt: skip
+            raise RunError(
+                f"{str(path)!r} is no state to resume from: it is damaged, or holds more than plain tensors "
+                f"({reason}). Delete the folder and train anew."
+            ) from None
         if not isinstance(state, dict):
             raise RunError(f"{str(path)!r} is no state to resume from. Delete the folder and train anew.")
         return state

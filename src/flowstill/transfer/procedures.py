@@ -36,9 +36,14 @@ def alone(steps: int, lr: Schedule | float, optimizer: Optimizer | None = None) 
 
 
 def two_stage(
-    transfer: Terms, *, transfer_steps: int, transfer_lr: Schedule | float, task_steps: int, task_lr: Schedule | float,
+    transfer: Terms,
+    *,
+    transfer_steps: int,
+    transfer_lr: Schedule | float,
+    task_steps: int,
+    task_lr: Schedule | float,
     optimizer: Optimizer | None = None,
-) -> tuple[Stage, Stage]:  # fmt: skip
+) -> tuple[Stage, Stage]:
     """First the transfer without labels, then the task with a fresh optimiser (Yim et al. 2017, Algorithm 1).
 
     >>> first, second = two_stage("fsp", transfer_steps=21, transfer_lr=1e-3, task_steps=64, task_lr=0.1)
@@ -50,9 +55,14 @@ def two_stage(
 
 
 def joint(
-    transfer: Terms, *, steps: int, lr: Schedule | float, rule: Sum | AdaptiveClip = Sum(),  # noqa: B008 (frozen)
-    task: Terms = "labels", optimizer: Optimizer | None = None,
-) -> tuple[Stage]:  # fmt: skip
+    transfer: Terms,
+    *,
+    steps: int,
+    lr: Schedule | float,
+    rule: Sum | AdaptiveClip = Sum(),  # noqa: B008 (frozen)
+    task: Terms = "labels",
+    optimizer: Optimizer | None = None,
+) -> tuple[Stage]:
     """Task and transfer in every step; ``rule`` says how their gradients meet (Lee et al. 2018, section 3.2)."""
     return (stage("joint", steps, lr, [_update(task, transfer, rule)], optimizer),)
 
@@ -82,8 +92,9 @@ def blocks(
     """
     count = len(transfers)
     if not 0 < count <= steps:
-        raise RecipeError(f"blocks: {count} transfers cannot share {steps} steps; give at least one transfer, and a step "
-                          "for each.")  # fmt: skip
+        raise RecipeError(
+            f"blocks: {count} transfers cannot share {steps} steps; give at least one transfer, and a step for each."
+        )
     lr = Constant(lr) if isinstance(lr, (int, float)) else lr
     shares = [(number + 1) * steps // count - number * steps // count for number in range(count)]
     return tuple(
@@ -93,11 +104,18 @@ def blocks(
 
 
 def alternating(
-    *, steps: int, lr: Schedule | float, match_lr: Schedule | float, task: Terms = "labels", posterior: Terms = (),
-    aggregation: Knowledge | str = "aggregation", gamma: Schedule | float = GAMMA,
-    matching: Terms = "aggregated", recode: Recoding | None = Recoding(),  # noqa: B008 (frozen)
+    *,
+    steps: int,
+    lr: Schedule | float,
+    match_lr: Schedule | float,
+    task: Terms = "labels",
+    posterior: Terms = (),
+    aggregation: Knowledge | str = "aggregation",
+    gamma: Schedule | float = GAMMA,
+    matching: Terms = "aggregated",
+    recode: Recoding | None = Recoding(),  # noqa: B008 (frozen)
     optimizer: Optimizer = Optimizer(weight_decay=1e-5),  # noqa: B008 (frozen)
-) -> tuple[Stage]:  # fmt: skip
+) -> tuple[Stage]:
     """Knowledge representing (Liu et al. 2019, Algorithm 1): on every batch one step of Eq. 9, then one of Eq. 10.
 
     Step A trains the student and W~ together on the prediction's loss and gamma times the aggregation's. Step B lets the
@@ -129,9 +147,13 @@ def alternating(
 
 
 def adversarial(
-    *, steps: int, lr: Schedule | float, game: KDGAN = KDGAN(), task: Terms = "labels",  # noqa: B008 (frozen)
+    *,
+    steps: int,
+    lr: Schedule | float,
+    game: KDGAN = KDGAN(),  # noqa: B008 (frozen)
+    task: Terms = "labels",
     optimizer: Optimizer | None = None,
-) -> tuple[Stage]:  # fmt: skip
+) -> tuple[Stage]:
     """KDGAN (Wang et al. 2018): on every batch the discriminator moves, then the teacher's copy, then the student.
 
     lr: the student's. game: the settings of all three sides.
@@ -153,8 +175,12 @@ def with_adversaries(stage: Stage) -> Stage:
 
     Raises: RecipeError if no term of the stage is ``kdgan``.
     """
-    games = [(update.player, term.knowledge) for update in stage.updates for term in update.terms
-             if isinstance(term.knowledge, KDGAN)]  # fmt: skip
+    games = [
+        (update.player, term.knowledge)
+        for update in stage.updates
+        for term in update.terms
+        if isinstance(term.knowledge, KDGAN)
+    ]
     if not games:
         raise RecipeError(f"stage {stage.name!r} has no term 'kdgan', so there is nothing to play against.")
     name, game = games[0]

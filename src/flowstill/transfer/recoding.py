@@ -146,11 +146,15 @@ class Recoder:
         """The gradient of loss + sum lambda Phi(g), lambda = strength * epsilon, by differentiating g."""
         present = [number for number, gradient in enumerate(gradients) if gradient is not None]
         with torch.enable_grad():
-            terms = [_dominant(g, epsilon).sum() for g, epsilon in zip(gradients, epsilons, strict=True)
-                     if g is not None and g.requires_grad]  # fmt: skip
+            terms = [
+                _dominant(g, epsilon).sum()
+                for g, epsilon in zip(gradients, epsilons, strict=True)
+                if g is not None and g.requires_grad
+            ]
             if not terms:
-                raise ValueError("double_backward differentiates the gradients: make them with "
-                                 "loss.backward(create_graph=True).")  # fmt: skip
+                raise ValueError(
+                    "double_backward differentiates the gradients: make them with loss.backward(create_graph=True)."
+                )
             total = self.recoding.strength * torch.stack(terms).sum()
         added = torch.autograd.grad(total, [self.parameters[number] for number in present], allow_unused=True)
         penalised = [None if gradient is None else gradient.detach() for gradient in gradients]

@@ -196,8 +196,9 @@ class Stage:
             raise ValueError(f"stage {self.name!r}: a cycle needs at least one update for each batch")
         for update in self.updates:
             if update.player not in self.players:
-                raise ValueError(f"stage {self.name!r}: no player {update.player!r}. "
-                                 f"{did_you_mean(update.player, self.players)}")  # fmt: skip
+                raise ValueError(
+                    f"stage {self.name!r}: no player {update.player!r}. {did_you_mean(update.player, self.players)}"
+                )
 
     @property
     def updates(self) -> tuple[Update, ...]:
