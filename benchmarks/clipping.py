@@ -5,7 +5,7 @@ from __future__ import annotations
 from benchmarks.measure import Goal, compare, options
 from benchmarks.setting import Scene
 from flowstill.transfer.procedures import joint
-from flowstill.transfer.stages import AdaptiveClip
+from flowstill.transfer.rules import AdaptiveClip
 
 GOAL = Goal("at most", 1.6)
 

@@ -14,7 +14,7 @@ import flowstill as fs
 from benchmarks.measure import Goal, options, row
 from benchmarks.setting import BATCH, CLASSES, Clock, cifar_folder
 from flowstill.nets import save_weights
-from flowstill.recipes.schema import Job, Net, Recipe
+from flowstill.recipes.recipe import Job, Net, Recipe
 from flowstill.transfer.procedures import cyclic
 
 GOAL, ROUNDS, STEPS = Goal("at most", 0.75), 3, 12

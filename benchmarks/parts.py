@@ -17,8 +17,8 @@ from benchmarks.setting import BATCH, Scene
 from benchmarks.svd import some_maps
 from flowstill.engine.learner import as_inputs
 from flowstill.engine.teacher import needs_of
+from flowstill.features.taps import Reading, Tapped
 from flowstill.knowledge.decomposition import truncated_svd
-from flowstill.taps import Reading, Tapped
 from flowstill.transfer.procedures import cyclic
 
 
@@ -59,7 +59,7 @@ def stage_one(asked: Options) -> dict[str, tuple[Way, float]]:
 
     def flows() -> Tensor:
         with half:
-            value: Tensor = loss(leaves, target)
+            value: Tensor = loss.compare(leaves, target)
         return value
 
     def both() -> None:

@@ -16,7 +16,7 @@ import torch
 import flowstill as fs
 from benchmarks.measure import Goal, options, row
 from benchmarks.setting import BATCH, Clock, cifar_folder
-from flowstill.recipes.schema import Job, Net, Recipe
+from flowstill.recipes.recipe import Job, Net, Recipe
 from flowstill.transfer.procedures import alone
 
 GOAL, STEPS = Goal("at least", 0.9), 30

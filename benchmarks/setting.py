@@ -29,8 +29,8 @@ from flowstill.engine.runner import StageRunner
 from flowstill.engine.seeds import Draws
 from flowstill.engine.stored import Stores
 from flowstill.engine.teacher import Teacher
-from flowstill.knowledge.base import Setting
-from flowstill.sections import pair_sections
+from flowstill.features.sections import pair_sections
+from flowstill.transfer.knowledge import Setting
 from flowstill.transfer.stages import Stage
 
 SHAPE, CLASSES, BATCH = (3, 32, 32), 10, 256

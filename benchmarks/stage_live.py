@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.measure import Goal, compare, options
 from benchmarks.setting import Scene
-from flowstill.taps import Tapped
+from flowstill.features.taps import Tapped
 from flowstill.transfer.procedures import cyclic
 
 GOAL = Goal("at most", 1.10)

@@ -14,8 +14,8 @@ from torch import Tensor
 from benchmarks.measure import Goal, Options, compare, options
 from benchmarks.setting import BATCH, Scene
 from flowstill.engine.precision import Precision
+from flowstill.features.taps import Tapped
 from flowstill.knowledge.decomposition import truncated_svd
-from flowstill.taps import Tapped
 
 Decomposition = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 

@@ -22,16 +22,16 @@ import yaml
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
-from flowstill.knowledge import REGISTRY, knowledge_class
 from flowstill.recipes.dump import plain
-from flowstill.recipes.methods import METHODS
-from flowstill.recipes.schema import AdaptiveClip, Job, Optimizer, Stage
+from flowstill.recipes.recipe import AdaptiveClip, Job, Optimizer, Stage
+from flowstill.transfer.knowledge import KNOWLEDGE
+from flowstill.transfer.methods import METHODS
 from flowstill.transfer.recoding import Recoding
 from flowstill.transfer.stages import Stored
 
 PAGES = Path(__file__).parent / "methods"
 CLASSES: dict[str, type] = {
-    kind.__name__: kind for kind in (*map(knowledge_class, REGISTRY), AdaptiveClip, Optimizer, Recoding, Stored)
+    kind.__name__: kind for kind in (*KNOWLEDGE.values(), AdaptiveClip, Optimizer, Recoding, Stored)
 }
 SECTIONS = 3  # in which the two networks of a recipe pair
 PART = re.compile(r"(<!-- generated: (\w+) ?([\w-]*) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -190,7 +190,7 @@ def methods(_: str = "") -> str:
         raise LookupError(f"no page has a recipe of {missing}; put '<!-- generated: recipe {missing[0]} -->' into one")
     rows = [
         (f"[`{name}`]({page[name]})", m.transfers, m.needs, m.paper, "yes" if m.reconstruction else "")
-        for name, m in METHODS.items()
+        for name, m in sorted(METHODS.items())
     ]
     return table(("method", "transfers", "needs of the networks", "paper", "reconstruction"), rows)
 

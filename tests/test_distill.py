@@ -7,15 +7,16 @@ import pytest
 import torch
 
 import flowstill as fs
-from compared_runs import PLAIN, weights
-from distilling import DATA, SHORT, taught
 from flowstill.cli import main
 from flowstill.cli.distill import distill as cli_distill
 from flowstill.data.spec import Augment, Data
 from flowstill.engine.distillation import distillation
 from flowstill.engine.teacher import Teacher
-from flowstill.recipes.methods import find_method, usual_data
+from flowstill.recipes.methods import usual_data
+from flowstill.transfer.methods import find_method
 from flowstill.transfer.procedures import alone, two_stage
+from support.compared_runs import PLAIN, weights
+from support.distilling import DATA, SHORT, taught
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 import flowstill as fs
-from compared_runs import PLAIN, stop_at, weights
-from distilling import DATA, SHORT, network, taught
 from flowstill.errors import NetworkError, RunError
 from flowstill.nets import save_weights
+from support.compared_runs import PLAIN, stop_at, weights
+from support.distilling import DATA, SHORT, network, taught
 
 
 @pytest.fixture(scope="module")

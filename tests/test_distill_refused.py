@@ -4,13 +4,13 @@ import pytest
 import torch
 
 import flowstill as fs
-from compared_runs import PLAIN
-from distilling import DATA, SHORT, network, taught
 from flowstill.cli import main
 from flowstill.engine.distillation import distillation
 from flowstill.errors import FlowstillError, NetworkError, RecipeError
 from flowstill.nets import save_weights
 from flowstill.reports.results import verdict
+from support.compared_runs import PLAIN
+from support.distilling import DATA, SHORT, network, taught
 
 COMMAND = ["distill", "--teacher", "resnet8", "--student", "resnet8", "--data", "digits"]
 
@@ -23,7 +23,7 @@ def teacher(tmp_path_factory):
 def test_an_unknown_method_is_refused_with_the_nearest(capsys, tmp_path, teacher):
     more = ["--teacher-weights", str(teacher), "--method", "fps", "--out", str(tmp_path / "run")]
     assert main([*COMMAND, *more]) == 2
-    assert "There is no method 'fps'. Did you mean 'fsp'?" in capsys.readouterr().err
+    assert "Unknown method 'fps'. Did you mean 'fsp'?" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
@@ -46,7 +46,7 @@ def frozen():
         ({"student": 5}, "the student is a network or its name .*, not 5"),
         ({"teacher": "."}, "the teacher '.' is a file or a folder, not a network's name.*--teacher-weights FILE"),
         ({"method": []}, "method is an empty row of stages"),
-        ({"method": ""}, "There is no method ''. See"),
+        ({"method": ""}, "Unknown method ''. See"),
         ({"set": "data.batch=x"}, "data.batch: expected a whole number, got 'x'"),
         ({"set": ["teacher.about=x"], "teacher_weights": None}, "'resnet8' has learned nothing.*--teacher-weights"),
         ({"labels": 3}, "'labels' is 3, but 'digits' has 10 classes"),

@@ -17,8 +17,9 @@ import flowstill as fs
 from flowstill.engine.distillation import distillation
 from flowstill.errors import RecipeError
 from flowstill.knowledge.labels import Labels
-from flowstill.recipes.methods import METHODS, usual_data
-from flowstill.recipes.schema import Job, Net, Recipe
+from flowstill.recipes.methods import usual_data
+from flowstill.recipes.recipe import Job, Net, Recipe
+from flowstill.transfer.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
 LINKING = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md"]
@@ -115,7 +116,7 @@ def test_an_option_without_a_meaning_is_named(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_method_without_a_page_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(METHODS, "telling", METHODS["kd"])
+    monkeypatch.setitem(METHODS._entries, "telling", METHODS["kd"])
     with pytest.raises(LookupError, match=r"no page has a recipe of \['telling'\]"):
         generate.methods()
 

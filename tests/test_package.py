@@ -68,6 +68,6 @@ def test_all_recipes_go_into_the_wheel():
     package = SOURCE.parent
     globs = tomllib.loads((package.parents[1] / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     packaged = {path for pattern in globs["flowstill"] for path in package.glob(pattern)}
-    recipes = set((package / "recipes").rglob("*.yaml"))
+    recipes = set((package / "papers").rglob("*.yaml"))
     assert len(recipes) > 25
     assert recipes <= packaged

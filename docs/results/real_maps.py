@@ -19,10 +19,9 @@ from flowstill.data import Data, open_data
 from flowstill.engine.hardware import make_fabric
 from flowstill.engine.precision import Precision
 from flowstill.engine.teacher import Teacher
-from flowstill.knowledge import knowledge_class
-from flowstill.knowledge.base import Setting
-from flowstill.sections import pair_sections
-from flowstill.taps import Tapped
+from flowstill.features.sections import pair_sections
+from flowstill.features.taps import Tapped
+from flowstill.transfer.knowledge import KNOWLEDGE, Setting
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from oracles import baselines, dense, fsp, svd
@@ -87,10 +86,12 @@ def measured(name: str, teacher: torch.nn.Module, student: torch.nn.Module, imag
     """The loss as a step of training computes it."""
     fabric = make_fabric("cpu", 1, Precision(dtype))
     setting = Setting(teacher, student, SHAPE, 10)
-    loss = knowledge_class(name)().build(pair_sections(teacher, student, SHAPE), setting)
+    loss = KNOWLEDGE.find(name)().build(pair_sections(teacher, student, SHAPE), setting)
     reader = Teacher(fabric, teacher)
     with torch.no_grad(), fabric.autocast():
-        return float(loss(Tapped(student, loss.student_taps)(images), reader.target(loss, reader.read(images, [loss]))))
+        return float(
+            loss.compare(Tapped(student, loss.student_taps)(images), reader.target(loss, reader.read(images, [loss])))
+        )
 
 
 if __name__ == "__main__":

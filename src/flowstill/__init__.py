@@ -9,23 +9,40 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from flowstill.data.batch import Batch
+    from flowstill.data.spec import Augment
     from flowstill.engine import distill, evaluate, train
     from flowstill.errors import DataError, FlowstillError, NetworkError, RecipeError, RunError, ShapeError, TapError
+    from flowstill.features.sections import Pairs, Section, SectionPair, find_sections, pair_sections
+    from flowstill.features.taps import Flow, Reading, Tap, Tapped
+    from flowstill.knowledge.aggregation import Aggregated, Aggregation
+    from flowstill.knowledge.attention import Attention
     from flowstill.knowledge.dense import Dense
     from flowstill.knowledge.fsp import FSP, fsp_matrix
+    from flowstill.knowledge.hints import Hints
+    from flowstill.knowledge.kdgan import KDGAN
+    from flowstill.knowledge.labels import Labels
+    from flowstill.knowledge.logits import SoftLogits
+    from flowstill.knowledge.nst import NST
     from flowstill.knowledge.svd import SVD, truncated_svd
     from flowstill.nets import create
     from flowstill.nets.spec import Net
     from flowstill.recipes.load import load_recipe
-    from flowstill.recipes.schema import Data, Job, Player, Recipe, Stage, Term, Update
+    from flowstill.recipes.recipe import Data, Job, Player, Recipe, Stage, Term, Update
     from flowstill.runs import Run
-    from flowstill.sections import Section, find_sections, pair_sections
-    from flowstill.taps import Flow, Reading, Tap, Tapped
+    from flowstill.schema import specification
+    from flowstill.transfer.knowledge import Knowledge, Loss, Setting, register
+    from flowstill.transfer.methods import register_method
+    from flowstill.transfer.procedures import alone, blocks, cyclic, joint, register_procedure, two_stage
     from flowstill.transfer.recoding import Recoding, SparseRecoding
+    from flowstill.transfer.rules import AdaptiveClip, Rule, Sum, register_rule
+    from flowstill.transfer.stages import Optimizer
 
     __version__: str
 
 _HOMES = {
+    "flowstill.data.batch": ("Batch",),
+    "flowstill.data.spec": ("Augment",),
     "flowstill.engine": ("distill", "evaluate", "train"),
     "flowstill.errors": (
         "DataError",
@@ -36,57 +53,99 @@ _HOMES = {
         "ShapeError",
         "TapError",
     ),
+    "flowstill.features.sections": ("Pairs", "Section", "SectionPair", "find_sections", "pair_sections"),
+    "flowstill.features.taps": ("Flow", "Reading", "Tap", "Tapped"),
+    "flowstill.knowledge.aggregation": ("Aggregated", "Aggregation"),
+    "flowstill.knowledge.attention": ("Attention",),
     "flowstill.knowledge.dense": ("Dense",),
     "flowstill.knowledge.fsp": ("FSP", "fsp_matrix"),
+    "flowstill.knowledge.hints": ("Hints",),
+    "flowstill.knowledge.kdgan": ("KDGAN",),
+    "flowstill.knowledge.labels": ("Labels",),
+    "flowstill.knowledge.logits": ("SoftLogits",),
+    "flowstill.knowledge.nst": ("NST",),
     "flowstill.knowledge.svd": ("SVD", "truncated_svd"),
     "flowstill.nets": ("create",),
     "flowstill.nets.spec": ("Net",),
     "flowstill.recipes.load": ("load_recipe",),
-    "flowstill.recipes.schema": ("Data", "Job", "Player", "Recipe", "Stage", "Term", "Update"),
+    "flowstill.recipes.recipe": ("Data", "Job", "Player", "Recipe", "Stage", "Term", "Update"),
     "flowstill.runs": ("Run",),
-    "flowstill.sections": ("Section", "find_sections", "pair_sections"),
-    "flowstill.taps": ("Flow", "Reading", "Tap", "Tapped"),
+    "flowstill.schema": ("specification",),
+    "flowstill.transfer.knowledge": ("Knowledge", "Loss", "Setting", "register"),
+    "flowstill.transfer.methods": ("register_method",),
+    "flowstill.transfer.procedures": ("alone", "blocks", "cyclic", "joint", "register_procedure", "two_stage"),
     "flowstill.transfer.recoding": ("Recoding", "SparseRecoding"),
+    "flowstill.transfer.rules": ("AdaptiveClip", "Rule", "Sum", "register_rule"),
+    "flowstill.transfer.stages": ("Optimizer",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "FSP",
+    "KDGAN",
+    "NST",
     "SVD",
+    "AdaptiveClip",
+    "Aggregated",
+    "Aggregation",
+    "Attention",
+    "Augment",
+    "Batch",
     "Data",
     "DataError",
     "Dense",
     "Flow",
     "FlowstillError",
+    "Hints",
     "Job",
+    "Knowledge",
+    "Labels",
+    "Loss",
     "Net",
     "NetworkError",
+    "Optimizer",
+    "Pairs",
     "Player",
     "Reading",
     "Recipe",
     "RecipeError",
     "Recoding",
+    "Rule",
     "Run",
     "RunError",
     "Section",
+    "SectionPair",
+    "Setting",
     "ShapeError",
+    "SoftLogits",
     "SparseRecoding",
     "Stage",
+    "Sum",
     "Tap",
     "TapError",
     "Tapped",
     "Term",
     "Update",
     "__version__",
+    "alone",
+    "blocks",
     "create",
+    "cyclic",
     "distill",
     "evaluate",
     "find_sections",
     "fsp_matrix",
+    "joint",
     "load_recipe",
     "pair_sections",
+    "register",
+    "register_method",
+    "register_procedure",
+    "register_rule",
+    "specification",
     "train",
     "truncated_svd",
+    "two_stage",
 ]
 
 

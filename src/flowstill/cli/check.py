@@ -8,7 +8,7 @@ from flowstill.cli.options import DataRoot, RecipeName, Scale, Seed, Settings, T
 
 if TYPE_CHECKING:
     from flowstill.recipes.check import JobPlan
-    from flowstill.recipes.schema import Recipe
+    from flowstill.recipes.recipe import Recipe
     from flowstill.recipes.storage import StoredFile
 
 

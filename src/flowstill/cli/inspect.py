@@ -14,7 +14,7 @@ from flowstill.errors import NetworkError, ShapeError
 if TYPE_CHECKING:
     from torch import nn
 
-    from flowstill.sections import Section
+    from flowstill.features.sections import Section
 
 Shape = tuple[int, int, int]
 
@@ -42,8 +42,8 @@ def inspect(
 
 def show_network(net: str, network: nn.Module, shape: Shape) -> list[Section]:
     """Print what a network is made of; returns its sections."""
+    from flowstill.features.sections import find_sections
     from flowstill.nets import count
-    from flowstill.sections import find_sections
 
     counts, sections = count(network, shape), find_sections(network, (2, *shape))
     print(f"{net}: {counts.parameters:,} parameters, {counts.macs / 1e6:,.2f} M MACs for {_by(shape)}")
@@ -57,8 +57,8 @@ def show_network(net: str, network: nn.Module, shape: Shape) -> list[Section]:
 
 def show_pairs(net: str, teacher: list[Section], against: str, student: list[Section]) -> None:
     """Print the sections of two networks side by side, what is left over, and whether FSP fits."""
-    from flowstill.knowledge import knowledge_class
-    from flowstill.sections import align_sections, unpaired
+    from flowstill.features.sections import align_sections, unpaired
+    from flowstill.transfer.knowledge import KNOWLEDGE
 
     pairs = align_sections(teacher, student)
     table = plain_table("pair", "size", net, "size", against)
@@ -71,7 +71,7 @@ def show_pairs(net: str, teacher: list[Section], against: str, student: list[Sec
         if left:
             print(f"left unpaired of {name}: section {', '.join(left)}")
     try:
-        knowledge_class("fsp")().build(pairs)
+        KNOWLEDGE.find("fsp")().build(pairs)
     except ShapeError as error:
         print(f"FSP does not fit: {error}")
     else:

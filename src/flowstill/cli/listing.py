@@ -42,17 +42,17 @@ def nets() -> Iterable[tuple[str, str]]:
 
 def methods() -> Iterable[tuple[str, str, str, str]]:
     """Ways to teach a student that ``distill`` can name."""
-    from flowstill.recipes.methods import METHODS
+    from flowstill.transfer.methods import METHODS
 
-    return [(name, method.transfers, method.needs, method.paper) for name, method in METHODS.items()]
+    return [(name, method.transfers, method.needs, method.paper) for name, method in sorted(METHODS.items())]
 
 
 def knowledge() -> Iterable[tuple[str, str, str]]:
     """Kinds of knowledge that a recipe's term can name."""
-    from flowstill.knowledge import REGISTRY, knowledge_class
+    from flowstill.transfer.knowledge import KNOWLEDGE
 
-    kinds = {name: knowledge_class(name) for name in REGISTRY}
-    return [(name, kind.summary, kind.paper) for name, kind in kinds.items()]
+    kinds = dict(KNOWLEDGE)
+    return [(name, kind.summary, kind.paper) for name, kind in sorted(kinds.items())]
 
 
 def data() -> Iterable[tuple[str, str]]:

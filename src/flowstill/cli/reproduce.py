@@ -21,8 +21,8 @@ from flowstill.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from flowstill.experiments.estimate import Estimate
-    from flowstill.experiments.reproduce import Plan
+    from flowstill.papers.estimate import Estimate
+    from flowstill.papers.reproduce import Plan
     from flowstill.recipes.check import JobPlan
 
 
@@ -46,8 +46,8 @@ def reproduce(
     are trained once and serve every table beside it.
     """
     from flowstill.cli.training import try_out
-    from flowstill.experiments.reproduce import COST, check_plan, plan_table
-    from flowstill.experiments.reproduce import reproduce as make
+    from flowstill.papers.reproduce import COST, check_plan, plan_table
+    from flowstill.papers.reproduce import reproduce as make
 
     names = [row.strip() for row in rows.split(",") if row.strip()]
     plan = plan_table(
@@ -96,7 +96,7 @@ def _say_beforehand(plan: Plan, plans: dict[str, JobPlan], left: dict[str, int],
 
 def _show(table: object, folder: Path) -> None:
     from flowstill.cli.console import plain_table, show_table
-    from flowstill.experiments.table import Table, legend, lines
+    from flowstill.papers.table import Table, legend, lines
 
     assert isinstance(table, Table)
     head, *rows = lines(table)

@@ -13,7 +13,7 @@ import typer
 from flowstill.cli.console import show_table
 
 if TYPE_CHECKING:
-    from flowstill.recipes.schema import Recipe
+    from flowstill.recipes.recipe import Recipe
     from flowstill.runs import Run
 
 

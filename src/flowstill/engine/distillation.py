@@ -13,14 +13,15 @@ from flowstill.engine.loop import OnStep
 from flowstill.engine.precision import Asked
 from flowstill.engine.training import train
 from flowstill.errors import RecipeError, RunError
-from flowstill.modules import unwrapped
+from flowstill.features.modules import unwrapped
+from flowstill.features.sections import pair_sections
 from flowstill.nets import Net, load_weights
 from flowstill.recipes.check import on_meta
 from flowstill.recipes.load import load_recipe
-from flowstill.recipes.methods import find_method, method_recipe, usual_data
-from flowstill.recipes.schema import Job, Recipe, Stage
+from flowstill.recipes.methods import method_recipe, usual_data
+from flowstill.recipes.recipe import Job, Recipe, Stage
 from flowstill.runs import Run, is_run
-from flowstill.sections import pair_sections
+from flowstill.transfer.methods import find_method
 
 Given = nn.Module | Net | str
 

@@ -13,7 +13,7 @@ from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from flowstill.engine.learner import as_inputs
-from flowstill.modules import logits_in
+from flowstill.features.modules import logits_in
 
 if TYPE_CHECKING:
     from flowstill.data import ImageData

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from flowstill.modules import is_compiled
-from flowstill.taps import Reading, Tap, Tapped
+from flowstill.features.modules import is_compiled
+from flowstill.features.taps import Reading, Tap, Tapped
 
 Shape = tuple[int, int, int]
 Until = Literal["logits", "taps"]

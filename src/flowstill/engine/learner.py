@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from flowstill.knowledge.base import Loss, Target
-from flowstill.taps import Tap, Tapped
-from flowstill.tracing import example_images, read_once, undisturbed
+from flowstill.features.taps import Tap, Tapped
+from flowstill.features.tracing import example_images, read_once, undisturbed
+from flowstill.transfer.knowledge import Loss, Target
 from flowstill.transfer.stages import Term, Update
 
 
@@ -47,7 +47,8 @@ class Learner(nn.Module):
             with frozen_statistics(self.student):
                 reading = self._tapped[update](images)
         return {
-            built.name: built.loss(reading, target) for built, target in zip(self.terms[update], targets, strict=True)
+            built.name: built.loss.compare(reading, target)
+            for built, target in zip(self.terms[update], targets, strict=True)
         }
 
     def parts(self) -> dict[str, list[nn.Module]]:

@@ -16,9 +16,9 @@ from flowstill.engine.progress import Watch
 from flowstill.engine.runner import StageRunner
 from flowstill.engine.seeds import Draws
 from flowstill.engine.stored import StoredTargets
-from flowstill.knowledge.base import Loss, Target
-from flowstill.recipes.schema import Recipe
-from flowstill.taps import Reading
+from flowstill.features.taps import Reading
+from flowstill.recipes.recipe import Recipe
+from flowstill.transfer.knowledge import Loss, Target
 
 CURVE_POINTS, DRAWN_POINTS = 10, 50  # evaluations of a stage at most; where the recipe draws its curves
 OnStep = Callable[[str, str, int], None]  # job, stage, steps of the stage done

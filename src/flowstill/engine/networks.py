@@ -9,7 +9,7 @@ from torch import nn
 
 from flowstill.engine.precision import Precision
 from flowstill.errors import NetworkError
-from flowstill.modules import unwrapped
+from flowstill.features.modules import unwrapped
 
 
 def copy_of(network: nn.Module) -> nn.Module:

@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from flowstill.data.batch import Batch
-from flowstill.knowledge.base import Loss, Target
-from flowstill.taps import Reading
+from flowstill.features.taps import Reading
+from flowstill.transfer.knowledge import Loss, Target
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from flowstill.modules import logits_in
+from flowstill.features.modules import logits_in
 
 MOST_IMAGES = 64
 LONG_STEP = 0.5  # seconds

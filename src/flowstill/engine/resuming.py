@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from flowstill.errors import RunError
-from flowstill.modules import unwrapped
+from flowstill.features.modules import unwrapped
 from flowstill.nets import read_weights
 from flowstill.recipes.load import load_recipe
-from flowstill.recipes.schema import AfterStage, Job, Recipe, Weights
+from flowstill.recipes.recipe import AfterStage, Job, Recipe, Weights
 from flowstill.runs import Run, RunWriter, is_run
 from flowstill.runs.folder import RECIPE
 

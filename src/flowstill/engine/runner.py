@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from flowstill.data.batch import Batch
 from flowstill.engine.learner import BuiltTerm, Learner, move_only, parameters_below, parameters_of
 from flowstill.engine.pieces import Piece, pieces
-from flowstill.engine.players import Mover
+from flowstill.engine.player import Mover
 from flowstill.errors import RecipeError
-from flowstill.knowledge.base import Loss, Setting, Target
-from flowstill.sections import Pairs
-from flowstill.taps import Reading
-from flowstill.transfer.gradients import Gradients, clip_global, clip_per_variable, eq14_literal, sigmoid
-from flowstill.transfer.stages import AdaptiveClip, Stage, Term, Update
+from flowstill.features.sections import Pairs
+from flowstill.features.taps import Reading
+from flowstill.transfer.knowledge import Loss, Setting, Target
+from flowstill.transfer.rules import AdaptiveClip, Gradients, clip_global, clip_per_variable, eq14_literal, sigmoid
+from flowstill.transfer.stages import Stage, Term, Update
 
 NOTHING: Mapping[Loss, Target] = MappingProxyType({})
 

@@ -23,12 +23,12 @@ from flowstill.engine.runner import StageRunner
 from flowstill.engine.seeds import Draws, derive, random_states, restore_random_states
 from flowstill.engine.stored import Stores
 from flowstill.engine.teacher import Teacher
-from flowstill.knowledge.base import Setting
 from flowstill.nets import build, load_weights
 from flowstill.recipes.check import JobPlan
-from flowstill.recipes.schema import AfterStage, Job, Recipe, Stage, Weights
+from flowstill.recipes.recipe import AfterStage, Job, Recipe, Stage, Weights
 from flowstill.recipes.storage import most_bytes, readable
 from flowstill.runs import RunWriter
+from flowstill.transfer.knowledge import Setting
 
 if TYPE_CHECKING:
     from flowstill.data import ImageData
@@ -226,11 +226,8 @@ class Session:
         """Measure and keep a network that is done."""
         stages = () if job.weights else job.stages
         steps, plan = sum(stage.steps for stage in stages), self.plans[name]
-        scores = (
-            self.record.score(name, *((stages[-1].name, stages[-1].steps) if stages else ("", 0)), network)
-            if plan.measured
-            else {}
-        )
+        last, reached = (stages[-1].name, stages[-1].steps) if stages else ("", 0)
+        scores = self.record.score(name, last, reached, network) if plan.measured else {}
         paper = self.recipe.paper.accuracy.get(name) if self.recipe.paper else None
         self.summary["jobs"][name] = {
             **scores,

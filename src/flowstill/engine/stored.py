@@ -17,8 +17,8 @@ from flowstill.data.batch import Batch
 from flowstill.engine.precision import Precision
 from flowstill.engine.teacher import Teacher
 from flowstill.errors import RunError
-from flowstill.knowledge.base import Knowledge, Loss, Target
 from flowstill.recipes.storage import Layout, StoredFile, most_bytes, readable, reads_teacher
+from flowstill.transfer.knowledge import Knowledge, Loss, Target
 from flowstill.transfer.stages import Stored
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from flowstill.engine.folding import Folding, Until
 from flowstill.engine.learner import as_inputs
-from flowstill.knowledge.base import Loss, Target
-from flowstill.taps import Reading, Tap, Tapped
+from flowstill.features.taps import Reading, Tap, Tapped
+from flowstill.transfer.knowledge import Loss, Target
 
 Needs = tuple[tuple[Tap, ...], bool]  # which taps of a teacher, and whether its logits
 

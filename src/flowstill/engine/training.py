@@ -32,7 +32,7 @@ from flowstill.files import alone_in
 from flowstill.nets import build
 from flowstill.recipes.check import JobPlan, check
 from flowstill.recipes.load import dump_recipe, load_recipe
-from flowstill.recipes.schema import Recipe
+from flowstill.recipes.recipe import Recipe
 from flowstill.reports import write_report
 from flowstill.runs import Run, RunWriter
 

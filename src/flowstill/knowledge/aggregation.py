@@ -34,13 +34,13 @@ from torch.nn import functional as F
 
 from flowstill.data.batch import Batch
 from flowstill.errors import RecipeError
-from flowstill.knowledge.base import Knowledge, Loss, Setting
+from flowstill.features.layers import Feature
+from flowstill.features.modules import module_at
+from flowstill.features.sections import Pairs
+from flowstill.features.taps import Reading
 from flowstill.knowledge.groups import Group, find_groups
-from flowstill.knowledge.layers import Feature
-from flowstill.modules import module_at
-from flowstill.sections import Pairs
-from flowstill.specification import specification
-from flowstill.taps import Reading
+from flowstill.schema import specification
+from flowstill.transfer.knowledge import Knowledge, Loss, Setting, register
 
 Measure = Literal["weights", "residual"]
 
@@ -198,6 +198,7 @@ class MatchingLoss(Loss):
         return matching_loss([student[group.student.after.tap] for group in aggregate.groups], target)
 
 
+@register
 @specification
 class Aggregation(Knowledge):
     """Groups of the teacher's layers, each represented by one layer W~ that trains with this loss (Eq. 9).
@@ -246,6 +247,7 @@ class Aggregation(Knowledge):
         return AggregationLoss(aggregate, torch.stack(spreads), self.measure, self.squared)
 
 
+@register
 @specification
 class Aggregated(Knowledge):
     """The student's features follow those of W~, layer by layer (the first term of Eq. 10).

@@ -10,10 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flowstill.data.batch import Batch
-from flowstill.knowledge.base import Knowledge, Loss, Setting
-from flowstill.sections import Pairs
-from flowstill.specification import specification
-from flowstill.taps import Reading, Tap
+from flowstill.features.sections import Pairs
+from flowstill.features.taps import Reading, Tap
+from flowstill.schema import specification
+from flowstill.transfer.knowledge import Knowledge, Loss, Setting, register
+from flowstill.transfer.methods import ANY_CHANNELS, added, register_method
+from flowstill.transfer.stages import Stage
 
 
 def attention_map(maps: Tensor) -> Tensor:
@@ -59,6 +61,7 @@ class AttentionLoss(Loss):
         return self.beta / 2 * torch.stack(losses).sum()
 
 
+@register
 @specification
 class Attention(Knowledge):
     """Where each section's output is large. Channels and sizes may differ.
@@ -76,3 +79,13 @@ class Attention(Knowledge):
     def build(self, pairs: Pairs, setting: Setting | None = None) -> AttentionLoss:
         """One term for each pair's exits."""
         return AttentionLoss([p.teacher.exit for p in pairs], [p.student.exit for p in pairs], self.beta)
+
+
+@register_method(
+    "at",
+    transfers="where in the image each section's output is large",
+    needs=ANY_CHANNELS,
+    paper="Zagoruyko and Komodakis 2017",
+)
+def _added() -> tuple[Stage, ...]:
+    return added(Attention())

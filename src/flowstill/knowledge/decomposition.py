@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from flowstill.errors import ShapeError
-from flowstill.knowledge.base import without_autocast
 from flowstill.knowledge.eigen import damped_inverse, leading_pairs
+from flowstill.transfer.knowledge import without_autocast
 
 Gradient = Literal["exact", "paper"]
 

@@ -20,12 +20,15 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from flowstill.errors import RecipeError, ShapeError
-from flowstill.knowledge.base import Knowledge, Setting
+from flowstill.features.sections import Pairs, Section
+from flowstill.features.taps import Flow
 from flowstill.knowledge.fsp import FSPLoss, Shaped, Weighting, build_loss, check_channels, flow_weights
 from flowstill.knowledge.shuffling import Shuffle
-from flowstill.sections import Pairs, Section
-from flowstill.specification import specification
-from flowstill.taps import Flow
+from flowstill.schema import specification
+from flowstill.transfer.knowledge import Knowledge, Setting, register
+from flowstill.transfer.methods import FLOW, FLOW_LR, SAME_CHANNELS, TASK, TASK_LR, before_task, register_method
+from flowstill.transfer.procedures import alone, cyclic
+from flowstill.transfer.stages import Stage
 
 Anchor = Literal["start", "end"]
 Span = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
@@ -58,6 +61,7 @@ def step_spans(n: int, step: int, anchor: Anchor = "start") -> tuple[Span, ...]:
     return tuple((a, b) for a, b in all_spans(n) if step == (a + 1 if anchor == "start" else b))
 
 
+@register
 @specification
 class Dense(Knowledge):
     """The student's FSP matrices over overlapping spans of sections are drawn to the teacher's; no labels are needed.
@@ -148,3 +152,26 @@ def _flow(sections: Sequence[Section], span: Span) -> Shaped:
     channels = [sections[0].entry_shape[0], *(section.exit_shape[0] for section in sections)]
     a, b = span
     return Flow(taps[a], taps[b]), (channels[a], channels[b])
+
+
+@register_method(
+    "dense",
+    transfers="FSP matrices between all pairs of sections' ends, before the task",
+    needs=SAME_CHANNELS,
+    paper="Yeo et al. 2018",
+    reconstruction=True,
+)
+def _before_task() -> tuple[Stage, ...]:
+    return before_task(Dense())
+
+
+@register_method(
+    "dense-sequential",
+    transfers="the dense FSP matrices in steps, from the bottom of the network to its top",
+    needs=SAME_CHANNELS,
+    paper="Yeo et al. 2018",
+    reconstruction=True,
+)
+def _sequential(sections: int) -> tuple[Stage, ...]:
+    steps = [Dense(step=step) for step in range(1, sections + 1)]
+    return (*cyclic(steps, steps=FLOW, lr=FLOW_LR), *alone(TASK, TASK_LR))

@@ -29,12 +29,14 @@ from torch.nn import functional as F
 
 from flowstill.data.batch import Batch
 from flowstill.errors import RecipeError, ShapeError
-from flowstill.knowledge.base import Knowledge, Loss, Setting
+from flowstill.features.sections import Pairs, Section
+from flowstill.features.taps import Flow, Reading
 from flowstill.knowledge.matrices import fsp_matrix
 from flowstill.knowledge.shuffling import Orders, Shuffle, drawn_orders, shuffled
-from flowstill.sections import Pairs, Section
-from flowstill.specification import specification
-from flowstill.taps import Flow, Reading
+from flowstill.schema import specification
+from flowstill.transfer.knowledge import Knowledge, Loss, Setting, register
+from flowstill.transfer.methods import SAME_CHANNELS, before_task, clipped, register_method
+from flowstill.transfer.stages import Stage
 
 __all__ = [
     "FSP",
@@ -153,6 +155,7 @@ class FSPLoss(Loss):
         return fsp_loss(_matrices(student, self.student_flows), target, self.alphas)
 
 
+@register
 @specification
 class FSP(Knowledge):
     """The student's FSP matrices are drawn to the teacher's; no labels are needed.
@@ -273,3 +276,33 @@ def _matrices(reading: Reading, flows: Sequence[Flow]) -> tuple[Tensor, ...]:
         except ShapeError as error:
             raise ShapeError(f"Flow {flow.front} -> {flow.back}: {error}") from None
     return tuple(matrices)
+
+
+@register_method(
+    "fsp",
+    transfers="how features flow through each section (FSP matrices), before the task",
+    needs=SAME_CHANNELS,
+    paper="Yim et al. 2017",
+)
+def _before_task() -> tuple[Stage, ...]:
+    return before_task(FSP())
+
+
+@register_method(
+    "fsp-joint",
+    transfers="FSP matrices beside the task, their gradient clipped to the task's",
+    needs=SAME_CHANNELS,
+    paper="Yim et al. 2017; Lee et al. 2018",
+)
+def _joint() -> tuple[Stage, ...]:
+    return clipped(FSP())
+
+
+@register_method(
+    "fsp-shuffled",
+    transfers="FSP matrices with the teacher's channels in another order, for students that differ",
+    needs=SAME_CHANNELS,
+    paper="Yim et al. 2017",
+)
+def _shuffled() -> tuple[Stage, ...]:
+    return before_task(FSP(shuffle="realisable"))

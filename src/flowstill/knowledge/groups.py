@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flowstill.knowledge.base import Setting
-from flowstill.knowledge.layers import Layer, find_layers
-from flowstill.sections import Pairs
+from flowstill.features.layers import Layer, find_layers
+from flowstill.features.sections import Pairs
+from flowstill.transfer.knowledge import Setting
 
 
 @dataclass(frozen=True)

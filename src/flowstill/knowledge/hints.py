@@ -17,12 +17,17 @@ from torch.nn import functional as F
 
 from flowstill.data.batch import Batch
 from flowstill.errors import RecipeError
-from flowstill.knowledge.base import Knowledge, Loss, Setting
-from flowstill.sections import Pairs, Section
-from flowstill.specification import specification
-from flowstill.taps import Reading, Tap
-from flowstill.tracing import find_trunk
-from flowstill.trunk import Trunk, TrunkMap
+from flowstill.features.sections import Pairs, Section
+from flowstill.features.taps import Reading, Tap
+from flowstill.features.tracing import find_trunk
+from flowstill.features.trunk import Trunk, TrunkMap
+from flowstill.knowledge.logits import SoftLogits
+from flowstill.schema import specification
+from flowstill.transfer.knowledge import Knowledge, Loss, Setting, register
+from flowstill.transfer.methods import TASK, TASK_LR, register_method
+from flowstill.transfer.procedures import cyclic, joint, schedule
+from flowstill.transfer.schedules import Linear
+from flowstill.transfer.stages import Stage, Term
 
 Shape = tuple[int, int, int]
 
@@ -107,6 +112,7 @@ class HintsLoss(Loss):
         return torch.stack(losses).sum()
 
 
+@register
 @specification
 class Hints(Knowledge):
     """The teacher's maps themselves, at one layer or at sections' ends.
@@ -195,3 +201,32 @@ def _same_size(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
 def _precise(maps: Tensor) -> Tensor:
     """In float32 or better."""
     return maps if maps.dtype == torch.float64 else maps.float()
+
+
+HINTS, HINTS_LR = schedule((1e-4, 25_000), (1e-5, 35_000))
+
+
+@register_method(
+    "fitnet",
+    transfers="the map of a middle layer, then soft logits beside the task",
+    needs="sections; the same classes",
+    paper="Romero et al. 2015; Yim et al. 2017",
+)
+def _one_hint() -> tuple[Stage, ...]:
+    return _fitnet(Hints())
+
+
+@register_method(
+    "fitnet3",
+    transfers="the maps of all sections' ends, then soft logits beside the task",
+    needs="sections; the same classes",
+    paper="Romero et al. 2015; Yim et al. 2017",
+)
+def _hint_per_section() -> tuple[Stage, ...]:
+    return _fitnet(Hints(layers="sections"))
+
+
+def _fitnet(hints: Hints) -> tuple[Stage, ...]:
+    """Hints first; then the labels with soft logits, as Yim et al. (2017) train their FitNets."""
+    soft = Term(SoftLogits(temperature=3.0, divergence="cross_entropy", squared=False), Linear((4.0, 1.0)))
+    return (*cyclic([hints], steps=HINTS, lr=HINTS_LR), *joint(soft, steps=TASK, lr=TASK_LR))

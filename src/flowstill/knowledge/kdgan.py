@@ -23,6 +23,7 @@ its settings. What is built here is a reconstruction:
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
 import torch
@@ -33,14 +34,19 @@ from torch.nn import functional as F
 from flowstill.data.batch import Batch
 from flowstill.data.keyed import Purpose, bits, key_of, uniform
 from flowstill.errors import RecipeError, ShapeError
-from flowstill.knowledge.base import Knowledge, Loss, Setting
+from flowstill.features.modules import logits_in, unwrapped
+from flowstill.features.sections import Pairs
+from flowstill.features.taps import Reading
 from flowstill.knowledge.logits import soft_logits_loss
-from flowstill.modules import logits_in, unwrapped
-from flowstill.sections import Pairs
-from flowstill.specification import specification
-from flowstill.taps import Reading
+from flowstill.schema import specification
+from flowstill.transfer.knowledge import Knowledge, Loss, Setting, register
+from flowstill.transfer.methods import TASK, TASK_LR, register_method
+from flowstill.transfer.procedures import register_procedure, stage
+from flowstill.transfer.schedules import Constant, Cosine, Linear, Milestones, Schedule
+from flowstill.transfer.stages import Optimizer, Player, Stage, Term, TermsLike, Update
 
 Side = Literal["discriminator", "teacher", "student"]
+COPY = 0.01  # the rate of the teacher's copy, in that of the student; no paper gives one
 _DRAWS: dict[Side, int] = {"discriminator": 0, "teacher": 1, "student": 2}  # each has noise of its own
 
 
@@ -209,6 +215,7 @@ class KDGANLoss(Loss):
         return logit
 
 
+@register
 @specification
 class KDGAN(Knowledge):
     """One side of the game between student, a copy of the teacher and a discriminator; ``adversarial`` sets up all three.
@@ -258,3 +265,87 @@ class KDGAN(Knowledge):
                 "another; give all the same."
             )
         return KDGANLoss(self, pairs, setting.classes, setting.seed, discriminator, teacher)
+
+
+@register_procedure
+def adversarial(
+    *,
+    steps: int,
+    lr: Schedule | float,
+    game: KDGAN = KDGAN(),  # noqa: B008 (frozen)
+    task: TermsLike = "labels",
+    optimizer: Optimizer | None = None,
+) -> tuple[Stage]:
+    """KDGAN (Wang et al. 2018): on every batch the discriminator moves, then the teacher's copy, then the student.
+
+    lr: the student's. game: the settings of all three sides.
+
+    >>> (stage,) = adversarial(steps=64, lr=0.1)
+    >>> [(update.player, [term.knowledge.name for term in update.terms]) for update in stage.updates]
+    [('discriminator', ['kdgan']), ('teacher_copy', ['kdgan']), ('student', ['labels', 'kdgan'])]
+    """
+    return (
+        with_adversaries(
+            stage("adversarial", steps, lr, [Update(task=task, transfer=replace(game, side="student"))], optimizer)
+        ),
+    )
+
+
+def with_adversaries(stage: Stage) -> Stage:
+    """A stage in which the student plays ``kdgan``, with the two that it plays against: before each of its batches the
+    discriminator moves by Adam at 1e-3, then the teacher's copy as the student does, at a hundredth of its learning rate.
+
+    Knowledge representing with KDGAN is ``with_adversaries`` of ``alternating(..., posterior="kdgan")``'s stage.
+
+    Raises: RecipeError if no term of the stage is ``kdgan``.
+    """
+    games = [
+        (update.player, term.knowledge)
+        for update in stage.updates
+        for term in update.terms
+        if isinstance(term.knowledge, KDGAN)
+    ]
+    if not games:
+        raise RecipeError(f"stage {stage.name!r} has no term 'kdgan', so there is nothing to play against.")
+    name, game = games[0]
+    student = stage.players[name]
+    players = {
+        "discriminator": Player(("discriminator",), Optimizer("adam", weight_decay=0.0), Constant(1e-3)),
+        "teacher_copy": Player(("teacher_copy",), student.optimizer, _times(student.lr, COPY)),
+    }
+    # They read the student, whose BatchNorm statistics belong to its own update.
+    first = Update("discriminator", task=(Term(replace(game, side="discriminator")),), update_batchnorm=False)
+    second = Update("teacher_copy", transfer=(Term(replace(game, side="teacher")),), update_batchnorm=False)
+    plays = [
+        any(isinstance(term.knowledge, KDGAN) for update in batch for term in update.terms) for batch in stage.cycle
+    ]
+    cycle = tuple((first, second, *batch) if does else batch for does, batch in zip(plays, stage.cycle, strict=True))
+    return replace(stage, players={**players, **stage.players}, cycle=cycle)
+
+
+def _times(schedule: Schedule, factor: float) -> Schedule:
+    """The same course at ``factor`` times the height."""
+
+    def times(value: float) -> float:
+        return float(f"{value * factor:.12g}")  # 0.007, where 0.7 * 0.01 is 0.006999999999999999
+
+    match schedule:
+        case Constant(value):
+            return Constant(times(value))
+        case Milestones(milestones):
+            return Milestones({step: times(value) for step, value in milestones.items()})
+        case Linear((first, last)):
+            return Linear((times(first), times(last)))
+        case Cosine():
+            return replace(schedule, cosine=times(schedule.cosine))
+
+
+@register_method(
+    "kdgan",
+    transfers="labels that a discriminator takes for true ones, against a copy of the teacher",
+    needs="sections; the same classes",
+    paper="Wang et al. 2018",
+    reconstruction=True,
+)
+def _kdgan() -> tuple[Stage]:
+    return adversarial(steps=TASK, lr=TASK_LR)

@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 from flowstill.data.batch import Batch
 from flowstill.errors import ShapeError
-from flowstill.knowledge.base import Knowledge, Loss, Setting
-from flowstill.sections import Pairs
-from flowstill.specification import specification
-from flowstill.taps import Reading
+from flowstill.features.sections import Pairs
+from flowstill.features.taps import Reading
+from flowstill.schema import specification
+from flowstill.transfer.knowledge import Knowledge, Loss, Setting, register
 
 
 class LabelLoss(Loss):
@@ -41,6 +41,7 @@ class LabelLoss(Loss):
         return total / (target != -1).sum().clamp(min=1)  # PyTorch's mean is NaN where no label is known
 
 
+@register
 @specification
 class Labels(Knowledge):
     """Cross-entropy with the labels; no teacher.

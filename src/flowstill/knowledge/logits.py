@@ -10,10 +10,12 @@ from torch.nn import functional as F
 
 from flowstill.data.batch import Batch
 from flowstill.errors import ShapeError
-from flowstill.knowledge.base import Knowledge, Loss, Setting
-from flowstill.sections import Pairs
-from flowstill.specification import specification
-from flowstill.taps import Reading
+from flowstill.features.sections import Pairs
+from flowstill.features.taps import Reading
+from flowstill.schema import specification
+from flowstill.transfer.knowledge import Knowledge, Loss, Setting, register
+from flowstill.transfer.methods import SAME_CLASSES, added, register_method
+from flowstill.transfer.stages import Stage
 
 Divergence = Literal["kl", "cross_entropy"]
 
@@ -71,6 +73,7 @@ class SoftLogitsLoss(Loss):
         return soft_logits_loss(student.logits, target, self.temperature, self.divergence, self.squared)
 
 
+@register
 @specification
 class SoftLogits(Knowledge):
     """The teacher's softened predictions. Weigh it against the task by the terms' weights: a, and 1 - a for the labels.
@@ -97,3 +100,13 @@ class SoftLogits(Knowledge):
 def _precise(logits: Tensor) -> Tensor:
     """In float32 or better."""
     return logits if logits.element_size() == 8 else logits.float()
+
+
+@register_method(
+    "kd",
+    transfers="the teacher's softened predictions (soft logits)",
+    needs=SAME_CLASSES,
+    paper="Hinton et al. 2015",
+)
+def _added() -> tuple[Stage, ...]:
+    return added(SoftLogits(), 0.9)

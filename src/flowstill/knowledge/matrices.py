@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flowstill.errors import ShapeError
-from flowstill.knowledge.base import without_autocast
+from flowstill.transfer.knowledge import without_autocast
 
 IN_CACHE = 2**21  # bytes of widened maps, which a core still holds when it multiplies them
 

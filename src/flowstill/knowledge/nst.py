@@ -11,10 +11,12 @@ from torch.nn import functional as F
 
 from flowstill.data.batch import Batch
 from flowstill.errors import RecipeError
-from flowstill.knowledge.base import Knowledge, Loss, Setting, without_autocast
-from flowstill.sections import Pairs
-from flowstill.specification import specification
-from flowstill.taps import Reading, Tap
+from flowstill.features.sections import Pairs
+from flowstill.features.taps import Reading, Tap
+from flowstill.schema import specification
+from flowstill.transfer.knowledge import Knowledge, Loss, Setting, register, without_autocast
+from flowstill.transfer.methods import ANY_CHANNELS, added, register_method
+from flowstill.transfer.stages import Stage
 
 
 def selectivity(maps: Tensor) -> Tensor:
@@ -100,6 +102,7 @@ class NSTLoss(Loss):
         return self.factor / 2 * torch.stack(losses).sum()
 
 
+@register
 @specification
 class NST(Knowledge):
     """The distribution of the channels' spatial patterns. Channels and sizes may differ.
@@ -120,3 +123,10 @@ class NST(Knowledge):
             raise RecipeError("nst compares sections, but none of the teacher's was paired with one of the student's.")
         chosen = pairs[-1:] if self.sections == "last" else pairs
         return NSTLoss([p.teacher.exit for p in chosen], [p.student.exit for p in chosen], self.strength)
+
+
+@register_method(
+    "nst", transfers="which spatial patterns the channels select", needs=ANY_CHANNELS, paper="Huang and Wang 2017"
+)
+def _added() -> tuple[Stage, ...]:
+    return added(NST())

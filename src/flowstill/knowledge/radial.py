@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flowstill.knowledge.base import without_autocast
+from flowstill.transfer.knowledge import without_autocast
 
 Ends = tuple[Tensor, Tensor]  # weighted singular vectors of a module's front and back maps: (B, D_F, k) and (B, D_B, k)
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from flowstill.data.keyed import Purpose, bits, key_of
-from flowstill.sections import Section
-from flowstill.taps import Flow, Tap
+from flowstill.features.sections import Section
+from flowstill.features.taps import Flow, Tap
 
 Shuffle = Literal["realisable", "independent", "per_matrix"]
 Orders = tuple[Tensor, Tensor]  # of a matrix's rows and columns: (m,) and (n,), int64

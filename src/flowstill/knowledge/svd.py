@@ -35,12 +35,15 @@ from torch import Tensor
 
 from flowstill.data.batch import Batch
 from flowstill.errors import ShapeError
-from flowstill.knowledge.base import Knowledge, Loss, Setting, without_autocast
+from flowstill.features.sections import Pairs
+from flowstill.features.taps import Flow, Reading, Tap
 from flowstill.knowledge.decomposition import Gradient, truncated_svd
 from flowstill.knowledge.radial import dfv_loss, rbf
-from flowstill.sections import Pairs
-from flowstill.specification import specification
-from flowstill.taps import Flow, Reading, Tap
+from flowstill.schema import specification
+from flowstill.transfer.knowledge import Knowledge, Loss, Setting, register, without_autocast
+from flowstill.transfer.methods import NESTEROV, SAME_CHANNELS, before_task, clipped, register_method
+from flowstill.transfer.procedures import schedule
+from flowstill.transfer.stages import Stage
 
 __all__ = ["SVD", "SVDLoss", "align", "canonical_signs", "dfv_loss", "feature_weights", "match", "rbf", "truncated_svd"]
 
@@ -116,6 +119,7 @@ def align(teacher: Tensor, student: Tensor, matching: Matching = "greedy") -> Te
     return vectors * signs
 
 
+@register
 @specification
 class SVD(Knowledge):
     """The student's distilled feature vectors are drawn to the teacher's; no labels are needed.
@@ -238,3 +242,26 @@ def _hungarian(likeness: Tensor) -> Tensor:
 
 def _taps(flows: Sequence[Flow]) -> tuple[Tap, ...]:
     return tuple(dict.fromkeys(tap for flow in flows for tap in (flow.front, flow.back)))
+
+
+VECTORS_LR = schedule((1e-2, 5_250), (1e-3, 10_500), (1e-4, 15_750), (1e-5, 21_000))[1]  # by ten at each quarter
+
+
+@register_method(
+    "svd",
+    transfers="how the singular vectors of each section's two ends relate, before the task",
+    needs=SAME_CHANNELS,
+    paper="Lee et al. 2018",
+)
+def _before_task() -> tuple[Stage, ...]:
+    return before_task(SVD(), VECTORS_LR, optimizer=NESTEROV)
+
+
+@register_method(
+    "svd-joint",
+    transfers="the same beside the task, its gradient clipped to the task's",
+    needs=SAME_CHANNELS,
+    paper="Lee et al. 2018",
+)
+def _joint() -> tuple[Stage, ...]:
+    return clipped(SVD(), NESTEROV)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import sys
-import traceback
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +11,8 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from flowstill.errors import NetworkError, did_you_mean, nearest
+from flowstill.errors import NetworkError, did_you_mean
+from flowstill.schema.code import import_file, run_code
 
 _MARK = ".py:"
 
@@ -38,33 +36,15 @@ def make(name: str, num_classes: int | None, in_channels: int, options: dict[str
     """
     file, _, factory = name.rpartition(":")
     path = Path(file).expanduser()
-    function = _find(_module(path), factory, path)
+    function = _find(import_file(path, NetworkError), factory, path)
     arguments = _arguments(function, name, num_classes, in_channels, options)
-    network = _run(lambda: function(**arguments), path, f"{name} failed")
+    network = run_code(lambda: function(**arguments), path, f"{name} failed", NetworkError)
     if not isinstance(network, nn.Module):
         raise NetworkError(f"{name} returned {_kind(network)}, no torch.nn.Module. Return the network itself.")
     lazy = [key for key, tensor in network.state_dict(keep_vars=True).items() if is_lazy(tensor)]
     if lazy:
         raise NetworkError(f"{name}: {lazy[0]!r} has no size yet. Run one forward in the factory, or give the size.")
     return network
-
-
-def _module(path: Path) -> types.ModuleType:
-    """Run the file as a module of a private name, without leaving compiled files beside it."""
-    if not path.is_file():
-        folder = path.parent
-        near = nearest(path.name, (p.name for p in folder.glob("*.py"))) if folder.is_dir() else []
-        raise NetworkError(f"No file {str(path)!r}. " + (f"Did you mean {near[0]!r}?" if near else "Check the path."))
-    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
-    module = types.ModuleType(f"_flowstill_{path.stem}_{digest}")
-    module.__file__ = str(path)
-    sys.modules[module.__name__] = module  # dataclasses and pickle look there
-    _run(lambda: _execute(path, module.__dict__), path, f"{path} cannot be imported")
-    return module
-
-
-def _execute(path: Path, namespace: dict[str, Any]) -> None:
-    exec(compile(path.read_bytes(), str(path), "exec", dont_inherit=True), namespace)
 
 
 def _find(module: types.ModuleType, factory: str, path: Path) -> Callable[..., Any]:
@@ -98,20 +78,6 @@ def _arguments(
     if lacking:
         raise NetworkError(f"{name} needs {', '.join(map(repr, lacking))}: give it as an option, or give it a default.")
     return arguments
-
-
-def _run(call: Callable[[], Any], path: Path, what: str) -> Any:
-    """Run the user's code; an error in it is told with the last line of the file that it passed through."""
-    try:
-        return call()
-    except (Exception, SystemExit) as error:
-        if isinstance(error, SyntaxError) and error.filename == str(path):
-            line = error.lineno
-        else:
-            lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
-            line = lines[-1] if lines else None
-        place = f"{path}:{line}" if line else str(path)
-        raise NetworkError(f"{what}: {place}: {type(error).__name__}: {error}") from error
 
 
 def _kind(value: object) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from flowstill.specification import specification
+from flowstill.schema import specification
 
 
 @specification

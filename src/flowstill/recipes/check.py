@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from flowstill.errors import FlowstillError, NetworkError, RecipeError
-from flowstill.knowledge.base import Knowledge, Loss, Setting
+from flowstill.features.sections import Pairs, pair_sections, pairs_by_hand
+from flowstill.features.taps import Tapped
+from flowstill.features.tracing import example_images, read_once, undisturbed
 from flowstill.nets import Counts, build, count, is_object, load_weights
-from flowstill.recipes.schema import Job, Recipe, Stage, Weights
+from flowstill.recipes.recipe import Job, Recipe, Stage, Weights
 from flowstill.recipes.storage import StoredFile, stored_files
-from flowstill.sections import Pairs, pair_sections, pairs_by_hand
-from flowstill.taps import Tapped
-from flowstill.tracing import example_images, read_once, undisturbed
+from flowstill.transfer.knowledge import Knowledge, Loss, Setting
 
 Shape = tuple[int, int, int]
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from flowstill.data.named import SYNTHETIC
 from flowstill.data.spec import Data
-from flowstill.recipes.schema import Job, Recipe, Weights
+from flowstill.recipes.recipe import Job, Recipe, Weights
 from flowstill.transfer.schedules import Constant
 from flowstill.transfer.stages import Stage
 

@@ -9,7 +9,7 @@ import yaml
 
 from flowstill.errors import RecipeError
 from flowstill.recipes.places import PLAIN
-from flowstill.recipes.schema import Constant, Milestones, Player, Recipe, Stage, Term, Update
+from flowstill.recipes.recipe import Constant, Milestones, Player, Recipe, Stage, Term, Update
 from flowstill.transfer.stages import PLAYER_KEYS, UPDATE_KEYS
 
 
@@ -29,7 +29,7 @@ def dump_recipe(recipe: Recipe) -> str:
 
     Raises: RecipeError if it holds something that plain data cannot say, such as an object in a network's options.
 
-    >>> from flowstill.recipes.schema import Data, Job, Recipe
+    >>> from flowstill.recipes.recipe import Data, Job, Recipe
     >>> dump_recipe(Recipe("r", Data("digits"), {"student": Job("resnet8")})).splitlines()[:3]
     ['name: r', 'data:', '  name: digits']
     """

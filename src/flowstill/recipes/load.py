@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from flowstill.errors import RecipeError, did_you_mean
-from flowstill.knowledge import Knowledge
 from flowstill.nets import is_object, needs_trust
-from flowstill.problems import Loc, Problem, Problems
 from flowstill.recipes.dump import dump_recipe
 from flowstill.recipes.overrides import override, put
 from flowstill.recipes.places import Document, Place, read_yaml
+from flowstill.recipes.recipe import Recipe, Stage
 from flowstill.recipes.scaling import scaled
-from flowstill.recipes.schema import Recipe, Stage
 from flowstill.recipes.shorthand import SHORTHAND, expand, jobs_as_mappings
-from flowstill.specification import validated
+from flowstill.schema import validated
+from flowstill.schema.problems import Loc, Problem, Problems
+from flowstill.transfer.knowledge import Knowledge
 from flowstill.transfer.stages import PLAYER_KEYS, UPDATE_KEYS
 
 __all__ = ["dump_recipe", "load_recipe", "recipe_names", "scaled"]
@@ -70,7 +70,7 @@ def load_recipe(
 
 
 def _packaged() -> dict[str, Traversable]:
-    folders = [resources.files("flowstill.recipes").joinpath(name) for name in ("papers", "studies")]
+    folders = [resources.files("flowstill.papers").joinpath(name) for name in ("tables", "studies")]
     files = [file for folder in folders for file in folder.iterdir()]
     return {file.name.removesuffix(".yaml"): file for file in files if file.name.endswith(".yaml")}
 

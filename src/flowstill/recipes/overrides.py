@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from flowstill.errors import did_you_mean
-from flowstill.problems import Loc, field_names, path_text, shown
 from flowstill.recipes.places import Document, Place, read_yaml
-from flowstill.recipes.schema import Recipe
+from flowstill.recipes.recipe import Recipe
+from flowstill.schema.problems import Loc, field_names, path_text, shown
 
 _NAMED = ("network", "rule", "task", "transfer", "knowledge")  # where a name alone is short for {name: NAME}
 

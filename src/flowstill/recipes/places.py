@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from flowstill.problems import Loc, path_text, shown
+from flowstill.schema.problems import Loc, path_text, shown
 
 _MOST_VALUES = 100_000  # a few aliases of aliases could ask for billions
 _FLOAT = re.compile(

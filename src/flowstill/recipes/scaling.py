@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, TypeVar
 
-from flowstill.recipes.schema import AdaptiveClip, Constant, Cosine, Linear, Milestones, Recipe, Stage
+from flowstill.recipes.recipe import Constant, Cosine, Linear, Milestones, Recipe, Stage
+from flowstill.transfer.rules import Rule
 
 T = TypeVar("T")
 
@@ -16,7 +17,7 @@ def scaled(recipe: Recipe, factor: float) -> Recipe:
     Each is rounded; a stage and an epoch keep one step at least, and a stage begins with its first values whatever
     the factor.
 
-    >>> from flowstill.recipes.schema import Data, Job, Recipe, Stage, Update
+    >>> from flowstill.recipes.recipe import Data, Job, Recipe, Stage, Update
     >>> stage = Stage("task", 64000, {"student": {"lr": {0: 0.1, 32000: 0.01}}}, ((Update(task="labels"),),))
     >>> short = scaled(Recipe("r", Data("digits"), {"student": Job("resnet8", (stage,))}), 0.02)
     >>> short.jobs["student"].stages[0].steps, short.jobs["student"].stages[0].players["student"].lr
@@ -27,7 +28,7 @@ def scaled(recipe: Recipe, factor: float) -> Recipe:
 
 def _scaled(value: T, factor: float) -> T:
     made: Any = value
-    if isinstance(value, (Constant, Milestones, Linear, Cosine)):
+    if isinstance(value, (Constant, Milestones, Linear, Cosine, Rule)):
         made = value.scaled(factor)
     elif isinstance(value, dict):
         made = {key: _scaled(item, factor) for key, item in value.items()}
@@ -37,7 +38,5 @@ def _scaled(value: T, factor: float) -> T:
         fields = {f.name: _scaled(getattr(value, f.name), factor) for f in dataclasses.fields(value)}
         if isinstance(value, Stage):
             fields["steps"] = max(1, round(value.steps * factor))
-        if isinstance(value, AdaptiveClip):
-            fields["epoch_steps"] = max(1, round(value.epoch_steps * factor))
         made = dataclasses.replace(value, **fields)
     return made  # type: ignore[no-any-return]  # of the value's own type

@@ -6,8 +6,8 @@ from typing import Any
 
 from flowstill.errors import RecipeError
 from flowstill.recipes.dump import plain
-from flowstill.recipes.methods import find_method
 from flowstill.recipes.places import Document
+from flowstill.transfer.methods import find_method
 
 SHORTHAND = ("teacher", "student", "stages")
 

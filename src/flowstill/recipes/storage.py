@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from flowstill.data.spec import Data
 from flowstill.errors import RecipeError
-from flowstill.knowledge.base import Knowledge, Loss, Target
-from flowstill.recipes.schema import Job
-from flowstill.taps import Tapped
-from flowstill.tracing import example_images, read_once, undisturbed
+from flowstill.features.taps import Tapped
+from flowstill.features.tracing import example_images, read_once, undisturbed
+from flowstill.recipes.recipe import Job
+from flowstill.transfer.knowledge import Knowledge, Loss, Target
 from flowstill.transfer.stages import Stage, Stored
 
 SIZES = {"fp32": 4, "fp16": 2}  # bytes of a number

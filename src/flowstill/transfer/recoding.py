@@ -32,7 +32,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowstill.specification import specification
+from flowstill.schema import specification
 
 Mode = Literal["recode", "recode_soft", "double_backward"]
 

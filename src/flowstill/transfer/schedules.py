@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from flowstill.specification import specification
+from flowstill.schema import specification
 
 
 @specification
@@ -130,3 +131,4 @@ Schedule = Annotated[
     BeforeValidator(_as_schedule),
     Field(description="a number, milestones {0: 0.1, 100: 0.01}, {linear: [4, 1]} or {cosine: 0.1}"),
 ]
+ScheduleLike = Constant | Milestones | Linear | Cosine | float | Mapping[int, float] | Mapping[str, Any]

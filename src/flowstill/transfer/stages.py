@@ -1,16 +1,22 @@
-"""Who moves on which loss, and how the losses' gradients meet: a stage is steps over a cycle of updates."""
+"""Who moves on which loss, and how the losses' gradients meet: a stage is steps over a cycle of updates.
+
+The constructors take short forms, which a ``__init__`` for type checkers spells out beside each class.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PlainValidator, SerializeAsAny
+from pydantic import BeforeValidator, Field, PlainValidator, SerializeAsAny, model_validator
+from pydantic_core import ArgsKwargs
 
 from flowstill.errors import did_you_mean
-from flowstill.knowledge import Knowledge, parse_knowledge
-from flowstill.specification import specification
+from flowstill.schema import specification
+from flowstill.transfer.knowledge import Knowledge, parse_knowledge
 from flowstill.transfer.recoding import Recoding
-from flowstill.transfer.schedules import Constant, Schedule
+from flowstill.transfer.rules import Rule, Sum, parse_rule
+from flowstill.transfer.schedules import Constant, Schedule, ScheduleLike
 
 Role = Literal["student", "adapters", "aggregate", "discriminator", "teacher_copy"]
 PLAYER_KEYS = ("lr", "optimizer")  # what a stage in short form says of its one player
@@ -47,7 +53,13 @@ class Term:
     knowledge: Annotated[Knowledge, PlainValidator(parse_knowledge), SerializeAsAny()]
     weight: Schedule = Constant(1.0)
 
+    if TYPE_CHECKING:
 
+        def __init__(self, knowledge: Knowledge | str | Mapping[str, Any], weight: ScheduleLike = 1.0) -> None: ...
+
+
+TermLike = Term | Knowledge | str | Mapping[str, Any]
+TermsLike = TermLike | Sequence[TermLike]
 Terms = Annotated[tuple[Annotated[Term, BeforeValidator(_as_term)], ...], BeforeValidator(_as_tuple)]
 
 
@@ -84,37 +96,19 @@ class Player:
     lr: Schedule = Constant(0.1)
     recode: Recoding | None = None
 
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            modules: Sequence[Role] = ("student", "adapters"),
+            optimizer: Optimizer | Mapping[str, Any] = ...,
+            lr: ScheduleLike = 0.1,
+            recode: Recoding | Mapping[str, Any] | None = None,
+        ) -> None: ...
+
     def __post_init__(self) -> None:
         if self.lr.smallest < 0:
             raise ValueError(f"a learning rate is at least 0, not {self.lr.smallest:g}")
-
-
-@specification
-class Sum:
-    """The gradient of the summed losses."""
-
-    name: Literal["sum"] = "sum"
-
-
-@specification
-class AdaptiveClip:
-    """The transfer gradient is clipped to the task gradient's norm (Lee et al. 2018, section 3.2).
-
-    mode: ``official`` clips per variable, against the task gradient with its L2 term; ``ce_norm`` without it;
-    ``global`` clips all variables by one norm; ``eq14_literal`` is Eq. 14 as printed.
-    epoch_steps: how many steps make the ``p`` of the sigmoid grow by one.
-    """
-
-    name: Literal["adaptive_clip"] = "adaptive_clip"
-    mode: Literal["official", "ce_norm", "global", "eq14_literal"] = "official"
-    epoch_steps: Annotated[int, Field(ge=1)] = 390
-
-
-def _as_rule(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
-
-
-Rule = Annotated[Sum | AdaptiveClip, Field(discriminator="name"), BeforeValidator(_as_rule)]
 
 
 @specification
@@ -124,14 +118,25 @@ class Update:
     player: str = "student"
     task: Terms = ()
     transfer: Terms = ()
-    rule: Rule = Sum()
+    rule: Annotated[Rule, PlainValidator(parse_rule), SerializeAsAny()] = Sum()
     update_batchnorm: bool = True
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            player: str = "student",
+            task: TermsLike = (),
+            transfer: TermsLike = (),
+            rule: Rule | str | Mapping[str, Any] = "sum",
+            update_batchnorm: bool = True,
+        ) -> None: ...
 
     def __post_init__(self) -> None:
         if not self.task and not self.transfer:
             raise ValueError("an update needs at least one term in 'task' or 'transfer'")
-        if isinstance(self.rule, AdaptiveClip) and not (self.task and self.transfer):
-            raise ValueError("adaptive_clip needs both a task and a transfer term")
+        if self.rule.apart and not (self.task and self.transfer):
+            raise ValueError(f"{self.rule.name} needs both a task and a transfer term")
 
     @property
     def terms(self) -> tuple[Term, ...]:
@@ -160,14 +165,21 @@ class Stored:
     views: Annotated[int, Field(ge=1)] = 1
 
 
-Source = Annotated[Live | Stored, Field(discriminator="name"), BeforeValidator(_as_rule)]
+Source = Annotated[
+    Live | Stored,
+    Field(discriminator="name"),
+    BeforeValidator(lambda value: {"name": value} if isinstance(value, str) else value),
+]
 
 
 Cycle = tuple[Annotated[tuple[Update, ...], BeforeValidator(_as_tuple)], ...]
 
 
-def as_stage(value: Any) -> Any:
+def _as_stage(value: Any) -> Any:
     """Short form: ``task``, ``transfer``, ``rule``, ``lr`` and ``optimizer`` of one player called ``student``."""
+    if isinstance(value, ArgsKwargs):
+        given = value.kwargs or {}
+        return value if len(value.args) > 2 else ArgsKwargs(value.args, _as_stage(dict(given)))
     if not isinstance(value, dict) or "cycle" in value or "players" in value:
         return value
     rest = dict(value)
@@ -180,6 +192,9 @@ def as_stage(value: Any) -> Any:
 class Stage:
     """``steps`` over one cycle of updates: batch t runs ``cycle[t % len(cycle)]``, each player with its own optimiser.
 
+    ``Stage("task", 500, task="labels", lr=0.1)`` is short for one player, the student, and one update; it takes ``task``,
+    ``transfer``, ``rule`` and ``update_batchnorm`` of the update, ``lr`` and ``optimizer`` of the player.
+
     knowledge: whether the teacher reads every batch, ``live``, or what it knows is ``stored``. fresh_head: draw the
     student's last layer anew before the stage, instead of going on with what it is.
     """
@@ -190,6 +205,27 @@ class Stage:
     cycle: Cycle
     knowledge: Source = Live()
     fresh_head: bool = False
+
+    _short = model_validator(mode="before")(_as_stage)
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            name: str,
+            steps: int,
+            players: Mapping[str, Player | Mapping[str, Any]] = ...,
+            cycle: Sequence[Update | Sequence[Update]] = ...,
+            knowledge: Live | Stored | str | Mapping[str, Any] = "live",
+            fresh_head: bool = False,
+            *,
+            task: TermsLike = (),
+            transfer: TermsLike = (),
+            rule: Rule | str | Mapping[str, Any] = "sum",
+            update_batchnorm: bool = True,
+            lr: ScheduleLike = 0.1,
+            optimizer: Optimizer | Mapping[str, Any] = ...,
+        ) -> None: ...
 
     def __post_init__(self) -> None:
         if not self.cycle or not all(self.cycle):
@@ -224,6 +260,3 @@ class Stage:
     def reads_sections(self) -> bool:
         """Whether any term is built for the sections of the two networks."""
         return any(term.knowledge.reads_sections for update in self.updates for term in update.terms)
-
-
-StageLike = Annotated[Stage, BeforeValidator(as_stage)]

@@ -1,0 +1,1 @@
+"""Where a network can be read: taps, sections, pairs, layers."""

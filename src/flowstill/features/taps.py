@@ -1,0 +1,264 @@
+"""Named points in a network where feature maps are read, without editing the network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from flowstill.errors import TapError, did_you_mean
+from flowstill.features.modules import (
+    inplace_beside,
+    is_compiled,
+    logits_in,
+    module_at,
+    synchronises_gradients,
+    tensors_in,
+    unwrapped,
+)
+
+
+@dataclass(frozen=True, order=True)
+class Tap:
+    """A named point: the output (or first input) of the module at ``path``; the path ``""`` is the whole network.
+
+    >>> str(Tap("layer1.0")), str(Tap("fc", "input"))
+    ('layer1.0', 'fc:input')
+    """
+
+    path: str
+    at: Literal["output", "input"] = "output"
+
+    @classmethod
+    def parse(cls, text: str | Tap) -> Tap:
+        """Read ``"layer1.0"`` or ``"fc:input"``. Raises: TapError."""
+        if isinstance(text, Tap):
+            return text
+        path, _, at = text.partition(":")
+        if at not in ("", "output", "input"):
+            raise TapError(f"Tap {text!r}: after the colon stands 'output' or 'input', not {at!r}.")
+        return cls(path, "input" if at == "input" else "output")
+
+    def __str__(self) -> str:
+        return self.path if self.at == "output" else f"{self.path}:input"
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Two taps of one section, between which the flow of the solution is measured."""
+
+    front: Tap
+    back: Tap
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one forward gives: the maps at the taps, and the logits unless the forward stopped before them.
+
+    images: what went in, (B, C, H, W). logits: (B, classes) or None. maps: tap -> (B, D, H, W).
+    """
+
+    images: Tensor
+    logits: Tensor | None = None
+    maps: dict[Tap, Tensor] = field(default_factory=dict)
+
+    def __getitem__(self, tap: Tap | str) -> Tensor:
+        """The map at ``tap``. Raises: TapError if it was not read."""
+        tap = Tap.parse(tap)
+        if tap not in self.maps:
+            raise TapError(f"Tap '{tap}' was not read. {did_you_mean(str(tap), map(str, self.maps), 3)}".rstrip())
+        return self.maps[tap]
+
+
+# Lets DDP with find_unused_parameters look inside.
+torch.export.register_dataclass(Reading)
+
+
+class Tapped(nn.Module):
+    """A network whose maps are read by hooks as it runs; the network itself is never edited.
+
+    taps: where to read, ``"layer1.0"`` or ``"fc:input"``. What comes back are the tensors themselves, with their graph
+    and in whatever dtype the forward made; where nothing could tell of a later overwriting in place (inference mode,
+    torch.compile) they are copies. Of a module that gives several tensors, the first of shape (B, D, H, W).
+
+    until: ``"logits"``, the whole forward; ``"taps"``, stop once all taps are read (with no taps, nothing runs); or one
+    tap, stop right there, at its first call. Nothing after that runs, and the logits are None.
+
+    Hooks live for one forward, or as long as ``with tapped:`` lasts. Several Tapped may share one network. To train on
+    several processes wrap this in DDP; to compile, compile this: ``torch.compile(Tapped(...))``, one graph from torch
+    2.15 on. A network that is already wrapped or compiled is read by the module names it had before.
+
+    Raises: TapError if a path names no module; in the forward, if a tap was not reached, was reached more than once or
+    gives no map, if a map was overwritten after it was read, or if a stop would hinder DDP.
+
+    >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
+    >>> reading = Tapped(network, ["1"], until="taps")(torch.zeros(2, 3, 8, 8))
+    >>> reading["1"].shape, reading.logits
+    (torch.Size([2, 8, 6, 6]), None)
+    """
+
+    def __init__(self, network: nn.Module, taps: Iterable[Tap | str] = (), until: Tap | str = "logits") -> None:
+        super().__init__()
+        self.network = network
+        self.taps = tuple(dict.fromkeys(map(Tap.parse, [taps] if isinstance(taps, (str, Tap)) else taps)))
+        self.until = until if until in ("logits", "taps") else Tap.parse(until)
+        stop = {self.until} if isinstance(self.until, Tap) else set()
+        self._recorder = _Recorder(self.taps, self.until)
+        # torch.compile needs the same objects at each forward.
+        self._hooks = tuple(_Hook(tap, self._recorder) for tap in dict.fromkeys((*self.taps, *stop)))
+        self._handles: list[RemovableHandle] = []
+        self._depth = 0
+        for hook in self._hooks:
+            module_at(network, hook.tap.path)
+
+    def forward(self, images: Tensor) -> Reading:
+        """Images (B, C, H, W) -> Reading. Raises: TapError."""
+        if self.until == "taps" and not self.taps:
+            return Reading(images)
+        if self._depth:
+            return self._read(images)
+        # Not `with self`, which torch.compile cannot trace.
+        self._install()
+        try:
+            return self._read(images)
+        finally:
+            self._remove()
+
+    def __enter__(self) -> Self:
+        if not self._depth:
+            self._install()
+        self._depth += 1
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._depth -= 1
+        if not self._depth:
+            self._remove()
+
+    def _install(self) -> None:
+        modules = [module_at(self.network, hook.tap.path) for hook in self._hooks]
+        self._handles = list(map(_Hook.install, self._hooks, modules))  # torch 2.9 cannot trace zip(..., strict=True)
+
+    def _remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _read(self, images: Tensor) -> Reading:
+        recorder, logits = self._recorder, None
+        if self.until != "logits" and torch.is_grad_enabled() and synchronises_gradients(self.network):
+            # DDP readies its reducer after the forward; a stop inside would leave that out without a word.
+            raise TapError(
+                "Tapped(DistributedDataParallel(network)) cannot stop where gradients are wanted: they would not be "
+                "reduced. Wrap the other way round, DistributedDataParallel(Tapped(network)), or read under no_grad."
+            )
+        recorder.start()
+        try:
+            logits = logits_in(self.network(images))
+        except _Stop:
+            if not recorder.stopped:
+                raise
+        finally:
+            maps = recorder.finish()
+        self._check(maps)
+        return Reading(images, None if recorder.stopped else logits, {tap: maps[tap] for tap in self.taps})
+
+    def _check(self, maps: dict[Tap, Tensor]) -> None:
+        recorder = self._recorder
+        for hook in self._hooks:
+            if hook.tap in recorder.repeated:
+                raise TapError(
+                    f"Tap '{hook.tap}' is ambiguous: its module is called more than once in a forward. "
+                    "Tap one that is called once, such as the block around it."
+                )
+            if hook.tap not in maps and (hook.tap in self.taps or not recorder.stopped):
+                raise TapError(_unreached(self.network, hook.tap, self.until if recorder.stopped else None))
+        for tap, version in recorder.versions.items():
+            if maps[tap]._version != version:
+                raise TapError(_overwritten(self.network, tap))
+
+
+class _Stop(Exception):
+    """Ends a forward that has given all its maps; the network's own ``with`` blocks and hooks see it pass."""
+
+
+class _Recorder:
+    """What the hooks of one Tapped share: the maps of the forward that is running."""
+
+    def __init__(self, taps: tuple[Tap, ...], until: Tap | str) -> None:
+        self.taps, self.until = taps, until
+        self.start()
+        self.running = False
+
+    def start(self) -> None:
+        self.running, self.stopped = True, False
+        self.maps: dict[Tap, Tensor] = {}
+        self.versions: dict[Tap, int] = {}
+        self.repeated: set[Tap] = set()
+
+    def finish(self) -> dict[Tap, Tensor]:
+        """The maps, which are not kept."""
+        self.running, maps, self.maps = False, self.maps, {}
+        return maps
+
+    def record(self, tap: Tap, value: object) -> None:
+        if not self.running:  # the network was called by somebody else
+            return
+        if tap in self.maps:
+            self.repeated.add(tap)
+            return
+        found = value if isinstance(value, Tensor) else next((t for t in tensors_in(value) if t.ndim == 4), None)
+        if found is None:
+            raise TapError(f"Tap '{tap}' gives {type(value).__name__} without a tensor of shape (B, D, H, W).")
+        if torch.compiler.is_compiling() or found.is_inference():  # no version counter to look at later
+            self.maps[tap] = found.clone()
+        else:
+            self.maps[tap], self.versions[tap] = found, found._version
+        if tap == self.until or (self.until == "taps" and len(self.maps) == len(self.taps)):
+            self.running, self.stopped = False, True
+            raise _Stop
+
+
+class _Hook:
+    """A forward hook or pre-hook that hands what it sees to the recorder."""
+
+    def __init__(self, tap: Tap, recorder: _Recorder) -> None:
+        self.tap, self.recorder = tap, recorder
+
+    def install(self, module: nn.Module) -> RemovableHandle:
+        if self.tap.at == "input":
+            return module.register_forward_pre_hook(self, with_kwargs=True)
+        return module.register_forward_hook(self)
+
+    def __call__(self, module: nn.Module, args: tuple[object, ...], last: Any) -> None:
+        """``last`` is the module's output, or its keyword arguments where inputs are read."""
+        self.recorder.record(self.tap, next(iter((*args, *last.values())), None) if self.tap.at == "input" else last)
+
+
+def _unreached(network: nn.Module, tap: Tap, stopped_at: object) -> str:
+    said, module = f"Tap '{tap}' was not reached: ", module_at(network, tap.path)
+    if stopped_at is not None:
+        return said + f"the forward stopped at '{stopped_at}' before it. Leave it out, or stop later: until='{tap}'."
+    if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+        members = ", ".join(f"'{tap.path}.{name}'" for name, _ in module.named_children())
+        return said + f"a {type(module).__name__} is never called itself. Tap one of its members: {members}."
+    if is_compiled(network):
+        return said + (
+            "the network is compiled, and code that was compiled for a call without taps knows of none. "
+            "Compile it together with them: torch.compile(Tapped(network, ...))."
+        )
+    return said + f"{type(unwrapped(network)).__name__}'s forward does not call this module. Tap one that it calls."
+
+
+def _overwritten(network: nn.Module, tap: Tap) -> str:
+    inplace = inplace_beside(network, tap.path, itself=tap.at == "input")
+    by = f"most likely by {inplace!r}" if inplace else "by an operation such as x += y"
+    instead = inplace or tap.path.rpartition(".")[0]
+    return (
+        f"Tap '{tap}': its map was overwritten in place after it was read, {by}. "
+        f"Tap {repr(instead) if instead else 'a later module'} instead, or stop before that: until='{tap}'."
+    )

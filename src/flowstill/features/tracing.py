@@ -1,0 +1,262 @@
+"""Run a network once, and read its trunk off the graph that autograd records."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
+
+from flowstill.errors import NetworkError
+from flowstill.features.modules import tensors_in, unwrapped
+from flowstill.features.taps import Reading, Tapped
+from flowstill.features.trunk import Call, Convolution, Trunk, TrunkMap, octaves
+
+Vertex = tuple[Node, int]  # a tensor of the graph: the operation that made it, and which of its outputs
+Graph = dict[Vertex, list[Vertex]]  # vertex -> those that it is made from, which stand before it
+
+
+def find_trunk(network: nn.Module, example: Tensor | Sequence[int]) -> Trunk:
+    """Run ``network`` once in eval mode and read its trunk; the network is left as it was.
+
+    Args: example (B, C, H, W), or a shape (C, H, W) or (B, C, H, W); network and example may be on ``meta``.
+    Raises: NetworkError if the network cannot take the example, or its output has no gradient path to the image.
+    """
+    network, images = unwrapped(network), example_images(network, example)
+    watch, convolutions = _Watch(network), _Convolutions()
+    with undisturbed(network, images.device), watch, convolutions:
+        source = images.detach().clone().requires_grad_().clone()  # twice: a network may write into its input
+        start = get_gradient_edge(source)
+        logits = read_once(Tapped(network), source).logits
+    graph = {}
+    if logits is not None and logits.requires_grad:
+        graph = _graph((start.node, start.output_nr), get_gradient_edge(logits))
+    if not graph:
+        raise NetworkError(
+            f"No gradient leads from the output of {type(network).__name__} back to the image (it detaches, or runs "
+            "under no_grad), so its sections cannot be found. Name the taps by hand: 'flows' of the job."
+        )
+    place = {vertex: index for index, vertex in enumerate(graph)}
+    trunk = {place[vertex] for vertex in _cuts(graph)}
+    maps, calls = watch.read(place, trunk)
+    return Trunk((images.shape[2], images.shape[3]), maps, calls, convolutions.read(place, trunk))
+
+
+def example_images(network: nn.Module, example: Tensor | Sequence[int]) -> Tensor:
+    """``example`` as a batch on the network's device and in its number format; zeros where only a shape is known."""
+    like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
+    shape = tuple(example.shape) if isinstance(example, Tensor) else tuple(example)
+    if len(shape) == 3:
+        shape = (1, *shape)
+    if len(shape) != 4 or min(shape) < 1:
+        raise NetworkError(f"An example is a tensor (B, C, H, W) or a shape (C, H, W), not something of shape {shape}.")
+    if not isinstance(example, Tensor) or example.is_meta:
+        return torch.zeros(shape, dtype=like.dtype, device=like.device)
+    return example.reshape(shape).to(like.device, like.dtype)
+
+
+def read_once(tapped: Tapped, images: Tensor) -> Reading:
+    """One reading, in which copies stand in for the buffers: a network may write into them even in eval mode.
+
+    Raises: TapError; NetworkError in place of whatever else the network raises.
+    """
+    buffers = {name: buffer.clone() for name, buffer in tapped.named_buffers()}
+    try:
+        reading: Reading = torch.func.functional_call(tapped, buffers, (images,))
+    except NetworkError:
+        raise
+    except Exception as error:
+        raise NetworkError(
+            f"{type(tapped.network).__name__} cannot take images of shape {tuple(images.shape[1:])} (channels, height, "
+            f"width). It says: {type(error).__name__}: {error}"
+        ) from error
+    return reading
+
+
+@contextmanager
+def undisturbed(network: nn.Module, device: torch.device) -> Iterator[None]:
+    """Eval mode, uncompiled, with gradients on; afterwards training flags and the random state are as before."""
+    training = {module: module.training for module in network.modules()}
+    random = torch.random.fork_rng([device] if device.type == "cuda" else [])
+    with random, torch.compiler.set_stance("force_eager"), torch.inference_mode(False), torch.enable_grad():
+        try:
+            for module in training:
+                module.training = False  # and not .eval(), which a network may have given other effects
+            yield
+        finally:
+            for module, flag in training.items():
+                module.training = flag
+
+
+def _graph(source: Vertex, last: GradientEdge) -> Graph:
+    """What leads from ``source`` to ``last``, each vertex after all that it is made from; empty if nothing does."""
+    graph: Graph = {}
+    seen: set[Vertex] = set()
+    stack: list[tuple[Vertex, bool]] = [((last.node, last.output_nr), False)]
+    while stack:
+        vertex, complete = stack.pop()
+        parents = [] if vertex == source else [(n, i) for n, i in vertex[0].next_functions if n is not None]
+        if complete:
+            leading = [parent for parent in parents if parent in graph]
+            if leading or vertex == source:
+                graph[vertex] = leading
+        elif vertex not in seen:
+            seen.add(vertex)
+            stack.append((vertex, True))
+            stack.extend((parent, False) for parent in parents)
+    return graph
+
+
+def _cuts(graph: Graph) -> Iterator[Vertex]:
+    """Vertices that every path passes through: with the graph laid out in its order, no edge spans them.
+
+    Shortcuts, branches and gates have an edge beside them, so what lies inside a block is none.
+    """
+    uses = Counter(parent for parents in graph.values() for parent in parents)
+    spanning = 0
+    for vertex, parents in graph.items():
+        spanning -= len(parents)
+        if spanning == 0:
+            yield vertex
+        spanning += uses[vertex]
+
+
+@dataclass(frozen=True)
+class _Sighting:
+    """A feature map seen at a module. opened: how many sightings came before the module's own work."""
+
+    path: str
+    at: Literal["input", "output"]
+    vertex: Vertex
+    tensor: Tensor
+    version: int
+    opened: int
+
+
+class _Watch:
+    """Hooks that note every module's first input and its output, where they are feature maps."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.modules = {path: module for path, module in network.named_modules() if path}
+        self.sightings: list[_Sighting] = []
+        self.ran: Counter[str] = Counter()
+        self.opened: dict[str, int] = {}
+        self.handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> None:
+        for path, module in self.modules.items():
+            self.handles.append(module.register_forward_pre_hook(self._before(path), with_kwargs=True))
+            self.handles.append(module.register_forward_hook(self._after(path)))
+
+    def __exit__(self, *exception: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def _before(self, path: str) -> Callable[..., None]:
+        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self.ran[path] += 1
+            self._see(path, "input", next(iter((*args, *kwargs.values())), None))
+            self.opened[path] = len(self.sightings)
+
+        return note
+
+    def _after(self, path: str) -> Callable[..., None]:
+        def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            self._see(path, "output", output)
+
+        return note
+
+    def _see(self, path: str, at: Literal["input", "output"], value: Any) -> None:
+        found = value if isinstance(value, Tensor) else next((t for t in tensors_in(value) if t.dim() == 4), None)
+        if found is not None and found.dim() == 4 and found.requires_grad:
+            edge, opened = get_gradient_edge(found), self.opened.get(path, 0)
+            self.sightings.append(_Sighting(path, at, (edge.node, edge.output_nr), found, found._version, opened))
+
+    def read(self, place: dict[Vertex, int], trunk: set[int]) -> tuple[tuple[TrunkMap, ...], tuple[Call, ...]]:
+        """The trunk's maps, and the calls that put them out, of modules that ran exactly once."""
+        places = (place.get(seen.vertex, 0) for seen in self.sightings)
+        # known[n]: the place of the last trunk map among the first n sightings.
+        known = [0, *itertools.accumulate((index if index in trunk else 0 for index in places), max)]
+        shapes: dict[int, tuple[int, int, int]] = {}
+        calls: dict[int, list[Call]] = {}
+        feeds: dict[int, list[str]] = {}
+        for seen in self.sightings:
+            if seen.vertex not in place or self.ran[seen.path] > 1:
+                continue
+            index, readable = place[seen.vertex], seen.tensor._version == seen.version
+            shapes[index] = (seen.tensor.shape[1], seen.tensor.shape[2], seen.tensor.shape[3])
+            if seen.at == "output":
+                weights = sum(p.numel() > max(p.shape, default=1) for p in self.modules[seen.path].parameters())
+                calls.setdefault(index, []).append(Call(seen.path, known[seen.opened], index, readable, weights))
+            elif readable:
+                feeds.setdefault(index, []).append(seen.path)
+        maps = []
+        for index in sorted(shapes):
+            # A module that hands on what it was given (a Dropout, an Identity) does not make it.
+            makers = tuple(call for call in calls.get(index, ()) if call.begin < index and call.readable)
+            if makers or index in feeds:
+                maps.append(TrunkMap(index, shapes[index], makers, tuple(feeds.get(index, ()))))
+        on_trunk = [call for index in sorted(trunk & calls.keys()) for call in calls[index]]
+        return tuple(_bridged(maps, trunk)), tuple(on_trunk)
+
+
+def _bridged(maps: list[TrunkMap], trunk: set[int]) -> Iterator[TrunkMap]:
+    """Those on the trunk; where the next is far smaller, with the outputs of the outermost modules on the way to it.
+
+    A network whose cells take the outputs of two cells before them (NASNet) has no trunk there, but its cells follow
+    each other. Where sizes go up and down on the way (HRNet), nothing stands in.
+    """
+    for one, other in itertools.pairwise([*(m for m in maps if m.index in trunk), None]):
+        if one is not None:
+            yield one
+        if one is not None and other is not None and octaves(one.size, other.size) > 1.5:
+            inside = {m.tap().path: m for m in maps if one.index < m.index < other.index and m.makers}
+            outermost = [m for path, m in inside.items() if not any(path.startswith(f"{p}.") for p in inside)]
+            sizes = [one.size, *(m.size for m in outermost), other.size]
+            if all(a[0] >= b[0] and a[1] >= b[1] for a, b in itertools.pairwise(sizes)):
+                yield from outermost
+
+
+class _Convolutions(TorchFunctionMode):
+    """Notes every 2-D convolution, also one that a network calls as a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[Vertex, dict[str, Any], Tensor]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run ``func``; keep what a convolution was given and what it made."""
+        output = func(*args, **(kwargs or {}))
+        if func in (F.conv2d, F.conv_transpose2d) and output.requires_grad:
+            edge = get_gradient_edge(output)
+            given = dict(zip(("input", "weight", "bias", "stride"), args, strict=False)) | (kwargs or {})
+            self.seen.append(((edge.node, edge.output_nr), given, output))
+        return output
+
+    def read(self, place: dict[Vertex, int], trunk: set[int]) -> tuple[Convolution, ...]:
+        """Those between image and logits, in order."""
+        found = []
+        for vertex, given, output in self.seen:
+            if vertex in place:
+                into, weight, stride = given["input"], given["weight"], given.get("stride", 1)
+                size, moves = (output.shape[-2], output.shape[-1]), stride if isinstance(stride, int) else max(stride)
+                found.append(
+                    Convolution(
+                        place[vertex],
+                        size,
+                        on_trunk=place[vertex] in trunk,
+                        spatial=weight.shape[2:].numel() > 1,
+                        depthwise=weight.shape[1] == 1 < into.shape[-3],
+                        dense=size == (1, 1) != tuple(into.shape[-2:]) and moves == 1,
+                    )
+                )
+        return tuple(sorted(found, key=lambda convolution: convolution.index))

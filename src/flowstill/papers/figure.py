@@ -1,0 +1,57 @@
+"""A table as a picture: each row's accuracy, ours beside the paper's."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+from flowstill.papers.table import Cell, Table
+
+SHOWN = ("accuracy", "average", "top1_error")
+OURS, PAPER = "#3b82c4", "#d9771f"
+
+
+def shown(table: Table) -> list[Cell]:
+    """What the picture shows of each row that has a number: its accuracy, or else the last of its numbers."""
+    names = [*(name for name in SHOWN if name in table.columns), *reversed(table.columns)]
+    found = (next((cell for name in names if (cell := table.at(row, name)).ours), None) for row in table.rows)
+    return [cell for cell in found if cell]
+
+
+def write_figure(table: Table, folder: Path) -> list[Path]:
+    """``table.png`` and ``table.svg``: a dot for each seed, their mean, and the printed number. Nothing to show: none."""
+    cells = shown(table)
+    if not cells:
+        return []
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 1.2 + 0.4 * len(cells)), layout="constrained")
+    axes = figure.subplots()
+    printed = [cell for cell in cells if cell.printed is not None]
+    for place, cell in enumerate(reversed(cells)):
+        axes.plot(cell.ours, [place] * len(cell.ours), "o", color=OURS, alpha=0.45, markersize=5, markeredgewidth=0)
+        axes.plot(
+            [cell.mean or 0.0],
+            [place],
+            "|",
+            color=OURS,
+            markersize=16,
+            markeredgewidth=2.5,
+            label="ours, mean of seeds" if place == 0 else None,
+        )
+        if cell.printed is not None:
+            axes.plot(
+                [cell.printed], [place], "D", color=PAPER, markersize=6, label="paper" if cell is printed[0] else None
+            )
+    axes.set_yticks(range(len(cells)), [cell.row for cell in reversed(cells)])
+    axes.set_ylim(-0.6, len(cells) - 0.4)
+    columns = {cell.column for cell in cells}
+    axes.set_xlabel(f"{columns.pop().replace('_', ' ') if len(columns) == 1 else 'accuracy'}, %")
+    axes.set_title(textwrap.fill(f"{table.name}: {table.title}", 75), fontsize=10, loc="left")
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=2)
+    written = [folder / "table.png", folder / "table.svg"]
+    for path in written:
+        figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+    return written

@@ -1,0 +1,51 @@
+"""The numbers that the papers print."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import resources
+
+import yaml
+
+ACCURACY = "accuracy"
+
+
+@dataclass(frozen=True)
+class PrintedCost:
+    """What updates cost. rows: row -> seconds for 100 updates, and the speed-up; None where the paper has none.
+
+    plain: a job whose last stage trains a student alone. taught: one whose only stage is its stage 1.
+    """
+
+    plain: str
+    taught: str
+    rows: dict[str, tuple[float | None, float | None]]
+
+
+@dataclass(frozen=True)
+class Printed:
+    """A table of a paper. rows: row -> a number for each of ``columns``, in percent unless a column says otherwise."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: dict[str, tuple[float, ...]]
+    cost: PrintedCost | None = None
+
+
+def printed_tables() -> dict[str, Printed]:
+    """All tables by name.
+
+    >>> printed_tables()["fsp-table3"].rows["fsp"]
+    (88.7,)
+    """
+    text = resources.files("flowstill.papers").joinpath("printed.yaml").read_text(encoding="utf-8")
+    tables = {}
+    for name, table in yaml.safe_load(text).items():
+        rows = {row: tuple(v) if isinstance(v, list) else (v,) for row, v in table["rows"].items()}
+        columns = tuple(map(str, table.get("columns", (ACCURACY,))))
+        cost = None
+        if "cost" in table:
+            printed = {row: tuple(pair) for row, pair in table["cost"]["rows"].items()}
+            cost = PrintedCost(**{**table["cost"], "rows": printed})
+        tables[name] = Printed(table["title"], columns, rows, cost)
+    return tables

@@ -1,0 +1,125 @@
+"""A table's rows in a recipe: which jobs they are, what those build on, and what goes into a cell.
+
+A row is the job of its name, or the jobs ``ROW_1``, ``ROW_2``, ... with the ensemble ``ROW``; where the columns are
+variants, the jobs ``ROW_COLUMN``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from flowstill.errors import RecipeError, did_you_mean
+from flowstill.papers.printed import ACCURACY
+from flowstill.recipes.recipe import AfterStage, Recipe
+
+MEASURED = frozenset(
+    (ACCURACY, "average", "ensemble", "top1_error", "top5_error", "total_iterations", "params_million", "flops_million")
+)
+
+
+def jobs_of(recipe: Recipe, row: str) -> tuple[str, ...]:
+    """The jobs that make a row, in order. Raises: RecipeError naming the nearest row."""
+    if row in recipe.jobs:
+        return (row,)
+    found = [name for name in recipe.jobs if re.fullmatch(rf"{re.escape(row)}_\w+", name)]
+    numbered = [name for name in found if re.fullmatch(rf"{re.escape(row)}_\d+", name)]
+    if not found:
+        rows = rows_of(recipe)
+        raise RecipeError(f"{recipe.name} has no row {row!r}. {did_you_mean(row, rows)}".strip())
+    return tuple(numbered if row in recipe.ensembles or len(numbered) == len(found) else found)
+
+
+def rows_of(recipe: Recipe) -> tuple[str, ...]:
+    """The rows' names: those of the jobs, without the numbers of several networks of one row."""
+    return tuple(dict.fromkeys(re.sub(r"_\d+$", "", name) for name in recipe.jobs))
+
+
+def restricted(recipe: Recipe, rows: Iterable[str]) -> Recipe:
+    """The recipe with these rows' jobs, what they build on, and the ensembles whose members are all there."""
+    wanted: list[str] = [job for row in rows for job in jobs_of(recipe, row)]
+    for name in wanted:  # which grows on the way
+        wanted += [other for other in recipe.builds_on(name) if other not in wanted]
+    return replace(
+        recipe,
+        jobs={name: job for name, job in recipe.jobs.items() if name in wanted},
+        ensembles={name: e for name, e in recipe.ensembles.items() if all(job in wanted for job in e.jobs)},
+        together=tuple(
+            group for group in (tuple(j for j in group if j in wanted) for group in recipe.together) if group
+        ),
+    )
+
+
+def updates_of(recipe: Recipe, jobs: Sequence[str]) -> int:
+    """All updates that these jobs need beside a teacher's, a shared beginning counted once.
+
+    >>> from flowstill.recipes.load import load_recipe
+    >>> updates_of(load_recipe("fsp-table3"), ["fsp"])
+    85000
+    """
+    teachers = {job.teacher for job in recipe.jobs.values()}
+    total, counted = 0, set()
+    for name in jobs:
+        job = recipe.jobs[name]
+        total += sum(stage.steps for stage in job.stages)
+        if isinstance(job.start, AfterStage) and job.start not in counted and job.start.job not in teachers:
+            counted.add(job.start)
+            first = recipe.jobs[job.start.job]
+            names = [stage.name for stage in first.stages]
+            total += sum(stage.steps for stage in first.stages[: names.index(job.start.stage) + 1])
+    return total
+
+
+def columns_of(recipe: Recipe, row: str, columns: Sequence[str]) -> tuple[str, ...]:
+    """Which of a table's columns can have a number for a row; the accuracy alone where none can, as for one variant.
+
+    >>> from flowstill.recipes.load import load_recipe
+    >>> table = load_recipe("svd-table4")
+    >>> columns_of(table, "vgg_student_pool", ["none", "1", "32"]), columns_of(table, "vgg_student_pool_1", ["none", "1"])
+    (('none', '1'), ('accuracy',))
+    """
+    return tuple(c for c in columns if _is_measured(c) or f"{row}_{c}" in recipe.jobs) or (ACCURACY,)
+
+
+def _is_measured(column: str) -> bool:
+    return column in MEASURED or bool(re.fullmatch(r"net\d+", column))
+
+
+def cell(recipe: Recipe, summary: Mapping[str, Any], row: str, column: str) -> float | None:
+    """What stands in a row's column, None where it is not measured.
+
+    summary: of a run of the recipe. column: ``accuracy``, ``net1`` ..., ``average``, ``ensemble``, ``top1_error``,
+    ``top5_error`` (in percent), ``total_iterations``, ``params_million``, ``flops_million`` (twice the
+    multiply-accumulates), or a variant, whose job is ``ROW_COLUMN``.
+    """
+    done, jobs = summary.get("jobs", {}), jobs_of(recipe, row)
+    variant = f"{row}_{column}"
+    if variant in recipe.jobs:
+        return _number(done.get(variant, {}).get("accuracy"))
+    accuracies = [done.get(job, {}).get("accuracy") for job in jobs]
+    first = done.get(jobs[0], {})
+    match column:
+        case "total_iterations":
+            return float(updates_of(recipe, jobs))
+        case "ensemble":
+            return _number(summary.get("ensembles", {}).get(row, {}).get("accuracy"))
+        case "accuracy" | "average":
+            return None if None in accuracies else sum(accuracies) / len(accuracies)
+        case "params_million":
+            return first["parameters"] / 1e6 if "parameters" in first else None
+        case "flops_million":
+            return 2 * first["macs"] / 1e6 if "macs" in first else None
+        case "top1_error":
+            return None if accuracies[0] is None else 100 - accuracies[0]
+        case "top5_error":
+            return 100 - first["top5"] if "top5" in first else None
+    if match := re.fullmatch(r"net(\d+)", column):
+        number = int(match[1]) - 1
+        return _number(accuracies[number]) if number < len(accuracies) else None
+    return None
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)

@@ -1,0 +1,177 @@
+"""A table of a paper beside ours: printed number, mean and spread over seeds, difference."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flowstill.files import atomic_write
+from flowstill.papers.printed import ACCURACY, Printed
+
+UPDATES_TO = tuple(f"updates_to_{share}" for share in ("80", "90", "95", "own_80", "own_90", "own_95"))
+WHOLE = {"total_iterations", *UPDATES_TO}
+COUNTS = {"params_million", "flops_million", "total_iterations"}  # the same for every seed
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number: as printed (None where the paper has none), and ours, once for each seed."""
+
+    row: str
+    column: str
+    printed: float | None
+    ours: tuple[float, ...]
+
+    @property
+    def mean(self) -> float | None:
+        """Of ours; None where nothing is measured."""
+        return statistics.fmean(self.ours) if self.ours else None
+
+    @property
+    def spread(self) -> float | None:
+        """The standard deviation over seeds, None for fewer than two."""
+        return statistics.stdev(self.ours) if len(self.ours) > 1 and self.column not in COUNTS else None
+
+    @property
+    def difference(self) -> float | None:
+        """Ours less the printed number."""
+        return None if self.mean is None or self.printed is None else self.mean - self.printed
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows by columns. left_open: row -> what in it is a reconstruction. notes: sentences that stand below it."""
+
+    name: str
+    title: str
+    cells: tuple[Cell, ...]
+    left_open: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """Names, in order."""
+        return tuple(dict.fromkeys(cell.row for cell in self.cells))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names, in order."""
+        return tuple(dict.fromkeys(cell.column for cell in self.cells))
+
+    def at(self, row: str, column: str) -> Cell:
+        """One cell."""
+        return next(cell for cell in self.cells if (cell.row, cell.column) == (row, column))
+
+
+def lines(table: Table) -> list[tuple[str, ...]]:
+    """A head, then a line for each row: with one column printed, ours, difference; with several a cell for each."""
+    if len(table.columns) == 1:
+        (column,) = table.columns
+        found: list[tuple[str, ...]] = [("row", "paper", "ours", "difference")]
+        for row in table.rows:
+            one = table.at(row, column)
+            found.append((_row(table, row), number(one.printed, column), ours(one), signed(one.difference, column)))
+        return found
+    found = [("row", *table.columns)]
+    for row in table.rows:
+        cells = [table.at(row, column) for column in table.columns]
+        found.append((_row(table, row), *(_both(one) for one in cells)))
+    return found
+
+
+def _row(table: Table, row: str) -> str:
+    return f"{row} *" if table.left_open.get(row) else row
+
+
+def _both(one: Cell) -> str:
+    printed = "" if one.printed is None else f" ({number(one.printed, one.column)})"
+    return f"{ours(one)}{printed}"
+
+
+def ours(one: Cell) -> str:
+    """Mean and spread.
+
+    >>> ours(Cell("fsp", "accuracy", 88.7, (60.0, 61.0))), ours(Cell("fsp", "accuracy", 88.7, ()))
+    ('60.50 ± 0.71', '–')
+    """
+    spread = "" if one.spread is None else f" ± {one.spread:.2f}"
+    return f"{number(one.mean, one.column)}{spread}"
+
+
+def number(value: float | None, column: str) -> str:
+    """With two places, counts of updates with none; a dash for None."""
+    if value is None or math.isnan(value):
+        return "–"
+    return f"{value:,.0f}" if column in WHOLE else f"{value:.2f}"
+
+
+def signed(value: float | None, column: str) -> str:
+    """The same with its sign."""
+    return "–" if value is None else f"{value:+,.0f}" if column in WHOLE else f"{value:+.2f}"
+
+
+def legend(table: Table) -> list[str]:
+    """What a reader must know beside the numbers."""
+    said = [] if len(table.columns) == 1 else ["Ours, and in brackets the paper's."]
+    points = dict.fromkeys(point for row in table.rows for point in table.left_open.get(row, ()))
+    if points:
+        said.append("* a reconstruction in what the papers leave open:")
+    for point in points:
+        said.append(f"- {point} ({', '.join(row for row in table.rows if point in table.left_open.get(row, ()))})")
+    return [*said, *table.notes]
+
+
+def markdown(table: Table) -> str:
+    """The table as Markdown, with its title and notes."""
+    text = [f"# {table.name}: {table.title}", "", markdown_table(lines(table)), ""]
+    return "\n".join([*text, *(f"{note}\n" for note in legend(table))])
+
+
+def markdown_table(lines: Sequence[Sequence[str]]) -> str:
+    """A head and lines below it, as Markdown."""
+    head, *rows = lines
+    return "\n".join((_line(head), _line("---" for _ in head), *map(_line, rows)))
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def comma_separated(table: Table) -> str:
+    """The table as CSV, a line for each cell: row, column, paper, mean, spread, difference, then each seed's number."""
+    file = io.StringIO()
+    seeds = max((len(cell.ours) for cell in table.cells), default=0)
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["row", "column", "paper", "mean", "spread", "difference", *(f"seed_{n}" for n in range(seeds))])
+    for cell in table.cells:
+        numbers: Sequence[float | None] = (cell.printed, cell.mean, cell.spread, cell.difference, *cell.ours)
+        writer.writerow([cell.row, cell.column, *("" if value is None else repr(round(value, 6)) for value in numbers)])
+    return file.getvalue()
+
+
+def write_table(table: Table, out: Path, name: str = "table") -> None:
+    """``NAME.md`` and ``NAME.csv`` into ``out``, which is made where it is missing."""
+    out.mkdir(parents=True, exist_ok=True)
+    for ending, text in (("md", markdown(table)), ("csv", comma_separated(table))):
+        atomic_write(out / f"{name}.{ending}", text.encode())
+
+
+def printed_cell(printed: Printed | None, row: str, column: str) -> float | None:
+    """What the paper prints there; of the variant ``ROW_COLUMN`` what it prints in that row and column.
+
+    >>> from flowstill.papers.printed import printed_tables
+    >>> printed_cell(printed_tables()["svd-table4"], "vgg_student_pool_2", "accuracy")
+    66.33
+    """
+    if printed is None:
+        return None
+    for name, values in printed.rows.items():
+        for head, value in zip(printed.columns, values, strict=True):
+            if (name, head) == (row, column) or (f"{name}_{head}", ACCURACY) == (row, column):
+                return value
+    return None

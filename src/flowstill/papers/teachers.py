@@ -1,0 +1,65 @@
+"""Teachers trained once, and used by every table that wants the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from flowstill.engine import train
+from flowstill.recipes.dump import plain
+from flowstill.recipes.recipe import AfterStage, Recipe
+from flowstill.runs import Run, is_run
+
+
+def teacher_key(recipe: Recipe, name: str, precision: str, content: str) -> str:
+    """A digest of all that a teacher's weights depend on: its network, stages and seeds, the data, the precision.
+
+    Where the data lie, and which recipe it is trained for, do not count. content: the data's fingerprint.
+    """
+    job = recipe.jobs[name]
+    data = {key: value for key, value in plain(recipe.data).items() if key not in ("root", "unlabelled", "workers")}
+    parts = {
+        "network": plain(job.network),
+        "stages": plain(job.stages),
+        "labels": job.labels,
+        "seed": [recipe.seed, job.seed],
+        "data": data,
+        "content": content,
+        "precision": precision,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def trained_by_itself(recipe: Recipe, name: str) -> bool:
+    """Whether a job is a teacher that its own stages train from the start, so that it may be kept for other tables."""
+    job = recipe.jobs[name]
+    is_teacher = any(other.teacher == name for other in recipe.jobs.values())
+    begun_from = any(isinstance(other.start, AfterStage) and other.start.job == name for other in recipe.jobs.values())
+    return is_teacher and bool(job.stages) and not (begun_from or job.weights or job.start or job.teacher)
+
+
+def with_teachers(recipe: Recipe, folders: Mapping[str, Path]) -> Recipe:
+    """The recipe with the weights of the teachers that have a run folder, whether they are trained yet or not."""
+    weights = {name: str(folder / "teacher.safetensors") for name, folder in folders.items()}
+    return replace(
+        recipe, jobs={name: replace(job, weights=weights.get(name, job.weights)) for name, job in recipe.jobs.items()}
+    )
+
+
+def is_trained(folder: Path) -> bool:
+    """Whether a teacher's folder holds a finished run."""
+    return is_run(folder) and Run.open(folder).finished
+
+
+def train_teacher(recipe: Recipe, name: str, folder: Path, **options: Any) -> None:
+    """Train what is missing of a teacher in its folder. options: of ``train``. Raises: FlowstillError as ``train`` does."""
+    if not is_trained(folder):
+        about = f"{recipe.jobs[name].network.name} on {recipe.data.name}"
+        alone = replace(
+            recipe, name="teacher", jobs={"teacher": recipe.jobs[name]}, ensembles={}, together=(), paper=None
+        )
+        train(replace(alone, about=about), folder, resume=True, **options)

@@ -1,0 +1,60 @@
+"""Penalties on the weights: L2 and L1, beside what the labels ask for."""
+
+import pytest
+import torch
+from torch import nn
+
+import flowstill as fs
+from flowstill.engine.player import Mover
+from flowstill.recipes.recipe import Optimizer, Player
+from flowstill.transfer.schedules import Constant
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3)).double()
+
+
+@pytest.mark.parametrize("decay", ["all", "weights"])
+def test_the_l1_term_is_the_gradient_of_the_sum_of_sizes(decay):
+    """Two steps against autograd of |w| summed over what is decayed."""
+    ours, plain = network(), network()
+    with torch.no_grad():
+        for one in (ours, plain):
+            one[1].bias.copy_(torch.tensor([0.5, -0.25, 0.0]))  # sign(0) is 0
+    spec = Optimizer("sgd", momentum=0.9, weight_decay=0.02, l1=0.3, decay=decay)
+    mover = Mover(Player(optimizer=spec, lr=Constant(0.1)), list(ours.parameters()))
+    momentum = [torch.zeros_like(p) for p in plain.parameters()]
+    for step in range(2):
+        given = [torch.full_like(p, 0.01 * (step + 1)) for p in plain.parameters()]
+        mover.step(list(given), 0.1)
+        penalised = [p for p in plain.parameters() if decay == "all" or p.ndim > 1]
+        penalty = sum(0.3 * p.abs().sum() + 0.01 * p.square().sum() for p in penalised)
+        gradients = torch.autograd.grad(penalty, list(plain.parameters()), allow_unused=True)
+        with torch.no_grad():
+            for p, g, more, m in zip(plain.parameters(), given, gradients, momentum, strict=True):
+                m.mul_(0.9).add_(g + (0 if more is None else more))
+                p.sub_(0.1 * m)
+    for one, other in zip(ours.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_rules_that_look_at_decay_see_it():
+    net = network()
+    zero = [torch.zeros_like(p) for p in net.parameters()]
+    mover = Mover(Player(optimizer=Optimizer(weight_decay=0.02, l1=0.3)), list(net.parameters()))
+    for p, g in zip(net.parameters(), mover.decayed(zero), strict=True):
+        torch.testing.assert_close(g, 0.02 * p.detach() + 0.3 * p.detach().sign())
+    assert mover.decayed([None, *zero[1:]])[0] is None
+
+
+def test_a_gradient_that_is_handed_in_stays_as_it_was():
+    net = network()
+    given = [torch.ones_like(p) for p in net.parameters()]
+    Mover(Player(optimizer=Optimizer(l1=0.3)), list(net.parameters())).step(given, 0.1)
+    assert all(bool((g == 1).all()) for g in given)
+
+
+def test_a_negative_penalty_is_refused():
+    with pytest.raises(fs.RecipeError, match="l1"):
+        Optimizer(l1=-1)

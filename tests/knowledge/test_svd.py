@@ -1,0 +1,270 @@
+"""The loss of distilled feature vectors against the paper: oracles (c) 8, 9 and 11."""
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+from torch.nn import functional as F
+
+from flowstill.errors import RecipeError, ShapeError
+from flowstill.features.sections import Section, SectionPair
+from flowstill.features.taps import Reading, Tap
+from flowstill.knowledge import svd
+from flowstill.knowledge.svd import SVD, align, dfv_loss, truncated_svd
+from flowstill.transfer.knowledge import parse_knowledge
+from oracles import svd as oracle
+from oracles.svd_maps import hopeless, random_maps
+
+TAPS = [Tap(name) for name in ("x0", "x1", "x2")]
+
+
+def pairs_of(teacher, student):
+    """Sections x0 -> x1 -> x2 whose maps have these shapes (D, H, W)."""
+
+    def section(shapes, i):
+        entry, exit_ = shapes[i], shapes[i + 1]
+        return Section(TAPS[i], TAPS[i + 1], TAPS[i + 1], entry, exit_, exit_, (1.0, 1.0))
+
+    return tuple(SectionPair(section(teacher, i), section(student, i)) for i in range(len(teacher) - 1))
+
+
+def reading(maps):
+    return Reading(torch.zeros(len(maps[0]), 3, 8, 8), maps=dict(zip(TAPS, maps, strict=False)))
+
+
+TEACHER = [(6, 5, 4), (8, 5, 4), (10, 2, 3)]
+STUDENT = [(6, 3, 3), (8, 4, 4), (10, 3, 3)]
+
+
+def networks(batch=3, dtype=torch.float64, teacher=TEACHER, student=STUDENT):
+    """A teacher's maps, and a student's that are somewhat like them."""
+    mixing = torch.Generator().manual_seed(9)
+    theirs = [random_maps(batch, *shape, seed=i, dtype=dtype) for i, shape in enumerate(teacher)]
+    own = []
+    for their, (depth, height, width) in zip(theirs, student, strict=True):
+        like = F.adaptive_avg_pool2d(their, (height, width)) + 0.3 * torch.randn(
+            batch, depth, height, width, generator=mixing, dtype=dtype
+        )
+        own.append(like.relu())
+    return theirs, own
+
+
+def loss_of(theirs, own, **options):
+    shapes = [[tuple(m.shape[1:]) for m in maps] for maps in (theirs, own)]
+    loss = SVD(**options).build(pairs_of(*shapes))
+    return loss.compare(reading(own), loss.target(reading(theirs)))
+
+
+OPTIONS = [
+    {},
+    {"rank": 2},
+    {"rank": 3, "alignment": "hungarian"},
+    {"rank": 2, "reduction": "mean"},
+    {"rank": 2, "sqrt_rank": True},
+    {"beta": 0.5},
+    {"rank": 50},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_loss_is_the_papers(options):
+    theirs, own = networks()
+    given = dict(options)
+    expected = oracle.transfer_loss(
+        [m.numpy() for m in theirs],
+        [m.numpy() for m in own],
+        [(0, 1), (1, 2)],
+        given.pop("rank", 1),
+        matching=given.pop("alignment", "greedy"),
+        **given,
+    )
+    assert expected > 1e-4
+    assert loss_of(theirs, own, **options).item() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student"),
+    [
+        ([(5, 3, 3), (6, 3, 3), (8, 2, 3)], [(5, 3, 3), (6, 1, 1), (8, 1, 1)]),
+        ([(3, 4, 4), (6, 1, 2), (8, 3, 3)], [(3, 4, 4), (6, 4, 2), (8, 3, 3)]),
+        ([(5, 2, 1), (2, 4, 4), (7, 2, 2)], [(5, 3, 3), (2, 4, 4), (7, 5, 1)]),
+    ],
+    ids=["student's size", "teacher's size", "channels"],
+)
+def test_small_maps_lower_the_rank_of_their_modules_alone(teacher, student):
+    theirs, own = ([m - 0.3 for m in maps] for maps in networks(teacher=teacher, student=student))
+    arrays = [[m.numpy() for m in maps] for maps in (theirs, own)]
+    expected = oracle.transfer_loss(*arrays, [(0, 1), (1, 2)], 4)
+    assert loss_of(theirs, own, rank=4).item() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.fixture
+def scramble(monkeypatch):
+    """Make the solver return other signs, as another LAPACK may; ``order`` also turns the vectors' order round."""
+    real, state = truncated_svd, {"seed": 0}
+
+    def install(*, teacher, student, order=False):
+        def scrambled(maps, rank, **options):
+            sigma, vectors = real(maps, rank, **options)
+            state["seed"] += 1
+            generator = torch.Generator().manual_seed(state["seed"])
+            if student if options else teacher:  # only the student's call names a gradient
+                vectors = vectors * (torch.randint(2, (len(vectors), 1, vectors.shape[2]), generator=generator) * 2 - 1)
+                vectors = vectors.flip(2) if order and options else vectors
+            return sigma, vectors
+
+        monkeypatch.setattr(svd, "truncated_svd", scrambled)
+
+    return install
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+@pytest.mark.parametrize("alignment", ["greedy", "hungarian"])
+def test_8_no_loss_where_the_student_is_the_teacher(scramble, rank, alignment):
+    theirs, _ = networks()
+    theirs = [m - 0.3 for m in theirs]
+    assert loss_of(theirs, theirs, rank=rank, alignment=alignment).item() < 1e-24
+    scramble(teacher=True, student=True, order=True)
+    assert loss_of(theirs, theirs, rank=rank, alignment=alignment).item() < 1e-24
+
+
+def test_9_signs_of_the_solver_change_nothing(scramble):
+    theirs, own = ([m - 0.3 for m in maps] for maps in networks())
+    plain = loss_of(theirs, own, rank=3)
+    scramble(teacher=True, student=True)
+    for _ in range(3):
+        torch.testing.assert_close(loss_of(theirs, own, rank=3), plain, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(("signs", "invariant"), [("paper", "student"), ("official", "teacher")])
+def test_9_without_canonical_signs_the_loss_depends_on_one_side(scramble, signs, invariant):
+    theirs, own = ([m - 0.3 for m in maps] for maps in networks())
+    plain = loss_of(theirs, own, rank=3, signs=signs)
+    scramble(teacher=invariant == "teacher", student=invariant == "student")
+    torch.testing.assert_close(loss_of(theirs, own, rank=3, signs=signs), plain, rtol=1e-12, atol=0)
+    scramble(teacher=invariant != "teacher", student=invariant != "student")
+    assert abs(loss_of(theirs, own, rank=3, signs=signs) - plain) > 1e-3 * plain
+
+
+def test_11_loss_of_hopeless_maps_is_finite_and_zero_without_energy():
+    for case in hopeless(24, 6, 6, torch.float32).values():
+        theirs, own = case.expand(2, -1, -1, -1), case.expand(2, -1, -1, -1).clone().requires_grad_()
+        other = random_maps(2, 24, 6, 6, seed=5, dtype=torch.float32)
+        for pair in (
+            ([theirs, other], [own, other.clone()]),
+            ([other, other], [own, own]),
+            ([theirs, theirs], [own, other]),
+        ):
+            loss = loss_of(*pair, rank=3)
+            (grad,) = torch.autograd.grad(loss, own)
+            assert loss.isfinite()
+            assert grad.isfinite().all()
+    zeros = torch.zeros(2, 6, 4, 4)
+    some = random_maps(2, 6, 4, 4, dtype=torch.float32)
+    assert loss_of([zeros, some], [some, some.flip(1)]).item() == 0
+    assert loss_of([some, some], [zeros, some.flip(1)]).item() == 0
+
+
+@pytest.mark.parametrize("alignment", ["greedy", "hungarian"])
+def test_a_student_that_diverged_gives_a_loss_that_is_not_a_number(alignment):
+    theirs, own = networks()
+    own[1][0, 0, 0, 0] = torch.nan
+    assert loss_of(theirs, own, rank=2, alignment=alignment).isnan()
+
+
+def test_autocast_does_not_touch_it():
+    theirs, own = networks(dtype=torch.float32)
+    own = [m.requires_grad_() for m in own]
+    plain = loss_of(theirs, own, rank=2)
+    expected = torch.autograd.grad(plain, own)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = loss_of(theirs, own, rank=2)
+        grads = torch.autograd.grad(loss, own)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, plain, rtol=0, atol=0)
+    torch.testing.assert_close(grads, expected, rtol=0, atol=0)
+
+
+def test_bf16_maps_give_the_loss_of_their_rounded_values():
+    theirs, own = ([m.bfloat16() for m in maps] for maps in networks(8))
+    expected = oracle.transfer_loss(
+        [m.double().numpy() for m in theirs], [m.double().numpy() for m in own], [(0, 1), (1, 2)], 2
+    )
+    loss = loss_of(theirs, own, rank=2)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_tap_of_two_sections_is_decomposed_once(monkeypatch):
+    calls = []
+    real = truncated_svd
+    monkeypatch.setattr(svd, "truncated_svd", lambda maps, *a, **k: calls.append(maps) or real(maps, *a, **k))
+    theirs, own = networks()
+    loss_of(theirs, own)
+    assert len(calls) == len({id(m) for m in calls}) == 6
+
+
+def test_target_is_the_teachers_alone_without_gradient_and_may_be_stored_in_half_precision():
+    theirs, own = networks(8, dtype=torch.float32)
+    theirs = [m.requires_grad_() for m in theirs]
+    loss = SVD(rank=2).build(pairs_of(TEACHER, STUDENT))
+    assert loss.storable
+    assert loss.reduction == "sum"
+    assert SVD(reduction="mean").build(pairs_of(TEACHER, STUDENT)).reduction == "mean"
+    assert loss.teacher_taps == loss.student_taps == tuple(TAPS)
+    target = loss.target(reading(theirs))
+    assert [tuple(t.shape) for t in target] == [(8, 6, 2), (8, 2), (8, 8, 2), (8, 2), (8, 10, 2), (8, 2)]
+    assert not any(t.requires_grad for t in target)
+    one_by_one = [loss.target(reading([m[b : b + 1] for m in theirs])) for b in range(8)]
+    live = loss.compare(reading(own), target)
+    again = loss(reading(own), tuple(torch.cat(parts) for parts in zip(*one_by_one, strict=True)))
+    torch.testing.assert_close(again, live, rtol=1e-5, atol=0)
+    half = loss.compare(reading(own), tuple(t.half() for t in target))
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, live, rtol=0.02, atol=0)
+
+
+def test_the_mean_is_the_sum_over_the_batch_size():
+    theirs, own = networks(5)
+    torch.testing.assert_close(5 * loss_of(theirs, own, reduction="mean"), loss_of(theirs, own))
+    nobody = (torch.zeros(0, 2, 1), torch.zeros(0, 3, 1))
+    assert dfv_loss(nobody, nobody, reduction="mean") == 0
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_descent_makes_the_students_vectors_the_teachers(rank):
+    theirs, own = networks(4, dtype=torch.float32)
+    losses = []
+    for _ in range(50):
+        own = [m.detach().requires_grad_() for m in own]
+        loss = loss_of(theirs, own, rank=rank)
+        own = [m - 30 * g for m, g in zip(own, torch.autograd.grad(loss, own), strict=True)]
+        losses.append(loss.item())
+    assert losses[-1] < 0.2 * losses[0]
+
+
+def test_gradient_of_the_loss_by_finite_differences():
+    theirs, own = networks(2)
+    leaf = [m.requires_grad_() for m in own]
+    assert gradcheck(lambda *own: loss_of(theirs, own, rank=2), leaf, fast_mode=True)
+
+
+def test_errors_say_what_is_wrong():
+    with pytest.raises(ShapeError, match="images and channels"):
+        align(torch.zeros(2, 3, 1), torch.zeros(2, 4, 2))
+    with pytest.raises(ShapeError, match="at least as many"):
+        align(torch.zeros(2, 3, 2), torch.zeros(2, 3, 1))
+    with pytest.raises(ShapeError, match="at least one pair"):
+        SVD().build(())
+    narrow = [(6, 3, 3), (7, 4, 4), (10, 3, 3)]
+    with pytest.raises(ShapeError, match=r"x1 in the teacher has 8 channels, x1 in the student 7.*'attention'"):
+        SVD().build(pairs_of(TEACHER, narrow))
+    with pytest.raises(ValueError, match="there is none"):
+        SVD().build(pairs_of(TEACHER, STUDENT)).target(None)
+
+
+def test_as_a_recipe_says_it():
+    assert parse_knowledge("svd") == SVD(rank=1, beta=8.0, reduction="sum", alignment="greedy", sqrt_rank=False)
+    assert parse_knowledge({"name": "svd", "rank": 4, "signs": "official"}).rank == 4
+    for wrong in ({"rank": 0}, {"beta": 0}, {"alignment": "hungary"}, {"reduction": "avg"}):
+        with pytest.raises(RecipeError, match=next(iter(wrong))):
+            parse_knowledge({"name": "svd", **wrong})

@@ -1,0 +1,1 @@
+"""What several tests share: networks, recipes, runs and files to try things on."""

@@ -1,0 +1,102 @@
+"""Sparse recoding as a player's, spec (e)."""
+
+import pytest
+import torch
+from torch import nn
+
+import flowstill as fs
+from flowstill.data.batch import Batch
+from flowstill.engine.hardware import make_fabric
+from flowstill.engine.precision import Precision
+from flowstill.engine.runner import StageRunner
+from flowstill.recipes.load import load_recipe
+from flowstill.recipes.recipe import Optimizer, Player, Stage, Update
+from flowstill.transfer.knowledge import Setting
+from flowstill.transfer.recoding import Recoding, SparseRecoding
+
+PLAIN_SGD = Optimizer(momentum=0.0, weight_decay=0.0)
+
+
+def runner(student, recoding, optimizer=PLAIN_SGD, precision="32"):
+    stage = Stage(
+        "task", 4, {"student": Player(lr=0.1, optimizer=optimizer, recode=recoding)}, ((Update(task="labels"),),)
+    )
+    fabric = make_fabric("cpu", 1, Precision(precision))
+    return StageRunner(fabric, student, stage, (), Setting(None, student, (1, 8, 8), 10))
+
+
+def batch(seed=0):
+    images = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+    return Batch(images, torch.arange(16) % 10, torch.arange(16), torch.zeros(16, dtype=torch.long))
+
+
+def resnet(seed=0):
+    torch.manual_seed(seed)
+    return fs.create("resnet8", num_classes=10, in_channels=1, width=0.25)
+
+
+@pytest.mark.parametrize("mode", ["recode", "recode_soft", "double_backward"])
+def test_a_player_recodes_as_the_wrapper_does(mode):
+    """The engine's update equals a plain loop with SparseRecoding, decay and momentum included."""
+    ours, plain = resnet(), resnet().train()
+    options = {"mode": mode, "lr": 0.2, "strength": 0.5 if mode != "double_backward" else 1e-4}
+    decayed = Optimizer(momentum=0.9, weight_decay=0.01)
+    moved = runner(ours, Recoding(**options), decayed)
+    optimizer = SparseRecoding(torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01), **options)
+    for step in range(3):
+        moved.update(0, batch(step), None, step)
+        optimizer.zero_grad()
+        given = batch(step)
+        nn.functional.cross_entropy(plain(given.images), given.labels).backward(create_graph=mode == "double_backward")
+        optimizer.step()
+    for (name, a), b in zip(ours.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)
+    assert moved.movers["student"].recoder.thresholds == pytest.approx(optimizer.thresholds, rel=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["recode", "double_backward"])
+def test_a_player_recodes_in_bfloat16(mode):
+    student = resnet()
+    before = [p.detach().clone() for p in student.parameters()]
+    moved = runner(student, Recoding(mode=mode, strength=1e-4), precision="bf16")
+    loss = moved.update(0, batch(), None, 0)["labels"]
+    assert loss.dtype == torch.float32
+    assert all(torch.isfinite(p).all() for p in student.parameters())
+    assert any(not torch.equal(a, b) for a, b in zip(before, student.parameters(), strict=True))
+
+
+def test_a_player_with_zero_threshold_and_strength_is_the_plain_player_to_the_bit():
+    one, other = resnet(), resnet()
+    coded, plain = runner(one, Recoding(fixed=0.0, strength=0.0)), runner(other, None)
+    for step in range(3):
+        coded.update(0, batch(step), None, step)
+        plain.update(0, batch(step), None, step)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_a_player_recodes_what_the_rule_made_and_leaves_untouched_parameters_alone():
+    student = resnet()
+    with torch.no_grad():
+        start = [p.clone() for p in student.parameters()]
+    moved = runner(student, Recoding(fixed=1e9))
+    moved.update(0, batch(), None, 0)
+    assert all(torch.equal(a, b) for a, b in zip(start, student.parameters(), strict=True))  # nothing passes
+
+
+def test_recoding_is_written_in_a_recipe(tmp_path):
+    text = """
+name: r
+data: {name: digits}
+jobs:
+  student:
+    network: resnet8
+    stages:
+      - {name: task, steps: 2, players: {student: {lr: 0.1, recode: {mode: recode_soft, strength: 0.5}}}, cycle: [{task: labels}]}
+"""
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    (stage,) = load_recipe(path).jobs["student"].stages
+    assert stage.players["student"].recode == Recoding("recode_soft", 0.5)
+    path.write_text(text.replace("recode_soft", "recodes"))
+    with pytest.raises(fs.RecipeError, match="recode_soft"):
+        load_recipe(path)
