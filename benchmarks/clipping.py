@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from benchmarks.measure import Goal, compare, options
 from benchmarks.setting import Scene
+from flowstill.engine.step import Step
+from flowstill.engine.teacher import TaughtBatch
 from flowstill.transfer.procedures import joint
 from flowstill.transfer.rules import AdaptiveClip
 
@@ -15,13 +19,17 @@ def main() -> None:
     scene = Scene(asked)
     ((summed,), (clipped,)) = (joint("fsp", steps=100_000, lr=1e-3, **rule) for rule in ({}, {"rule": AdaptiveClip()}))
     shapes = f"FSP and labels, ResNet-26 to ResNet-8, {scene}"
-    loops = {"summed": scene.loop(summed), "ours": scene.loop(clipped)}
-    ways = {name: loop.advance for name, loop in loops.items()}
-    compare("joint with adaptive clipping", shapes, ways, GOAL, asked, repeats=9)
+    steps = {"summed": scene.step(summed), "ours": scene.step(clipped)}
+    compare("joint with adaptive clipping", shapes, dict(steps), GOAL, asked, repeats=9)
     batch = next(scene.data.train_batches("all", batch=256, steps=1, device=asked.device))
-    runners = {name: loop.runners["student"] for name, loop in loops.items()}
-    reading = loops["ours"].stored.teacher.read(batch.images, runners["ours"].losses([0]))
-    alone = {name: lambda its=runner: its.update(0, batch, reading, 0) for name, runner in runners.items()}
+    loss = steps["ours"].students["student"].terms[0][-1].loss
+    taught = steps["ours"].teacher.teach(batch, [loss])
+
+    def update(step: Step) -> Callable[[], object]:
+        reading = TaughtBatch(batch, taught.reading)
+        return lambda: step.update(step.students["student"], 0, reading)
+
+    alone = {name: update(step) for name, step in steps.items()}
     compare("the same without the teacher's forward", shapes, alone, GOAL, asked, repeats=9)
 
 

@@ -16,7 +16,7 @@ def main() -> None:
     ((whole,), (first,)) = (
         cyclic([knowledge], steps=100_000, lr=1e-3) for knowledge in (Dense(), Dense(step=1, anchor="end"))
     )
-    ways = {"all dense flows": scene.loop(whole).advance, "ours": scene.loop(first).advance}
+    ways = {"all dense flows": scene.step(whole), "ours": scene.step(first)}
     compare("dense, end-anchored step 1 of 3", f"ResNet-26 to ResNet-8, {scene}", ways, GOAL, asked, repeats=9)
 
 

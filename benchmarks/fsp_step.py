@@ -83,7 +83,7 @@ def main() -> None:
     (stage,) = cyclic(["fsp"], steps=100_000, lr=1e-3)
     scenes = [Scene(asked), *([plain] if asked.precision != plain.precision else [])]
     for scene in scenes:
-        ours = steps_of(scene.loop(stage).advance, STEPS)
+        ours = steps_of(scene.step(stage), STEPS)
         compare(
             "FSP stage, a whole step with its data",
             f"ResNet-26 to ResNet-8, {scene}",

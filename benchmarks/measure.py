@@ -14,7 +14,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import flowstill as fs
-from flowstill.engine.memory import keep_freed_memory
+from flowstill.cli.memory import keep_freed_memory
 from flowstill.engine.precision import Precision, choose
 
 HEADER = "| what | shapes | reference | ours | ratio | goal | met |\n|---|---|---|---|---|---|---|"

@@ -7,7 +7,6 @@ is the bytes of the maps that it must read and write, over the bandwidth of a pl
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,7 +14,6 @@ from torch import Tensor
 from benchmarks.measure import Options, Way, interleaved, options
 from benchmarks.setting import BATCH, Scene
 from benchmarks.svd import some_maps
-from flowstill.engine.learner import as_inputs
 from flowstill.engine.teacher import needs_of
 from flowstill.features.taps import Reading, Tapped
 from flowstill.knowledge.decomposition import truncated_svd
@@ -33,21 +31,20 @@ def stage_one(asked: Options) -> dict[str, tuple[Way, float]]:
     """Part -> what runs it, and the bytes that it cannot do without."""
     scene = Scene(asked)
     (stage,) = cyclic(["fsp"], steps=100_000, lr=1e-3)
-    loop = scene.loop(stage)
-    loop.advance()
-    runner, teacher, batches = loop.runners["student"], loop.stored.teacher, iter(range(1, 10**6))
+    loop = scene.step(stage)
+    loop()
+    learner, teacher, batches = loop.students["student"], loop.teacher, iter(range(1, 10**6))
     batch = loop.feed(0)
-    batch = replace(batch, images=as_inputs(batch.images, loop.channels_last))
-    (loss,) = runner.losses([0])
+    loss = learner.terms[0][0].loss
     taps, _ = needs_of([loss])
     plain = Tapped(scene.teacher, taps, until="taps")
     reading = teacher.read(batch.images, [loss])
-    target = teacher.target(loss, reading)
+    target = teacher.make_target(loss, reading)
     half = torch.autocast(asked.device.type, torch.bfloat16, enabled=scene.precision.dtype == "bf16")
 
     def student() -> Reading:
         with half:
-            found: Reading = runner.learner._tapped[0](batch.images)
+            found: Reading = learner.module._tapped[0](batch.images)
         return found
 
     def unfolded() -> None:
@@ -68,11 +65,11 @@ def stage_one(asked: Options) -> dict[str, tuple[Way, float]]:
 
     size = float(sum(one.numel() * one.element_size() for one in maps.values()))
     return {
-        "whole step": (loop.advance, 0.0),
+        "whole step": (loop, 0.0),
         "images: crop, flip, normalise": (lambda: loop.feed(next(batches)), 0.0),
         "teacher's forward, as it came": (unfolded, 0.0),
         "teacher's forward, folded": (lambda: teacher.read(batch.images, [loss]), 0.0),
-        "teacher's matrices": (lambda: teacher.target(loss, reading), size),
+        "teacher's matrices": (lambda: teacher.make_target(loss, reading), size),
         "student's forward and backward": (both, 0.0),
         "student's matrices and their loss": (flows, size),
         "the same with the gradient of its maps": (lambda: torch.autograd.grad(flows(), list(maps.values())), 4 * size),

@@ -22,12 +22,12 @@ from flowstill.data.spec import Augment, Data
 from flowstill.data.splits import array_split
 from flowstill.engine.feed import Feed
 from flowstill.engine.hardware import make_fabric
-from flowstill.engine.loop import StageLoop
 from flowstill.engine.networks import placed
 from flowstill.engine.precision import Precision
-from flowstill.engine.runner import StageRunner
-from flowstill.engine.seeds import Draws
+from flowstill.engine.seeds import RandomSequences
+from flowstill.engine.step import Step
 from flowstill.engine.stored import Stores
+from flowstill.engine.student import Student
 from flowstill.engine.teacher import Teacher
 from flowstill.features.sections import pair_sections
 from flowstill.transfer.knowledge import Setting
@@ -76,32 +76,21 @@ class Scene:
         return placed(fs.create(name, num_classes=CLASSES), self.fabric, self.precision)
 
     def feed(self, stage: Stage) -> Feed:
-        return Feed(
-            self.data,
-            stage.rhythm,
-            batch=BATCH,
-            unlabelled=0,
-            labels=None,
-            start=0,
-            steps=LONG,
-            seed=0,
-            device=self.device,
-        )
+        return Feed(self.fabric, self.data, stage, seed=0, channels_last=self.channels_last)
 
-    def runner(self, stage: Stage) -> StageRunner:
+    def student(self, stage: Stage) -> Student:
         """With a ResNet-8 of its own."""
-        student = self.network("resnet8")
-        pairs = pair_sections(self.teacher, student, (1, *SHAPE)) if stage.reads_sections else ()
+        network = self.network("resnet8")
+        pairs = pair_sections(self.teacher, network, (1, *SHAPE)) if stage.reads_sections else ()
         teacher = self.teacher if stage.needs_teacher else None
-        return StageRunner(self.fabric, student, stage, pairs, Setting(teacher, student, SHAPE, CLASSES))
+        return Student(self.fabric, network, stage, pairs, Setting(teacher, network, SHAPE, CLASSES))
 
-    def loop(self, stage: Stage) -> StageLoop:
-        """What ``advance`` is called of, step by step."""
-        runner = self.runner(stage)
-        teacher = Teacher(self.fabric, self.teacher if stage.needs_teacher else None, self.channels_last)
-        stored = self.stores.targets(teacher, [runner])
-        feed, draws = self.feed(stage), Draws(self.fabric)
-        return StageLoop(self.fabric, {"student": runner}, stored, feed, draws, channels_last=self.channels_last)
+    def step(self, stage: Stage) -> Step:
+        """The stage's steps; each call takes one."""
+        student = self.student(stage)
+        teacher = Teacher(self.fabric, self.teacher if stage.needs_teacher else None, self.channels_last, [student])
+        teacher.stored = self.stores.open_for(teacher, [student])
+        return Step(self.fabric, {"student": student}, teacher, self.feed(stage), RandomSequences(self.fabric))
 
     def __str__(self) -> str:
         return f"batch {BATCH}, 32x32, {self.precision}"

@@ -38,7 +38,7 @@ def main() -> None:
         optimizer.step()
         done += 1
 
-    ways = {"no knowledge": without_knowledge, "ours": scene.loop(stage).advance}
+    ways = {"no knowledge": without_knowledge, "ours": scene.step(stage)}
     compare("stage 1, live", f"FSP, ResNet-26 to ResNet-8, {scene}", ways, GOAL, asked, repeats=15)
 
 

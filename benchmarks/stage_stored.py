@@ -19,10 +19,10 @@ def main() -> None:
     asked = options()
     scene = Scene(asked, images=IMAGES, augment=replace(CROP, views=1))
     (plain,), (flow,) = alone(100_000, 1e-3), cyclic(["fsp"], steps=100_000, lr=1e-3)
-    stored = scene.loop(replace(flow, knowledge=Stored()))
+    stored = scene.step(replace(flow, knowledge=Stored()))
     for _ in range(IMAGES // BATCH):  # an epoch
-        stored.advance()
-    ways = {"plain step": scene.loop(plain).advance, "ours": stored.advance}
+        stored()
+    ways = {"plain step": scene.step(plain), "ours": stored}
     compare("stage 1, stored", f"FSP, ResNet-26 to ResNet-8, {scene}", ways, GOAL, asked, repeats=15)
 
 

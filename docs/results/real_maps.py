@@ -90,7 +90,9 @@ def measured(name: str, teacher: torch.nn.Module, student: torch.nn.Module, imag
     reader = Teacher(fabric, teacher)
     with torch.no_grad(), fabric.autocast():
         return float(
-            loss.compare(Tapped(student, loss.student_taps)(images), reader.target(loss, reader.read(images, [loss])))
+            loss.compare(
+                Tapped(student, loss.student_taps)(images), reader.make_target(loss, reader.read(images, [loss]))
+            )
         )
 
 

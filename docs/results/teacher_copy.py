@@ -15,9 +15,9 @@ import torch
 
 import flowstill as fs
 from flowstill.data import open_data
+from flowstill.engine.context import OnStep
 from flowstill.engine.evaluation import evaluate_networks
 from flowstill.engine.hardware import make_fabric
-from flowstill.engine.loop import OnStep
 from flowstill.engine.precision import Precision
 from flowstill.recipes.load import load_recipe
 

@@ -12,7 +12,10 @@ from flowstill.data.augment import changed, draw, view_numbers
 from flowstill.data.opening import open_data
 from flowstill.data.order import Rows, batches, with_views
 from flowstill.engine.feed import Feed
+from flowstill.engine.hardware import make_fabric
+from flowstill.engine.precision import Precision
 from flowstill.errors import RecipeError
+from flowstill.transfer.procedures import joint
 
 
 def numbers(augment: Augment, count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -145,9 +148,9 @@ def test_without_fixed_views_every_epoch_draws_anew_as_before():
 
 
 def test_a_feed_of_two_streams_keeps_the_views_of_both():
-    data = open_data(Data("digits", labels=20, augment=Augment(crop=1)))
-    options = {"labels": 20, "start": 0, "steps": 2, "seed": 3, "device": torch.device("cpu")}
-    batch = Feed(data, ((True, True),), batch=8, unlabelled=5, **options)(0)
+    data = open_data(Data("digits", batch=8, unlabelled=5, labels=20, augment=Augment(crop=1)))
+    (both,), fabric = joint("fsp", steps=2, lr=0.1), make_fabric("cpu", 1, Precision())
+    batch = Feed(fabric, data, both, seed=3)(0)
     assert batch.view.shape == batch.index.shape == (13,)
-    endless = open_data(Data("digits", labels=20, augment=Augment(rotate=5)))
-    assert Feed(endless, ((True, True),), batch=8, unlabelled=5, **options)(0).view is None
+    endless = open_data(Data("digits", batch=8, unlabelled=5, labels=20, augment=Augment(rotate=5)))
+    assert Feed(fabric, endless, both, seed=3)(0).view is None

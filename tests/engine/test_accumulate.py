@@ -11,11 +11,8 @@ import flowstill as fs
 from flowstill.data.batch import Batch
 from flowstill.data.spec import Data
 from flowstill.engine.hardware import make_fabric
-from flowstill.engine.pieces import Piece, pieces
 from flowstill.engine.precision import Precision
-from flowstill.engine.runner import StageRunner
-from flowstill.engine.stored import StoredTargets
-from flowstill.engine.teacher import Teacher
+from flowstill.engine.teacher import TaughtBatch, Teacher
 from flowstill.errors import RecipeError
 from flowstill.features.sections import pair_sections
 from flowstill.knowledge.kdgan import adversarial
@@ -26,6 +23,7 @@ from flowstill.transfer.procedures import alone, joint, stage
 from flowstill.transfer.recoding import Recoding
 from flowstill.transfer.rules import AdaptiveClip
 from flowstill.transfer.stages import Update
+from support.stage_runners import StudentByHand
 
 SHAPE, CLASSES = (3, 12, 12), 5
 MODES = ["official", "ce_norm", "global", "eq14_literal"]
@@ -62,16 +60,16 @@ def moved(made, accumulate, steps=3, dtype=torch.float64):
     fabric = make_fabric("cpu", 1, Precision())
     pairs = pair_sections(teacher, student, SHAPE)
     torch.manual_seed(1)
-    runner = StageRunner(fabric, student, made, pairs, Setting(teacher, student, SHAPE, CLASSES), accumulate)
-    runner.learner.to(dtype)
-    reader = StoredTargets(Teacher(fabric, teacher), {}, 0).teacher
+    runner = StudentByHand(fabric, student, made, pairs, Setting(teacher, student, SHAPE, CLASSES), accumulate)
+    runner.module.to(dtype)
+    reader = Teacher(fabric, teacher)
     losses = {}
     for step in range(steps):
         for number in runner.slot(step):
             losses = runner.update(
                 number, batch(dtype), reader.read(batch(dtype).images, runner.losses([number])), step
             )
-    return copy.deepcopy(runner.learner.state_dict()), losses
+    return copy.deepcopy(runner.module.state_dict()), losses
 
 
 def lively(game):
@@ -112,15 +110,15 @@ def test_a_rule_of_norms_does_not_see_single_parts():
     torch.manual_seed(0)
     teacher, student = network().double().requires_grad_(False).eval(), network().double()
     fabric = make_fabric("cpu", 1, Precision())
-    runner = StageRunner(
+    runner = StudentByHand(
         fabric, student, made, pair_sections(teacher, student, SHAPE), Setting(teacher, student, SHAPE, CLASSES)
     )
     start = copy.deepcopy(student.state_dict())
     steps = {name: torch.zeros_like(value) for name, value in start.items()}
-    for piece in pieces(Piece(batch(), None, {}), 7):
+    for piece in TaughtBatch(batch()).split(7):
         student.load_state_dict(start)
-        runner.movers["student"].load(
-            {"optimizer": copy.deepcopy(runner.movers["student"].optimizer.state_dict()), "recoder": None}
+        runner.players["student"].load(
+            {"optimizer": copy.deepcopy(runner.players["student"].optimizer.state_dict()), "recoder": None}
         )
         reading = Teacher(fabric, teacher).read(piece.batch.images, runner.losses([0]))
         runner.update(0, piece.batch, reading, 0)
@@ -132,7 +130,7 @@ def test_a_rule_of_norms_does_not_see_single_parts():
 def test_pieces_hold_every_image_once_in_order():
     given = batch()
     for count in (1, 2, 3, 7, 9):
-        parts = list(pieces(Piece(given, None, {}), count))
+        parts = list(TaughtBatch(given).split(count))
         sizes = [len(part.batch.images) for part in parts]
         assert len(parts) == min(count, 7)
         assert max(sizes) - min(sizes) <= 1

@@ -8,13 +8,13 @@ import flowstill as fs
 from flowstill.data.batch import Batch
 from flowstill.engine.hardware import make_fabric
 from flowstill.engine.precision import Precision
-from flowstill.engine.runner import StageRunner
 from flowstill.features.taps import Tapped
 from flowstill.recipes.recipe import AdaptiveClip, Optimizer
 from flowstill.transfer.knowledge import Setting
 from flowstill.transfer.procedures import joint
 from flowstill.transfer.stages import Term
 from oracles import clipping as oracle
+from support.stage_runners import StudentByHand
 
 SHAPE = (1, 8, 8)
 LR, MOMENTUM, DECAY, STEPS = 0.05, 0.9, 0.1, 5
@@ -61,7 +61,7 @@ def trained(mode, optimizer, epoch_steps, weight):
     rule = AdaptiveClip(mode=mode, epoch_steps=epoch_steps)
     (stage,) = joint(Term(fs.FSP(), weight), steps=STEPS, lr=LR, rule=rule, optimizer=optimizer)
     setting = Setting(teacher, student, SHAPE, 10)
-    runner = StageRunner(make_fabric("cpu", 1, Precision()), student, stage, pairs, setting)
+    runner = StudentByHand(make_fabric("cpu", 1, Precision()), student, stage, pairs, setting)
 
     decays = [optimizer.decay == "all" or not ("bn" in name or name.endswith("bias")) for name in names]
     weights = as_lists(parameter.detach() for parameter in student.parameters())

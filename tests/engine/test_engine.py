@@ -6,12 +6,13 @@ import pytest
 import torch
 
 import flowstill as fs
-from flowstill.engine import session, training
+from flowstill.engine import stage as engine_stage
+from flowstill.engine import training
 from flowstill.engine.feed import Feed
-from flowstill.engine.loop import Meter
-from flowstill.engine.player import Mover
+from flowstill.engine.player import ActivePlayer
 from flowstill.engine.precision import Precision
 from flowstill.engine.seeds import derive
+from flowstill.engine.step import RunningMeans
 from flowstill.nets import save_weights
 from flowstill.recipes.recipe import Net, Optimizer, Player, Stage, Update, Weights
 from flowstill.transfer.procedures import alone, cyclic, two_stage
@@ -94,7 +95,7 @@ def test_few_labels_hide_the_rest_from_the_task(tmp_path, monkeypatch):
                 assert int((batch.labels >= 0).sum()) < len(batch.labels)
             return batch
 
-    monkeypatch.setattr(session, "Feed", Spy)
+    monkeypatch.setattr(engine_stage, "Feed", Spy)
     few = recipe(steps=8)
     fs.train(replace(few, jobs={n: replace(j, labels=20) for n, j in few.jobs.items()}), tmp_path, **PLAIN)
     assert len(seen["labelled"]) == 20
@@ -109,19 +110,19 @@ def test_a_gradient_of_another_memory_layout_moves_the_right_weights(name):
     other = torch.nn.Parameter(start.clone().contiguous(memory_format=torch.channels_last))
     gradient = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0))
     for parameter in (plain, other):
-        mover = Mover(Player(optimizer=Optimizer(name=name)), [parameter])
+        mover = ActivePlayer(Player(optimizer=Optimizer(name=name)), [parameter])
         for _ in range(2):
             mover.step([gradient.clone()], 0.1)
     torch.testing.assert_close(other, plain)
 
 
 def test_a_loss_of_every_other_batch_is_logged_at_its_own_mean():
-    meter = Meter()
+    meter = RunningMeans()
     for value in (1.0, 3.0):
         meter.add({"rare": torch.tensor(value), "often": torch.tensor(1.0)})
         meter.add({"often": torch.tensor(2.0)})
-    assert meter.means() == {"rare": 2.0, "often": 1.5}
-    assert meter.means() == {}
+    assert meter.take() == {"rare": 2.0, "often": 1.5}
+    assert meter.take() == {}
 
 
 def test_frozen_layers_of_a_network_stay_frozen(tmp_path):

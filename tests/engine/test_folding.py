@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import flowstill as fs
-from flowstill.engine.folding import Folding
+from flowstill.engine.folding import FoldedNetwork
 from flowstill.engine.hardware import make_fabric
 from flowstill.engine.precision import Precision
 from flowstill.engine.teacher import Teacher
@@ -42,7 +42,7 @@ def test_a_folded_network_gives_the_same(name, taps):
     plain = network(name)
     before = {key: tensor.clone() for key, tensor in plain.state_dict().items()}
     taps = [Tap.parse(tap) for tap in taps]
-    twin = Folding(plain).reader(taps, SHAPE)
+    twin = FoldedNetwork(plain).reader(taps, SHAPE)
     assert norms(plain) > 0 == norms(twin)
     images = torch.randn(3, *SHAPE)
     with torch.no_grad():
@@ -59,7 +59,7 @@ def test_a_folded_network_gives_the_same(name, taps):
 def test_what_is_tapped_between_the_two_stays(tap, stays):
     plain = network("resnet8")
     tap = Tap.parse(tap)
-    twin = Folding(plain).reader([tap], SHAPE)
+    twin = FoldedNetwork(plain).reader([tap], SHAPE)
     assert (twin is plain) == stays
     images = torch.randn(2, *SHAPE)
     with torch.no_grad():
@@ -108,7 +108,7 @@ class Between(Net):
 def test_what_cannot_be_folded_is_left_as_it_is(kind):
     torch.manual_seed(0)
     plain = calibrated(kind(), SHAPE).eval()
-    assert Folding(plain).reader([], SHAPE) is plain
+    assert FoldedNetwork(plain).reader([], SHAPE) is plain
 
 
 class Remembers(Net):
@@ -136,23 +136,23 @@ class ByCount(Net):
 def test_agreement_on_the_images_of_the_copy_alone_is_not_enough(kind):
     torch.manual_seed(0)
     plain = calibrated(kind(), SHAPE).eval()
-    assert Folding(plain).reader([], SHAPE) is plain
+    assert FoldedNetwork(plain).reader([], SHAPE) is plain
 
 
 def test_a_network_that_cannot_be_copied_is_read_as_it_is():
     plain = calibrated(nn.Sequential(nn.Conv2d(3, 10, 3), nn.BatchNorm2d(10)), SHAPE).eval()
     plain.lock = threading.Lock()
-    assert Folding(plain).reader([Tap("1")], SHAPE) is plain
+    assert FoldedNetwork(plain).reader([Tap("1")], SHAPE) is plain
 
 
 def test_a_head_that_takes_no_such_images_does_not_matter():
     plain = calibrated(nn.Sequential(nn.Conv2d(3, 10, 3), nn.BatchNorm2d(10), nn.Linear(7, 2)), SHAPE).eval()
-    assert Folding(plain).reader([Tap("1")], SHAPE, "taps") is plain
+    assert FoldedNetwork(plain).reader([Tap("1")], SHAPE, "taps") is plain
 
 
 def test_one_twin_serves_all_readings():
     plain = network("resnet14")
-    folding = Folding(plain)
+    folding = FoldedNetwork(plain)
     twins = {folding.reader([Tap(tap)], SHAPE, "taps") for tap in ("layer1", "layer2", "bn1")}
     assert len(twins | {folding.reader([], SHAPE)}) == 1
     assert folding.reader([Tap("conv1")], SHAPE) is plain
@@ -169,7 +169,7 @@ def test_random_numbers_and_statistics_stay_as_they_were():
     for trains in (False, True):
         plain.norm.training = trains
         state, before = torch.get_rng_state(), {key: value.clone() for key, value in plain.state_dict().items()}
-        Folding(plain).reader([], SHAPE)
+        FoldedNetwork(plain).reader([], SHAPE)
         assert torch.equal(torch.get_rng_state(), state)
         assert all(torch.equal(value, before[key]) for key, value in plain.state_dict().items())
 
@@ -188,12 +188,12 @@ def test_modules_that_are_more_than_their_numbers_are_left_as_they_are(what):
         plain = torch.compile(plain, backend="eager")
     elif what == "parametrized":
         torch.nn.utils.parametrizations.weight_norm(plain[0])
-    assert Folding(plain).reader([], SHAPE) is plain
+    assert FoldedNetwork(plain).reader([], SHAPE) is plain
 
 
 def test_half_precision_networks_are_folded_in_their_own_type():
     plain = network("resnet8").bfloat16()
-    twin = Folding(plain).reader([Tap("layer3")], SHAPE)
+    twin = FoldedNetwork(plain).reader([Tap("layer3")], SHAPE)
     assert norms(twin) == 0
     assert {p.dtype for p in twin.parameters()} == {torch.bfloat16}
 

@@ -7,7 +7,6 @@ import flowstill as fs
 from flowstill.data.batch import Batch
 from flowstill.engine.hardware import make_fabric
 from flowstill.engine.precision import Precision
-from flowstill.engine.runner import StageRunner
 from flowstill.engine.teacher import needs_of
 from flowstill.features.taps import Tapped
 from flowstill.knowledge.hints import Hints
@@ -15,6 +14,7 @@ from flowstill.transfer.knowledge import Setting
 from flowstill.transfer.procedures import cyclic
 from flowstill.transfer.stages import Optimizer
 from support.representing_networks import calibrated
+from support.stage_runners import StudentByHand
 
 SHAPE = (3, 16, 16)
 PARTS = ("conv1", "bn1", "layer1", "layer2", "layer3", "fc")
@@ -37,7 +37,7 @@ def test_one_section_by_its_own_knowledge_leaves_all_above_it(kind, lr, number):
     student = fs.create("resnet8", width=0.25)
     (stage,) = cyclic([kind(number)], steps=12, lr=lr, optimizer=Optimizer(momentum=0.9, weight_decay=0.05))
     pairs, setting = fs.pair_sections(teacher, student, SHAPE), Setting(teacher, student, SHAPE, 10)
-    runner = StageRunner(make_fabric("cpu", 1, Precision()), student, stage, pairs, setting)
+    runner = StudentByHand(make_fabric("cpu", 1, Precision()), student, stage, pairs, setting)
     images = torch.randn(8, *SHAPE, generator=torch.Generator().manual_seed(1))
     given = Batch(images, torch.arange(8), torch.arange(8), torch.zeros(8, dtype=torch.long))
     with torch.no_grad():

@@ -34,7 +34,7 @@ def step(runner, teacher, number, given, t=0):
 def test_step_a_moves_student_and_w_and_step_b_the_student_alone():
     (stage,) = alternating(steps=4, lr=0.05, match_lr=0.05)
     runner, teacher, student = start(stage)
-    aggregate = runner.learner.losses[1].aggregate
+    aggregate = runner.module.losses[1].aggregate
     its, own, w = kept(teacher), kept(student), kept(aggregate)
     losses = step(runner, teacher, 0, batch())
     assert set(losses) == {"labels", "aggregation"}
@@ -63,7 +63,7 @@ def test_step_b_follows_w_as_step_a_left_it():
     given = batch()
     step(runner, teacher, 0, given)
     (value,) = step(runner, teacher, 1, given).values()
-    matching = runner.learner.losses[2]
+    matching = runner.module.losses[2]
     taps = [group.teacher.before.tap for group in matching._aggregate[0].groups]
     inputs = read(teacher, taps, given.images)
     twin = fs.create("resnet8", width=(3, 8, 12)).train()
@@ -84,7 +84,7 @@ def test_a_gamma_of_zero_leaves_w_where_it_is():
     for gamma, expected in ((0.0, set()), (1.0, None)):
         (stage,) = alternating(steps=4, lr=0.05, match_lr=0.05, gamma=gamma, optimizer=Optimizer(weight_decay=0.0))
         runner, teacher, _ = start(stage)
-        aggregate = runner.learner.losses[1].aggregate
+        aggregate = runner.module.losses[1].aggregate
         before = {name: p.detach().clone() for name, p in aggregate.named_parameters()}
         step(runner, teacher, 0, batch())
         changed = {name for name, p in aggregate.named_parameters() if not torch.equal(before[name], p)}

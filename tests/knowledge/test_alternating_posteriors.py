@@ -8,7 +8,6 @@ import flowstill as fs
 from flowstill.data.batch import Batch
 from flowstill.engine.hardware import make_fabric
 from flowstill.engine.precision import Precision
-from flowstill.engine.runner import StageRunner
 from flowstill.engine.teacher import needs_of
 from flowstill.features.sections import pair_sections
 from flowstill.features.taps import Tapped
@@ -17,6 +16,7 @@ from flowstill.knowledge.logits import SoftLogits
 from flowstill.knowledge.nst import NST
 from flowstill.knowledge.representing import alternating
 from flowstill.transfer.knowledge import Setting
+from support.stage_runners import StudentByHand
 
 SHAPE = (1, 8, 8)
 LR, DECAY, SEED, STEP, STEPS = 0.05, 1e-5, 5, 3, 10
@@ -47,7 +47,7 @@ class Course:
         self.stage = with_adversaries(stage) if game else stage
         self.setting = Setting(self.teacher, self.student, SHAPE, 10, seed=SEED)
         pairs = pair_sections(self.teacher, self.student, SHAPE)
-        self.runner = StageRunner(make_fabric("cpu", 1, Precision()), self.student, self.stage, pairs, self.setting)
+        self.runner = StudentByHand(make_fabric("cpu", 1, Precision()), self.student, self.stage, pairs, self.setting)
 
     def play(self, *players):
         """The updates of these players, in the stage's order; the names of step A's losses."""

@@ -13,14 +13,12 @@ from torch import nn
 
 import flowstill as fs
 from flowstill.data.batch import Batch
-from flowstill.engine.folding import Folding
+from flowstill.engine.folding import FoldedNetwork
 from flowstill.engine.hardware import make_fabric
-from flowstill.engine.learner import Learner
-from flowstill.engine.loop import StageLoop
 from flowstill.engine.precision import Precision
-from flowstill.engine.runner import StageRunner
-from flowstill.engine.seeds import Draws
-from flowstill.engine.stored import StoredTargets
+from flowstill.engine.seeds import RandomSequences
+from flowstill.engine.step import Step
+from flowstill.engine.student import StudentWithLosses
 from flowstill.engine.teacher import Teacher
 from flowstill.errors import RecipeError
 from flowstill.features.sections import pair_sections
@@ -32,6 +30,7 @@ from flowstill.transfer.procedures import joint, stage
 from flowstill.transfer.rules import AdaptiveClip
 from flowstill.transfer.stages import Optimizer, Stage, Term, Update
 from oracles import baselines, dense, fsp, hints, svd
+from support.stage_runners import StudentByHand
 
 CLASSES = 5
 SHAPES = {"resnet": (3, 16, 16), "vgg": (3, 16, 16), "timm": (3, 40, 40)}  # so large that no last map is a single pixel
@@ -102,13 +101,13 @@ def run(made: Stage, teacher, student, given, dtype="32"):
     torch.manual_seed(5)
     fabric = make_fabric("cpu", 1, Precision(dtype))
     pairs = pair_sections(teacher, student, shape)
-    runner = StageRunner(fabric, student, made, pairs, Setting(teacher, student, shape, CLASSES))
-    live = StoredTargets(Teacher(fabric, teacher), {}, 0)
-    loop = StageLoop(fabric, {"student": runner}, live, lambda step: replace(given, step=step), Draws(fabric))
+    runner = StudentByHand(fabric, student, made, pairs, Setting(teacher, student, shape, CLASSES))
+    reader, feed = Teacher(fabric, teacher), lambda number: replace(given, step=number, steps=made.steps)
+    step = Step(fabric, {"student": runner}, reader, feed, RandomSequences(fabric))
     losses = []
     for _ in range(made.steps):
-        loop.advance()
-        losses.append(loop.meters["student"].means())
+        step()
+        losses.append(step.means["student"].take())
     runner.close()
     return losses
 
@@ -226,7 +225,7 @@ def test_in_the_engine_bfloat16_rounds_the_forward_alone(name, monkeypatch):
     teacher, student = networks("resnet")
     twin, given, seen = copy.deepcopy(student), batch("resnet"), {}
     made = stages(name, "joint", 1)
-    plain = Learner.forward
+    plain = StudentWithLosses.forward
 
     def spy(self, images, update, targets):
         for built, target in zip(self.terms[update], targets, strict=True):
@@ -237,7 +236,7 @@ def test_in_the_engine_bfloat16_rounds_the_forward_alone(name, monkeypatch):
             ]
         return plain(self, images, update, targets)
 
-    monkeypatch.setattr(Learner, "forward", spy)
+    monkeypatch.setattr(StudentWithLosses, "forward", spy)
     losses = run(made, teacher, student, given, dtype="bf16")
     assert all(math.isfinite(value) for row in losses for value in row.values())
     if name in ("fsp", "dense", "svd"):  # others hold what the forward itself gave
@@ -250,7 +249,7 @@ def test_in_the_engine_bfloat16_rounds_the_forward_alone(name, monkeypatch):
         loss = KNOWLEDGE.find(name)().build(pairs, Setting(teacher, twin, SHAPES["resnet"], CLASSES))
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             # As the engine reads it: with BatchNorm folded, which rounds elsewhere.
-            reader = Folding(teacher).reader(loss.teacher_taps, SHAPES["resnet"])
+            reader = FoldedNetwork(teacher).reader(loss.teacher_taps, SHAPES["resnet"])
             target = loss.target(Tapped(reader, loss.teacher_taps)(given.images), given)
             expected = loss.compare(Tapped(twin.train(), loss.student_taps)(given.images), target)
         assert losses[0][name] == pytest.approx(expected.item(), rel=1e-5)

@@ -222,7 +222,7 @@ def test_it_falls_on_a_fixed_batch_and_the_regressor_moves_with_the_student(laye
     images = torch.randn(8, 3, side, side)
     given = Batch(images, torch.arange(8), torch.arange(8), torch.zeros(8, dtype=torch.long))
     reading = read_teacher(runner, teacher, images)
-    (loss,) = runner.learner.losses
+    (loss,) = runner.module.losses
     before, frozen = kept(loss), kept(teacher)
     values = [float(runner.update(0, given, reading, t)["hints"]) for t in range(12)]
     assert before
@@ -237,7 +237,7 @@ def test_regressors_move_under_a_clipping_rule():
     teacher, student = fs.create("resnet8").requires_grad_(False).eval(), fs.create("resnet8", width=0.5)
     (stage,) = joint("hints", steps=3, lr=0.1, rule=AdaptiveClip(), optimizer=Optimizer(weight_decay=0.0))
     runner = stage_runner(stage, teacher, student, (3, 8, 8))
-    (regressor,) = runner.learner.parts()["adapters"]
+    (regressor,) = runner.module.parts()["adapters"]
     before, images = kept(regressor), torch.randn(6, 3, 8, 8)
     given = Batch(images, torch.arange(6), torch.arange(6), torch.zeros(6, dtype=torch.long))
     runner.update(0, given, read_teacher(runner, teacher, images), 0)

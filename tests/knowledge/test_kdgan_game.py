@@ -53,10 +53,10 @@ def test_each_update_moves_one_player_and_nothing_else():
     teacher, student = networks()
     (stage,) = adversarial(steps=10, lr=0.05)
     runner = runner_of(stage, teacher, student)
-    loss = runner.learner.losses[0]
+    loss = runner.module.losses[0]
     players = [loss.discriminator, loss.teacher_copy, student]
     assert all(
-        other.teacher_copy is loss.teacher_copy for other in runner.learner.losses if hasattr(other, "teacher_copy")
+        other.teacher_copy is loss.teacher_copy for other in runner.module.losses if hasattr(other, "teacher_copy")
     )
     frozen = kept(teacher)
     for number, mover in enumerate(players):
@@ -131,7 +131,7 @@ def trained_game(lr, steps, updates, teacher, student, images, labels, **options
         index = torch.arange(64) + 64 * (step % 8)
         play(runner, teacher, Batch(images[index], labels[index], index, index, step, steps), updates, step)
     runner.close()
-    return runner.learner.losses[0]
+    return runner.module.losses[0]
 
 
 def scores(loss, teacher, *judged):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import flowstill as fs
-from flowstill.engine.player import Mover
+from flowstill.engine.player import ActivePlayer
 from flowstill.recipes.recipe import Optimizer, Player
 from flowstill.transfer.schedules import Constant
 
@@ -23,7 +23,7 @@ def test_the_l1_term_is_the_gradient_of_the_sum_of_sizes(decay):
         for one in (ours, plain):
             one[1].bias.copy_(torch.tensor([0.5, -0.25, 0.0]))  # sign(0) is 0
     spec = Optimizer("sgd", momentum=0.9, weight_decay=0.02, l1=0.3, decay=decay)
-    mover = Mover(Player(optimizer=spec, lr=Constant(0.1)), list(ours.parameters()))
+    mover = ActivePlayer(Player(optimizer=spec, lr=Constant(0.1)), list(ours.parameters()))
     momentum = [torch.zeros_like(p) for p in plain.parameters()]
     for step in range(2):
         given = [torch.full_like(p, 0.01 * (step + 1)) for p in plain.parameters()]
@@ -42,7 +42,7 @@ def test_the_l1_term_is_the_gradient_of_the_sum_of_sizes(decay):
 def test_rules_that_look_at_decay_see_it():
     net = network()
     zero = [torch.zeros_like(p) for p in net.parameters()]
-    mover = Mover(Player(optimizer=Optimizer(weight_decay=0.02, l1=0.3)), list(net.parameters()))
+    mover = ActivePlayer(Player(optimizer=Optimizer(weight_decay=0.02, l1=0.3)), list(net.parameters()))
     for p, g in zip(net.parameters(), mover.decayed(zero), strict=True):
         torch.testing.assert_close(g, 0.02 * p.detach() + 0.3 * p.detach().sign())
     assert mover.decayed([None, *zero[1:]])[0] is None
@@ -51,7 +51,7 @@ def test_rules_that_look_at_decay_see_it():
 def test_a_gradient_that_is_handed_in_stays_as_it_was():
     net = network()
     given = [torch.ones_like(p) for p in net.parameters()]
-    Mover(Player(optimizer=Optimizer(l1=0.3)), list(net.parameters())).step(given, 0.1)
+    ActivePlayer(Player(optimizer=Optimizer(l1=0.3)), list(net.parameters())).step(given, 0.1)
     assert all(bool((g == 1).all()) for g in given)
 
 

@@ -8,12 +8,12 @@ import flowstill as fs
 from flowstill.data.batch import Batch
 from flowstill.engine.hardware import make_fabric
 from flowstill.engine.precision import Precision
-from flowstill.engine.runner import StageRunner
 from flowstill.engine.teacher import needs_of
 from flowstill.features.taps import Reading, Tapped
 from flowstill.knowledge.aggregation import Aggregated, Aggregation
 from flowstill.knowledge.representing import alternating
 from support.representing_networks import calibrated, draw, pairing, psi_by_loops, read
+from support.stage_runners import StudentByHand
 
 SHAPE = (3, 16, 24)
 TEACHER, STUDENT = (16, 32, 64), (11, 21, 43)  # two thirds of the teacher's
@@ -44,7 +44,7 @@ def test_identity_mappings_are_there_and_move_in_step_a_alone():
     teacher, student = networks()
     (stage,) = alternating(steps=8, lr=0.05, match_lr=0.05)
     pairs, setting = pairing(teacher, student, SHAPE)
-    runner = StageRunner(make_fabric("cpu", 1, Precision()), student, stage, pairs, setting)
+    runner = StudentByHand(make_fabric("cpu", 1, Precision()), student, stage, pairs, setting)
     aggregate = setting.shared["aggregate"]
     identities = [layer.identity for layer in aggregate.layers]
     assert all(isinstance(identity, nn.Conv2d) for identity in identities)

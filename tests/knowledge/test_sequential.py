@@ -8,7 +8,7 @@ import torch
 import flowstill as fs
 from flowstill.data.batch import Batch
 from flowstill.data.spec import Augment, Data
-from flowstill.engine.learner import parameters_below
+from flowstill.engine.student import parameters_below
 from flowstill.errors import RecipeError
 from flowstill.features.sections import pair_sections
 from flowstill.features.taps import Tap
@@ -50,9 +50,9 @@ def advance(runner, teacher, t):
     moved = []
     for number in runner.slot(t):
         reading = read_teacher(runner, teacher, batch(t).images, [number])
-        before = {name: p.detach().clone() for name, p in runner.learner.student.named_parameters()}
+        before = {name: p.detach().clone() for name, p in runner.network.named_parameters()}
         runner.update(number, batch(t), reading, t)
-        changed = {n for n, p in runner.learner.student.named_parameters() if not torch.equal(before[n], p)}
+        changed = {n for n, p in runner.network.named_parameters() if not torch.equal(before[n], p)}
         for part in {name.split(".")[0] for name in changed}:  # a part moves as a whole
             assert all(n in changed for n in before if n.split(".")[0] == part)
         moved.append({name.split(".")[0] for name in changed})
@@ -140,7 +140,7 @@ def test_cyclic_counts_all_updates():
     """Update t runs step (t mod 3) + 1, 21 000 in all: as many as FSP's single transfer has."""
     (row,) = cyclic(STEPS, steps=21_000, lr=1e-3)
     runner, _, _ = start(row)
-    ran = [runner.learner.terms[number][0].term.knowledge.step for t in range(row.steps) for number in runner.slot(t)]
+    ran = [runner.module.terms[number][0].term.knowledge.step for t in range(row.steps) for number in runner.slot(t)]
     assert len(ran) == 21_000
     assert ran[:6] == [1, 2, 3, 1, 2, 3]
     assert [ran.count(s) for s in (1, 2, 3)] == [7000] * 3

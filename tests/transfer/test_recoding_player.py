@@ -8,11 +8,11 @@ import flowstill as fs
 from flowstill.data.batch import Batch
 from flowstill.engine.hardware import make_fabric
 from flowstill.engine.precision import Precision
-from flowstill.engine.runner import StageRunner
 from flowstill.recipes.load import load_recipe
 from flowstill.recipes.recipe import Optimizer, Player, Stage, Update
 from flowstill.transfer.knowledge import Setting
 from flowstill.transfer.recoding import Recoding, SparseRecoding
+from support.stage_runners import StudentByHand
 
 PLAIN_SGD = Optimizer(momentum=0.0, weight_decay=0.0)
 
@@ -22,7 +22,7 @@ def runner(student, recoding, optimizer=PLAIN_SGD, precision="32"):
         "task", 4, {"student": Player(lr=0.1, optimizer=optimizer, recode=recoding)}, ((Update(task="labels"),),)
     )
     fabric = make_fabric("cpu", 1, Precision(precision))
-    return StageRunner(fabric, student, stage, (), Setting(None, student, (1, 8, 8), 10))
+    return StudentByHand(fabric, student, stage, (), Setting(None, student, (1, 8, 8), 10))
 
 
 def batch(seed=0):
@@ -51,7 +51,7 @@ def test_a_player_recodes_as_the_wrapper_does(mode):
         optimizer.step()
     for (name, a), b in zip(ours.named_parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)
-    assert moved.movers["student"].recoder.thresholds == pytest.approx(optimizer.thresholds, rel=1e-4)
+    assert moved.players["student"].recoder.thresholds == pytest.approx(optimizer.thresholds, rel=1e-4)
 
 
 @pytest.mark.parametrize("mode", ["recode", "double_backward"])

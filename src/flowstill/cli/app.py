@@ -16,6 +16,7 @@ from flowstill.cli.distill import distill
 from flowstill.cli.evaluate import evaluate
 from flowstill.cli.inspect import inspect
 from flowstill.cli.listing import show_list
+from flowstill.cli.memory import keep_freed_memory
 from flowstill.cli.reproduce import reproduce
 from flowstill.cli.train import train
 from flowstill.errors import FlowstillError
@@ -63,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Read when torch starts its threads: waiting asleep costs little on idle cores, and on cores that others use too,
     # threads that spin instead can take ten times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    keep_freed_memory()
     command = typer.main.get_command(app)
     try:
         code = command.main(arguments, prog_name="flowstill", standalone_mode=False)

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from flowstill.data import Data, find_facts
-from flowstill.engine.loop import OnStep
+from flowstill.engine.context import OnStep
 from flowstill.engine.precision import Asked
 from flowstill.engine.training import train
 from flowstill.errors import RecipeError, RunError

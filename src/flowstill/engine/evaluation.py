@@ -1,4 +1,4 @@
-"""How good a network is: accuracy on the test images, alone or as a mean of several."""
+"""Accuracy on the test images, of one network or of the mean of several."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from flowstill.engine.learner import as_inputs
 from flowstill.features.modules import logits_in
 
 if TYPE_CHECKING:
@@ -29,9 +28,15 @@ def evaluate_networks(
     mean: Literal["softmax", "logits"] = "softmax",
     batch: int | None = None,
 ) -> dict[str, float]:
-    """Top-1 and top-5 accuracy in percent and mean cross-entropy of the networks' mean output on the test images.
+    """Evaluate the mean output of one or more networks on the test images.
 
-    One network is itself whatever ``mean`` says. Networks are left in the mode they came in.
+    Args:
+        networks: left in the mode (training or eval) that they came in.
+        mean: what is averaged over several networks; it does not matter for one.
+        batch: images at a time, by default the data's batch size.
+
+    Returns:
+        ``accuracy`` (top-1, percent), ``loss`` (mean cross-entropy), and ``top5`` (percent) for more than 5 classes.
     """
     classes = len(data.classes)
     top1 = MulticlassAccuracy(classes, average="micro").to(fabric.device)
@@ -43,8 +48,10 @@ def evaluate_networks(
     for images, labels in data.test_batches(
         batch=batch or data.spec.batch, device=fabric.device, rank=fabric.global_rank, world=fabric.world_size
     ):
+        if channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
         with fabric.autocast():
-            outputs = [logits_in(network(as_inputs(images, channels_last))).float() for network in networks]
+            outputs = [logits_in(network(images)).float() for network in networks]
         logs = F.log_softmax(outputs[0], 1) if len(outputs) == 1 else _together(outputs, mean)
         top1.update(logs, labels)
         top5.update(logs, labels)
@@ -56,7 +63,7 @@ def evaluate_networks(
 
 
 def _percent(share: Metric) -> float:
-    """In percent, without the digits that float32 makes up."""
+    """In percent, rounded to what float32 can tell."""
     return round(100 * float(share.compute()), 4)
 
 

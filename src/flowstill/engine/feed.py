@@ -7,37 +7,45 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
+from lightning_fabric import Fabric
 
 from flowstill.data.batch import Batch
 from flowstill.engine.seeds import derive
+from flowstill.transfer.stages import Stage
 
 if TYPE_CHECKING:
     from flowstill.data import ImageData
 
 
 class Feed:
-    """A stage's batches, from step ``start`` on. The same for every start: nothing is drawn that depends on it.
+    """A stage's batches, from step ``start`` on. They are the same for every start.
 
-    Task terms see the labelled images, transfer terms all. A step with both sees the labelled batch, and where the
-    data asks for ``unlabelled`` images, so many more from the whole set, their labels hidden.
+    Task terms see the labelled images, transfer terms all. A step with both sees the labelled batch, and where the data
+    asks for ``unlabelled`` images, that many more from the whole set with their labels hidden.
+
+    Args:
+        data: the images, with the batch size that they were opened for.
+        stage: says which of its batches have a task and which a transfer.
+        labels: number of labelled images, None for as many as the data says.
+        seed: of order and augmentation.
+        channels_last: the memory layout of the images that it gives.
     """
 
     def __init__(
         self,
+        fabric: Fabric,
         data: ImageData,
-        rhythm: tuple[tuple[bool, bool], ...],
+        stage: Stage,
         *,
-        batch: int,
-        unlabelled: int,
-        labels: int | None,
-        start: int,
-        steps: int,
         seed: int,
-        device: torch.device,
-        rank: int = 0,
-        world: int = 1,
+        start: int = 0,
+        labels: int | None = None,
+        channels_last: bool = False,
     ) -> None:
-        self._kinds = [_streams(task, transfer, bool(unlabelled and labels)) for task, transfer in rhythm]
+        labels = labels or data.spec.labels
+        self.steps, self.channels_last = stage.steps, channels_last
+        unlabelled = data.spec.unlabelled
+        self._kinds = [_streams(task, transfer, bool(unlabelled and labels)) for task, transfer in stage.rhythm]
 
         def stream(kind: str) -> Iterator[Batch]:
             uses = [kind in kinds for kinds in self._kinds]
@@ -46,12 +54,12 @@ class Feed:
                 "labelled" if kind == "labelled" else "all",
                 labels=labels,
                 start=before,
-                steps=steps,
-                batch=unlabelled if kind == "extra" else batch,
+                steps=stage.steps - start,
+                batch=unlabelled if kind == "extra" else data.spec.batch,
                 seed=derive(seed, kind == "extra"),
-                device=device,
-                rank=rank,
-                world=world,
+                device=fabric.device,
+                rank=fabric.global_rank,
+                world=fabric.world_size,
             )
 
         self._streams = {kind: stream(kind) for kinds in self._kinds for kind in kinds}
@@ -59,17 +67,21 @@ class Feed:
     def __call__(self, step: int) -> Batch:
         """The batch of ``step``; call with each step from the start on, in order."""
         parts = [next(self._streams[kind]) for kind in self._kinds[step % len(self._kinds)]]
+        images = parts[0].images if len(parts) == 1 else torch.cat([part.images for part in parts])
+        if self.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
         if len(parts) == 1:
-            return replace(parts[0], step=step)
+            return replace(parts[0], images=images, step=step, steps=self.steps)
         hidden = torch.full_like(parts[1].labels, -1)
-        views = [p.view for p in parts if p.view is not None]
+        views = [part.view for part in parts if part.view is not None]
         return Batch(
-            torch.cat([p.images for p in parts]),
+            images,
             torch.cat([parts[0].labels, hidden]),
-            torch.cat([p.index for p in parts]),
-            torch.cat([p.epoch for p in parts]),
+            torch.cat([part.index for part in parts]),
+            torch.cat([part.epoch for part in parts]),
             step,
-            view=torch.cat(views) if views else None,
+            self.steps,
+            torch.cat(views) if views else None,
         )
 
 

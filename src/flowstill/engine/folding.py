@@ -20,7 +20,7 @@ Shape = tuple[int, int, int]
 Until = Literal["logits", "taps"]
 
 
-class Folding:
+class FoldedNetwork:
     """A network in eval mode and its folded twin, made when it is first asked for. The network is left as it was."""
 
     def __init__(self, network: nn.Module) -> None:
@@ -34,7 +34,7 @@ class Folding:
         not agree on images of noise. Args: shape (C, H, W) of the images. until: as of ``Tapped``.
 
         >>> network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
-        >>> Folding(network).reader([Tap("2")], (3, 8, 8))[1]
+        >>> FoldedNetwork(network).reader([Tap("2")], (3, 8, 8))[1]
         Identity()
         """
         taps, network = list(taps), self.network

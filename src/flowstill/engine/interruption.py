@@ -1,4 +1,4 @@
-"""An interrupt that waits until the state is whole."""
+"""Interrupts that wait until the state is saved."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 
 class Interruption:
-    """While it is entered, SIGINT and SIGTERM only note that they came, in ``asked``; a second one does not wait.
+    """While it is entered, SIGINT and SIGTERM only set ``asked``; a second one raises KeyboardInterrupt at once.
 
-    Outside the main thread signals go elsewhere, and nothing is changed.
+    Outside the main thread, where no handlers can be set, it does nothing.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Networks on their way into a stage."""
+"""What happens to a network before a stage trains it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flowstill.features.modules import unwrapped
 
 
 def copy_of(network: nn.Module) -> nn.Module:
-    """A network that is given as an object, to be trained or read in its stead: without wrappers, in float32."""
+    """A copy of a network that was given as an object: without wrappers, in float32, in training mode."""
     return copy.deepcopy(unwrapped(network)).float().train()
 
 
@@ -23,15 +23,16 @@ def placed(network: nn.Module, fabric: Fabric, precision: Precision) -> nn.Modul
 
 
 def fresh_head(network: nn.Module) -> None:
-    """Draw the last linear layer, or convolution where there is none, anew, from torch's generator.
+    """Initialise the last linear layer again, or the last convolution where there is no linear layer.
 
-    Raises: NetworkError if the network has neither.
+    Raises:
+        NetworkError: the network has neither.
     """
     layers = [m for m in network.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
     found = [m for m in layers if isinstance(m, nn.Linear)] or layers
     if not found:
         raise NetworkError(
-            f"{type(network).__name__} has no linear layer and no convolution that could be its head; leave "
+            f"{type(network).__name__} has no linear layer and no convolution that could be its head. Leave "
             "'fresh_head' out."
         )
     found[-1].reset_parameters()

@@ -1,8 +1,8 @@
-"""A player at work: its parameters, its optimiser, its learning rate."""
+"""A player at work: its parameters, its optimiser, its step."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import torch
@@ -12,21 +12,39 @@ from flowstill.transfer.recoding import Recoder
 from flowstill.transfer.stages import Optimizer, Player
 
 
-class Mover:
-    """A stage's player with a fresh optimiser over its modules' parameters."""
+class ActivePlayer:
+    """A stage's player with a fresh optimiser.
 
-    def __init__(self, player: Player, parameters: Sequence[nn.Parameter]) -> None:
+    Args:
+        player: what the recipe says of it.
+        parameters: those that it moves, in order.
+        student: the parameters of the student itself; the others belong to what a loss owns.
+    """
+
+    def __init__(
+        self, player: Player, parameters: Sequence[nn.Parameter], student: Container[nn.Parameter] = ()
+    ) -> None:
         self.player = player
         self.parameters = list(parameters)
+        self.of_student = [parameter in student for parameter in self.parameters]
         self.optimizer = make_optimizer(player.optimizer, self.parameters)
         self.recoder = Recoder(player.recode, self.parameters) if player.recode else None
+        self.lr = player.lr
 
-    def lr(self, step: int, steps: int) -> float:
-        """The learning rate at ``step`` of the stage."""
-        return self.player.lr.at(step, steps)
+    @property
+    def second_order(self) -> bool:
+        """Whether the gradients are themselves differentiated, and so need a graph."""
+        return self.player.recode is not None and self.player.recode.mode == "double_backward"
+
+    def take_gradients(self) -> list[Tensor | None]:
+        """The parameters' gradients, taken off them."""
+        gradients = [parameter.grad for parameter in self.parameters]
+        for parameter in self.parameters:
+            parameter.grad = None
+        return gradients
 
     def decayed(self, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """The gradients with L2 and L1 term added, for rules that look at them; parameters without gradient stay without."""
+        """The gradients with the L2 and L1 terms added, for rules that look at them; None stays None."""
         decay = self.player.optimizer.weight_decay
         return [
             g if g is None or not self._decays(p) else g.add(p.detach(), alpha=decay)
@@ -34,7 +52,7 @@ class Mover:
         ]
 
     def _with_l1(self, gradients: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
-        """The gradients with the L1 term added, which torch's optimisers do not know."""
+        """The gradients with the L1 term added, which torch's optimisers do not have."""
         if not (l1 := self.player.optimizer.l1):
             return gradients
         return [
@@ -46,7 +64,7 @@ class Mover:
         return self.player.optimizer.decay == "all" or parameter.ndim > 1
 
     def step(self, gradients: Sequence[Tensor | None], lr: float) -> None:
-        """One step. A parameter without gradient neither moves nor decays."""
+        """Take one step. A parameter without gradient neither moves nor decays."""
         if self.recoder is not None:
             gradients = self.recoder(gradients)
         for parameter, gradient in zip(self.parameters, self._with_l1(gradients), strict=True):
@@ -57,31 +75,26 @@ class Mover:
         for parameter in self.parameters:
             parameter.grad = None
 
-    @property
-    def second_order(self) -> bool:
-        """Whether the gradients are themselves differentiated, and so need a graph."""
-        return self.player.recode is not None and self.player.recode.mode == "double_backward"
-
     def state(self) -> dict[str, Any]:
-        """All that its next step depends on, beside the parameters."""
+        """Everything that its next step depends on, apart from the parameters."""
         return {"optimizer": self.optimizer.state_dict(), "recoder": self.recoder and self.recoder.state_dict()}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from ``state``."""
+        """Continue from ``state``."""
         self.optimizer.load_state_dict(state["optimizer"])
         if self.recoder is not None:
             self.recoder.load_state_dict(state["recoder"])
 
 
 def _laid_out_as(parameter: nn.Parameter, gradient: Tensor | None) -> Tensor | None:
-    """The gradient in its parameter's memory layout: the fused kernels walk over both and look at no strides."""
+    """The gradient in its parameter's memory layout, since the fused kernels ignore strides."""
     if gradient is None or gradient.stride() == parameter.stride():
         return gradient
     return torch.empty_like(parameter, requires_grad=False).copy_(gradient)
 
 
 def make_optimizer(spec: Optimizer, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-    """torch's optimiser for ``spec``; the learning rate is set at each step."""
+    """The torch optimiser for ``spec``; its learning rate is set at each step."""
     weights = [p for p in parameters if spec.decay == "all" or p.ndim > 1]
     others = [p for p in parameters if spec.decay != "all" and p.ndim <= 1]
     groups = [{"params": weights, "weight_decay": spec.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -89,7 +102,7 @@ def make_optimizer(spec: Optimizer, parameters: Sequence[nn.Parameter]) -> torch
     if spec.name == "sgd":
         # The fused kernel walks over all parameters at once; on a small network the step's time is mostly that walk.
         sgd = torch.optim.SGD(groups, lr=0.0, momentum=spec.momentum, nesterov=spec.nesterov, fused=True)
-        # It wants all momenta to begin at once, but an update may be the first to reach a parameter; zeros are the same.
+        # It wants all momenta from the start, but an update may reach a parameter for the first time; zeros are equivalent.
         for parameter in parameters if spec.momentum else ():
             sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return sgd

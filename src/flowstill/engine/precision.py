@@ -1,4 +1,4 @@
-"""Which number format and memory layout: measured once at the start of a run, then kept."""
+"""The number format and memory layout of a run: measured once at its start, then kept."""
 
 from __future__ import annotations
 
@@ -20,7 +20,12 @@ Asked = Literal["auto", "32", "bf16"]
 
 @dataclass(frozen=True)
 class Precision:
-    """dtype: ``32`` or ``bf16`` (autocast, weights stay float32). layout: ``contiguous`` (NCHW) or ``channels_last``."""
+    """Number format and memory layout.
+
+    Attributes:
+        dtype: ``32``, or ``bf16`` by autocast, where weights stay float32.
+        layout: ``contiguous`` (NCHW) or ``channels_last``.
+    """
 
     dtype: Literal["32", "bf16"] = "32"
     layout: Literal["contiguous", "channels_last"] = "contiguous"
@@ -35,10 +40,14 @@ class Precision:
 
 
 def choose(asked: Asked, make: Callable[[], nn.Module], shape: tuple[int, ...], batch: int, device: Any) -> Precision:
-    """What was asked for, or for ``auto`` the quickest by a few training steps of the network on random images.
+    """The precision asked for; for ``auto`` the fastest in a few training steps on random images.
 
-    ``auto`` tries float32 and bf16 on a CPU, bf16 alone on a GPU that has it; each in both layouts. ``make`` builds the
-    network; nothing of the measurement stays behind. shape: (C, H, W).
+    ``auto`` tries float32 and bf16 on a CPU, only bf16 on a GPU that supports it, each in both layouts. The measurement
+    leaves nothing behind, random states included.
+
+    Args:
+        make: builds the network to measure with.
+        shape: of an image, (C, H, W).
     """
     if asked != "auto":
         return Precision(asked)

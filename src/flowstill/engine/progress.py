@@ -1,22 +1,24 @@
-"""A line that tells how far a run is; silent where nobody watches."""
+"""A progress line in the terminal; silent where there is none."""
 
 from __future__ import annotations
 
 import sys
 from types import TracebackType
 
+import rich.progress
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 
 
-class Watch:
-    """Shows job, stage, step, images a second, losses and the time left on standard error.
+class Progress:
+    """Shows job, stage, step, images per second, losses and the time left on standard error.
 
-    show: None shows it if standard error is a terminal.
+    Args:
+        show: None shows it if standard error is a terminal.
     """
 
     def __init__(self, show: bool | None = None) -> None:
-        self._progress = Progress(
+        self._bar = rich.progress.Progress(
             TextColumn("[bold]{task.fields[job]}[/bold] {task.fields[stage]}"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -29,35 +31,33 @@ class Watch:
         )
         self._task: TaskID | None = None
 
-    def __enter__(self) -> Watch:
-        self._progress.start()
+    def __enter__(self) -> Progress:
+        self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        self._bar.stop()
 
     def stage(self, job: str, stage: str, step: int, steps: int) -> None:
-        """A new stage begins."""
+        """Start a new stage."""
         if self._task is not None:
-            self._progress.remove_task(self._task)
-        self._task = self._progress.add_task(
-            "", total=steps, completed=step, job=job, stage=stage, speed=0.0, losses=""
-        )
+            self._bar.remove_task(self._task)
+        self._task = self._bar.add_task("", total=steps, completed=step, job=job, stage=stage, speed=0.0, losses="")
 
     def step(self) -> None:
-        """One more step is done."""
+        """Count one more step."""
         assert self._task is not None
-        self._progress.advance(self._task)
+        self._bar.advance(self._task)
 
     def losses(self, values: dict[str, float], speed: float) -> None:
-        """What the last steps came to."""
+        """Show the latest losses and speed."""
         assert self._task is not None
         text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        self._progress.update(self._task, speed=speed, losses=text)
+        self._bar.update(self._task, speed=speed, losses=text)
 
     def say(self, text: str) -> None:
-        """A line that stays, where somebody watches."""
-        if not self._progress.disable:
-            self._progress.console.print(text, highlight=False)
+        """Print a line that stays, if the progress is shown."""
+        if not self._bar.disable:
+            self._bar.console.print(text, highlight=False)

@@ -1,4 +1,4 @@
-"""What is measured in a run: losses and accuracies, into its metrics and onto the screen."""
+"""Writes a run's losses and accuracies to its metrics and shows them on the screen."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from flowstill.engine.evaluation import evaluate_networks
-from flowstill.engine.loop import StageLoop
-from flowstill.engine.progress import Watch
+from flowstill.engine.progress import Progress
+from flowstill.engine.step import Step
 from flowstill.runs import RunWriter
 
 if TYPE_CHECKING:
@@ -21,55 +21,54 @@ _log = logging.getLogger("flowstill")
 
 
 class Record:
-    """Measures in every process, since all have a part in it. writer: None in those that do not write."""
+    """Measures in all processes together. writer: None in those that do not write."""
 
     def __init__(
-        self, fabric: Fabric, data: ImageData, watch: Watch, writer: RunWriter | None, *, channels_last: bool
+        self, fabric: Fabric, data: ImageData, progress: Progress, writer: RunWriter | None, *, channels_last: bool
     ) -> None:
-        self.fabric, self.data, self.watch, self.writer = fabric, data, watch, writer
+        self.fabric, self.data, self.progress, self.writer = fabric, data, progress, writer
         self.channels_last = channels_last
         self._warned: set[tuple[str, str]] = set()
 
-    def losses(self, loop: StageLoop, speed: float | None = None) -> None:
-        """Bring the losses since the last time to the host. speed: in images a second."""
-        for name, meter in loop.meters.items():
-            if not meter.counts:
+    def losses(self, step: Step, speed: float | None = None) -> None:
+        """Log the mean losses since the last call. speed: in images per second."""
+        for name, student in step.students.items():
+            if not step.means[name].counts:
                 continue
-            means = meter.means()
-            stage = loop.stages[name]
-            self._warn_of_divergence(name, stage.name, loop.step, means)
+            means, stage = step.means[name].take(), student.stage
+            self._warn_of_divergence(name, stage.name, step.number, means)
             rates = {
-                f"lr/{player}" if len(stage.players) > 1 else "lr": spec.lr.at(loop.step - 1, stage.steps)
+                f"lr/{player}" if len(stage.players) > 1 else "lr": spec.lr.at(step.number - 1, stage.steps)
                 for player, spec in stage.players.items()
             }
             rows = {**{f"train/{term}": value for term, value in means.items()}, **rates}
             if speed is not None:
                 rows["images_per_second"] = speed
-                self.watch.losses(means, speed)
+                self.progress.losses(means, speed)
             if self.writer:
-                self.writer.metrics.log(name, stage.name, loop.step, rows)
+                self.writer.metrics.log(name, stage.name, step.number, rows)
 
     def _warn_of_divergence(self, name: str, stage: str, step: int, means: dict[str, float]) -> None:
-        """Say once a stage that a loss is no number any more: the run goes on, since other jobs may be well."""
+        """Say once per stage that a loss is not finite; the run continues, since other jobs may be fine."""
         lost = [term for term, value in means.items() if not math.isfinite(value)]
         if lost and self.writer and (name, stage) not in self._warned:
             self._warned.add((name, stage))
             _log.warning(
-                "job %r, stage %r: the loss %r is not finite by update %d. A lower learning rate may mend it.",
+                "job %r, stage %r: the loss %r is not finite by update %d. Try a lower learning rate.",
                 name,
                 stage,
                 lost[0],
                 step,
             )
 
-    def curve(self, loop: StageLoop) -> None:
-        """Accuracies on the way, in stages that train the task."""
-        for name, runner in loop.runners.items():
-            if any(update.task for update in runner.stage.updates):
-                self.score(name, runner.stage.name, loop.step, runner.learner.student)
+    def curve(self, step: Step) -> None:
+        """Log test accuracies, in stages that train the task."""
+        for name, student in step.students.items():
+            if any(update.task for update in student.updates):
+                self.score(name, student.stage.name, step.number, student.network)
 
     def score(self, name: str, stage: str, step: int, network: nn.Module) -> dict[str, float]:
-        """A network's accuracy and the rest, with the first process's BatchNorm statistics in all of them."""
+        """Evaluate a network, with the first process's BatchNorm statistics in all processes, and log the result."""
         if self.fabric.world_size > 1:
             for buffer in network.buffers():
                 buffer.copy_(self.fabric.broadcast(buffer))
@@ -79,5 +78,5 @@ class Record:
         return scores
 
     def ensemble(self, members: list[nn.Module], mean: Literal["softmax", "logits"]) -> dict[str, float]:
-        """The same of several networks together. mean: of what, their probabilities or their logits."""
+        """Evaluate several networks as one. mean: whether probabilities or logits are averaged."""
         return evaluate_networks(self.fabric, members, self.data, channels_last=self.channels_last, mean=mean)

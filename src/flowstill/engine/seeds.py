@@ -1,4 +1,4 @@
-"""Independent seeds from one, and the random generators' states."""
+"""Independent seeds derived from one, and the states of the random generators."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def derive(seed: int, *names: str | int) -> int:
 
 
 def random_states(fabric: Fabric) -> list[list[Tensor]]:
-    """For each process the states of its generators: the CPU's and the GPU's."""
+    """The states of each process's generators, the CPU's and the GPU's."""
     return _of_all(fabric, _own_states(fabric))
 
 
 def restore_random_states(fabric: Fabric, states: list[list[Tensor]]) -> None:
-    """Set this process's generators to what ``random_states`` gave."""
+    """Set this process's generators to states from ``random_states``."""
     _set_own_states(fabric, states[min(fabric.global_rank, len(states) - 1)])
 
 
-class Draws:
-    """Jobs that take turns at torch's generators, as for dropout: each goes on where it was, as it would by itself.
+class RandomSequences:
+    """Jobs that take turns at torch's generators, as for dropout: each continues its own sequence, as it would alone.
 
-    A job begins where the generators stand when it is ``added``. With one job there is nothing to do, and nothing is done.
+    A job begins where the generators stand when it is added. One job alone needs no turns, and nothing is done.
     """
 
     def __init__(self, fabric: Fabric) -> None:
@@ -42,12 +42,12 @@ class Draws:
         self._states: dict[str, list[Tensor]] = {}
 
     def add(self, job: str) -> None:
-        """From here on."""
+        """Start the job's sequence where the generators stand."""
         self._states[job] = _own_states(self.fabric)
 
     @contextmanager
     def turn_of(self, job: str) -> Iterator[None]:
-        """What is drawn inside is the job's."""
+        """Draw from the job's sequence inside the block."""
         if len(self._states) < 2:
             yield
             return
@@ -56,11 +56,11 @@ class Draws:
         self._states[job] = _own_states(self.fabric)
 
     def state(self) -> dict[str, list[list[Tensor]]]:
-        """For each job the states in each process; all processes ask together."""
+        """Each job's states in each process. All processes must call this together."""
         return {job: _of_all(self.fabric, states) for job, states in self._states.items()}
 
     def load(self, state: dict[str, list[list[Tensor]]]) -> None:
-        """Go on from ``state``."""
+        """Continue from ``state``."""
         self._states = {job: states[min(self.fabric.global_rank, len(states) - 1)] for job, states in state.items()}
 
 

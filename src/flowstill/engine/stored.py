@@ -1,4 +1,4 @@
-"""What a teacher knows of each image and view, computed once and kept in files of the run's folder."""
+"""A teacher's targets for each image and view, computed once and kept in files in the run's folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from flowstill.transfer.stages import Stored
 
 if TYPE_CHECKING:
     from flowstill.data import ImageData
-    from flowstill.engine.runner import StageRunner
+    from flowstill.engine.student import Student
 
 FOLDER = "knowledge"  # in the run's folder
 NUMBERS = {"fp32": "<f4", "fp16": "<f2"}
@@ -31,13 +31,17 @@ Cells = np.ndarray[tuple[int], np.dtype[np.int64]]  # index * views + view
 
 
 class Store:
-    """The targets of one loss: a row of numbers for each cell (one image in one view), filled as cells come.
+    """The targets of one loss: a row of numbers for each cell (one image in one view), filled as images come.
 
-    Beside it a file of checksums says which cells are filled. Both are sparse: what was never written takes no room.
-    Cells are read through the memory and written through the file, so that a full disk raises an error.
+    A file of checksums beside it says which cells are filled. Both files are sparse: cells never written take no room.
+    Cells are read through a memory map and written through the file, so that a full disk raises an error.
 
-    path: of the numbers. dtype: ``fp32`` or ``fp16``. cells: how many. checks: whether cells that an earlier process left
-    are held against their checksums; those that a power cut damaged count as missing.
+    Args:
+        path: of the numbers.
+        layout: how a target lies in a row.
+        dtype: ``fp32`` or ``fp16``.
+        cells: how many there are.
+        checks: whether to compare the cells of an earlier process with their checksums; damaged ones count as missing.
     """
 
     def __init__(self, path: Path, layout: Layout, dtype: str, cells: int, *, checks: bool = True) -> None:
@@ -55,14 +59,15 @@ class Store:
             self._put(1, damaged, np.zeros(len(damaged), self._sums.dtype))
 
     def missing(self, cells: Cells) -> Cells:
-        """The places in ``cells`` of those that are not filled, each cell's first."""
+        """The positions in ``cells`` of those that are not filled, the first of each."""
         different, first = np.unique(cells, return_index=True)
         return np.sort(first[self._sums[different] == 0])
 
     def write(self, cells: Cells, exact: np.ndarray[Any, Any]) -> None:
-        """Fill the cells with these rows of numbers; what says that they are there is written last.
+        """Fill the cells with these rows of numbers; their checksums are written last.
 
-        Raises: RunError if a number is too large for the file's kind, or the disk is full.
+        Raises:
+            RunError: a number is too large for the file's number format, or the disk is full.
         """
         with np.errstate(over="ignore"):
             rows = exact.astype(self._numbers.dtype)
@@ -83,7 +88,7 @@ class Store:
             ) from None
 
     def _put(self, number: int, cells: Cells, values: np.ndarray[Any, Any]) -> None:
-        """Write each cell's value into one of the two files."""
+        """Write each cell's value to one of the two files."""
         file = self._files[number]
         for cell, value in zip(cells.tolist(), values, strict=True):
             file.seek(cell * value.nbytes)
@@ -91,28 +96,30 @@ class Store:
         file.flush()
 
     def read(self, cells: Cells, device: torch.device) -> Target:
-        """The target of these cells, which must be filled, on the device."""
+        """The target of these cells on the device. They must be filled."""
         return self.layout.target(torch.from_numpy(self._numbers[cells]).to(device))
 
 
 def _checksum(row: np.ndarray[Any, Any]) -> int:
-    """Of a filled cell: never 0."""
+    """A filled cell's checksum, never 0."""
     return zlib.crc32(row.tobytes()) | 1
 
 
 class StoredTargets:
-    """The stored targets of a group's losses; what is missing is computed when its image comes.
+    """The stored targets of a stage's losses; a missing one is computed when its image comes.
 
-    stores: of each loss whose knowledge is stored; losses may share one. views: how many there are of an image.
+    Args:
+        stores: for each loss whose knowledge is stored; losses may share one.
+        views: number of views of an image.
     """
 
     def __init__(self, teacher: Teacher, stores: Mapping[Loss, Store], views: int) -> None:
         self.teacher, self.stores, self.views = teacher, stores, views
 
     def __call__(self, batch: Batch, losses: Sequence[Loss]) -> dict[Loss, Target]:
-        """The targets of those ``losses`` that are stored, always as they are in the file.
+        """The targets of those ``losses`` that are stored, always read back from the file.
 
-        At most one forward of the teacher, over the images that are missing for any of them.
+        Takes at most one forward of the teacher, over the images that any of them lacks.
         """
         stores = {self.stores[loss]: loss for loss in losses if loss in self.stores}
         if not stores:
@@ -124,7 +131,7 @@ class StoredTargets:
             union = np.unique(np.concatenate(list(missing.values())))
             reading = self.teacher.read(batch.images[torch.from_numpy(union)], [stores[store] for store in missing])
             for store, places in missing.items():
-                target = self.teacher.target(stores[store], reading)
+                target = self.teacher.make_target(stores[store], reading)
                 numbers = store.layout.flat(target).numpy()
                 store.write(cells[places], numbers[np.searchsorted(union, places)])
         targets = {store: store.read(cells, batch.images.device) for store in stores}
@@ -132,33 +139,33 @@ class StoredTargets:
 
 
 class Stores:
-    """A run's stores, each opened when a stage first asks for it. All processes must ask for the same."""
+    """A run's stores, each opened when a stage first needs it. All processes must ask for the same ones."""
 
     def __init__(self, fabric: Fabric, run: Path, data: ImageData, precision: Precision) -> None:
         self.fabric, self.folder, self.data, self.precision = fabric, run / FOLDER, data, precision
         self._open: dict[str, Store] = {}
 
-    def targets(self, teacher: Teacher, runners: Iterable[StageRunner]) -> StoredTargets:
-        """The stored targets of these runners' losses; of none, if their stages read the teacher live."""
+    def open_for(self, teacher: Teacher, students: Iterable[Student]) -> StoredTargets | None:
+        """The stored targets of these students' losses; None if their stages read the teacher live."""
         views = self.data.spec.augment.view_count or 0
         stores = {}
         weights = None
-        for runner in runners:
-            source = runner.stage.knowledge
-            for built in (built for row in runner.learner.terms for built in row):
+        for student in students:
+            source = student.stage.knowledge
+            for built in (term for row in student.terms for term in row):
                 if isinstance(source, Stored) and reads_teacher(built.loss) and built.loss not in stores:
                     weights = weights or digest_of(teacher)
                     name = store_name(
                         weights, built.term.knowledge, built.loss, self.data, source.dtype, self.precision
                     )
                     stores[built.loss] = self._store(name, teacher, built.loss, source.dtype, self.data.rows * views)
-        return StoredTargets(teacher, stores, views)
+        return StoredTargets(teacher, stores, views) if stores else None
 
     def _store(self, name: str, teacher: Teacher, loss: Loss, dtype: str, cells: int) -> Store:
-        """The store of this name, made by the first process if there is none."""
+        """The store of this name; the first process creates it if there is none."""
         if name not in self._open:
             black = torch.zeros(1, *self.data.shape, device=self.fabric.device)
-            layout = Layout.of(teacher.target(loss, teacher.read(black, [loss])))
+            layout = Layout.of(teacher.make_target(loss, teacher.read(black, [loss])))
             for makes in (True, False):
                 if makes == (self.fabric.global_rank == 0):
                     self.folder.mkdir(exist_ok=True)
@@ -167,14 +174,14 @@ class Stores:
         return self._open[name]
 
     def remove(self) -> None:
-        """Delete the files: they only save time."""
+        """Delete the files, which only save time."""
         self._open.clear()
         if self.fabric.global_rank == 0:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def digest_of(teacher: Teacher) -> str:
-    """A digest of the network's make and of all its weights and buffers."""
+    """A digest of the network's structure and of all its weights and buffers."""
     assert teacher.network is not None
     digest = hashlib.sha256(str(teacher.network).encode())
     for name, tensor in teacher.network.state_dict().items():
@@ -186,9 +193,11 @@ def digest_of(teacher: Teacher) -> str:
 def store_name(
     teacher: str, knowledge: Knowledge, loss: Loss, data: ImageData, dtype: str, precision: Precision
 ) -> str:
-    """The name of a store's file: another one wherever something else decides what is in it.
+    """The name of a store's file, different whenever its content would be.
 
-    teacher: its digest. knowledge: the whole of it counts, also what acts on the student alone.
+    Args:
+        teacher: its digest.
+        knowledge: all of its options count, even those that only act on the student.
     """
     made_of = (
         teacher,
@@ -209,7 +218,11 @@ def store_name(
 
 
 def refuse_if_full(files: Iterable[StoredFile], run: Path) -> None:
-    """Raises: RunError if the disk of a run's folder has less room than the files may take, those there included."""
+    """Check that the disk has room for the files, counting those already there.
+
+    Raises:
+        RunError: the files may need more.
+    """
     needed = most_bytes(files)
     there = sum(getattr(file.stat(), "st_blocks", 0) * 512 for file in (run / FOLDER).glob("*"))
     folder = next(path for path in (run.absolute(), *run.absolute().parents) if path.exists())

@@ -18,12 +18,12 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from flowstill.data import open_data
+from flowstill.engine.context import Context, OnStep, Work
 from flowstill.engine.evaluation import evaluate_networks
 from flowstill.engine.hardware import choose_device, make_fabric
-from flowstill.engine.memory import keep_freed_memory
 from flowstill.engine.networks import copy_of, placed
 from flowstill.engine.precision import Asked, Precision, choose
-from flowstill.engine.progress import Watch
+from flowstill.engine.progress import Progress
 from flowstill.engine.resuming import has_all, past_run
 from flowstill.engine.session import Session
 from flowstill.engine.stored import refuse_if_full
@@ -38,7 +38,6 @@ from flowstill.runs import Run, RunWriter
 
 if TYPE_CHECKING:
     from flowstill.data import ImageData
-    from flowstill.engine.loop import OnStep
 
 
 def train(
@@ -125,41 +124,29 @@ def train(
             past_run(recipe, writer.path, networks)  # once more, now that nobody else can change it
         run_facts = {"run": facts or _facts(chosen, device, devices, data)}
         writer.write_recipe(dump_recipe(recipe) + yaml.safe_dump(run_facts, sort_keys=False))
+        work = Work(recipe, plans, chosen, networks, on_step)
         if devices == 1:
-            _work(make_fabric(device, 1, chosen), recipe, out, plans, chosen, progress, on_step, networks, data)
+            _work(make_fabric(device, 1, chosen), work, writer.path, progress, data)
         else:
             # As a partial: Fabric walks through arguments, and stops at frozen dataclasses.
-            work = partial(_work, recipe=recipe, out=out, plans=plans, precision=chosen, progress=progress)
-            make_fabric(device, devices, chosen).launch(partial(work, on_step=on_step, networks=networks))
+            make_fabric(device, devices, chosen).launch(partial(_work, work=work, out=writer.path, progress=progress))
     run = Run.open(out)
     write_report(run)
     return run
 
 
-def _work(
-    fabric: Fabric,
-    recipe: Recipe,
-    out: str | Path,
-    plans: dict[str, JobPlan],
-    precision: Precision,
-    progress: bool | None,
-    on_step: OnStep | None,
-    networks: Mapping[str, nn.Module],
-    data: ImageData | None = None,
-) -> None:
-    """One process's part."""
-    if fabric.device.type == "cpu":
-        keep_freed_memory()
+def _work(fabric: Fabric, work: Work, out: Path, progress: bool | None, data: ImageData | None = None) -> None:
+    """One process's part. data: None to open it here."""
+    recipe = work.recipe
     data = data or open_data(recipe.data, seed=recipe.seed)
-    show = progress if fabric.global_rank == 0 else False
-    summary = _blank_summary(recipe, precision, fabric)
+    summary = _blank_summary(recipe, work.precision, fabric)
     past = Run.open(out).summary
     if past.get("finished"):  # its recipe has got more jobs since
         summary |= {part: past[part] for part in ("jobs", "ensembles")}
     devices = [fabric.device] if fabric.device.type == "cuda" else []
     # The seeds set along the way stay in here.
-    with torch.random.fork_rng(devices=devices), Watch(show) as watch:
-        Session(fabric, recipe, data, RunWriter(Path(out)), plans, precision, summary, watch, on_step, networks).run()
+    with torch.random.fork_rng(devices=devices), Progress(progress if fabric.global_rank == 0 else False) as shown:
+        Session(Context(fabric, work, data, RunWriter(out), shown), summary).run()
     if fabric.world_size > 1:  # its threads, left running, can abort a process that is done
         fabric.barrier()
         torch.distributed.destroy_process_group()

@@ -8,7 +8,7 @@ import pytest
 
 CODE = """
 import resource, torch
-from flowstill.engine.memory import keep_freed_memory
+from flowstill.cli.memory import keep_freed_memory
 assert keep_freed_memory()
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
