@@ -95,6 +95,7 @@ def _laid_out_as(parameter: nn.Parameter, gradient: Tensor | None) -> Tensor | N
 
 def make_optimizer(spec: Optimizer, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
     """The torch optimiser for ``spec``; its learning rate is set at each step."""
+    # Not timm's param_groups_weight_decay: it takes one network, and a player's parameters come from several modules.
     weights = [p for p in parameters if spec.decay == "all" or p.ndim > 1]
     others = [p for p in parameters if spec.decay != "all" and p.ndim <= 1]
     groups = [{"params": weights, "weight_decay": spec.weight_decay}, {"params": others, "weight_decay": 0.0}]

@@ -22,7 +22,10 @@ Losses = dict[str, Tensor]  # by the term's name in the metrics: detached scalar
 
 @dataclass
 class RunningMeans:
-    """Losses that add up on the device until somebody looks; the mean of each over the steps that had it."""
+    """Losses that add up on the device until somebody looks; the mean of each over the steps that had it.
+
+    Not torchmetrics' MeanMetric, which launches several operations for each value and makes a weight tensor.
+    """
 
     sums: Losses = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)

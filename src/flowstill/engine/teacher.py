@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from flowstill.data.batch import Batch
 from flowstill.engine.folding import FoldedNetwork, Until
@@ -56,11 +57,8 @@ class TaughtBatch:
             logits = reading.logits if reading.logits is None else reading.logits[part]
             maps = {tap: maps[part] for tap, maps in reading.maps.items()}
             reading = Reading(reading.images[part], logits, maps)
-        return TaughtBatch(batch, reading, {loss: _part_of(target, part) for loss, target in self.targets.items()})
-
-
-def _part_of(target: Target, part: slice) -> Target:
-    return target[part] if isinstance(target, Tensor) else tuple(tensor[part] for tensor in target)
+        targets = {loss: tree_map(lambda tensor: tensor[part], target) for loss, target in self.targets.items()}
+        return TaughtBatch(batch, reading, targets)
 
 
 class Teacher:
