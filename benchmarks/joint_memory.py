@@ -14,10 +14,10 @@ def main() -> None:
     scene = Scene(asked)
     (plain,), (both,) = alone(100_000, 1e-3), joint("fsp", steps=100_000, lr=1e-3)
     batch = next(scene.data.train_batches("all", batch=256, steps=1, device=asked.device))
-    loop = scene.step(both)
-    losses = loop.runners["student"].losses([0])
-    teacher = peak(lambda: loop.stored.teacher.read(batch.images, losses), asked.device)
-    reference, ours = (peak(way, asked.device) for way in (scene.step(plain), loop))
+    step = scene.step(both)
+    losses = [term.loss for term in step.students["student"].terms[0]]
+    teacher = peak(lambda: step.teacher.read(batch.images, losses), asked.device)
+    reference, ours = (peak(way, asked.device) for way in (scene.step(plain), step))
     row(
         "peak memory of a joint step",
         f"FSP and labels, ResNet-26 to ResNet-8, {scene}",

@@ -31,10 +31,10 @@ def stage_one(asked: Options) -> dict[str, tuple[Way, float]]:
     """Part -> what runs it, and the bytes that it cannot do without."""
     scene = Scene(asked)
     (stage,) = cyclic(["fsp"], steps=100_000, lr=1e-3)
-    loop = scene.step(stage)
-    loop()
-    learner, teacher, batches = loop.students["student"], loop.teacher, iter(range(1, 10**6))
-    batch = loop.feed(0)
+    step = scene.step(stage)
+    step()
+    learner, teacher, batches = step.students["student"], step.teacher, iter(range(1, 10**6))
+    batch = step.feed(0)
     loss = learner.terms[0][0].loss
     taps, _ = needs_of([loss])
     plain = Tapped(scene.teacher, taps, until="taps")
@@ -65,8 +65,8 @@ def stage_one(asked: Options) -> dict[str, tuple[Way, float]]:
 
     size = float(sum(one.numel() * one.element_size() for one in maps.values()))
     return {
-        "whole step": (loop, 0.0),
-        "images: crop, flip, normalise": (lambda: loop.feed(next(batches)), 0.0),
+        "whole step": (step, 0.0),
+        "images: crop, flip, normalise": (lambda: step.feed(next(batches)), 0.0),
         "teacher's forward, as it came": (unfolded, 0.0),
         "teacher's forward, folded": (lambda: teacher.read(batch.images, [loss]), 0.0),
         "teacher's matrices": (lambda: teacher.make_target(loss, reading), size),

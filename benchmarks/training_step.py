@@ -16,7 +16,7 @@ def main() -> None:
     asked = options()
     scene = Scene(asked)
     (stage,) = alone(100_000, LR)
-    loop, network, feed = scene.step(stage), scene.network("resnet8").train(), scene.feed(stage)
+    step, network, feed = scene.step(stage), scene.network("resnet8").train(), scene.feed(stage)
     optimizer = torch.optim.SGD(network.parameters(), lr=LR, momentum=0.9, weight_decay=1e-4, fused=True)
     layout, half = scene.precision.memory_format, scene.precision.dtype == "bf16"
     done = 0
@@ -36,9 +36,9 @@ def main() -> None:
 
     raw = torch.stack([by_hand() for _ in range(ALIKE)]).mean()
     for _ in range(ALIKE):
-        loop()
-    torch.testing.assert_close(float(raw), loop.meters["student"].means()["labels"], rtol=1e-3, atol=1e-4)
-    ways = {"raw PyTorch": by_hand, "ours": loop}
+        step()
+    torch.testing.assert_close(float(raw), step.means["student"].take()["labels"], rtol=1e-3, atol=1e-4)
+    ways = {"raw PyTorch": by_hand, "ours": step}
     compare("engine: a plain training step", f"ResNet-8, {scene}", ways, GOAL, asked, repeats=31)
 
 
