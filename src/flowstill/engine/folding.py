@@ -6,17 +6,17 @@ import copy
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from flowstill.features.modules import is_compiled
+from flowstill.features.modules import Shape, is_compiled
+from flowstill.features.recorder import Recorder
 from flowstill.features.taps import Reading, Tap, Tapped
 
-Shape = tuple[int, int, int]
 Until = Literal["logits", "taps"]
 
 
@@ -67,7 +67,7 @@ def _noise(count: int, shape: Shape, like: Tensor, seed: int) -> Tensor:
 def _folded(network: nn.Module, images: Tensor) -> tuple[nn.Module, frozenset[Tap]]:
     """The twin, and the taps that it has not; the network and none if there is nothing to fold."""
     try:
-        pairs = _watched(network, images)
+        pairs = _pairs(network, images)
         twin = copy.deepcopy(network) if pairs else network
     except Exception:  # a network that cannot be copied, or whose head takes no such images, can still be read
         return network, frozenset()
@@ -84,38 +84,28 @@ class _Pair:
     norm: str
 
 
-def _watched(network: nn.Module, images: Tensor) -> list[_Pair]:
+def _pairs(network: nn.Module, images: Tensor) -> list[_Pair]:
     """The convolutions whose output goes into a BatchNorm and into no other module, seen in one forward."""
-    calls: Counter[nn.Module] = Counter()
-    # Convolutions' outputs by their identity, kept so that no other tensor gets it.
-    made: dict[int, tuple[nn.Module, Tensor, int]] = {}
-    taken: Counter[int] = Counter()
-    fed: list[tuple[nn.Module, nn.Module]] = []
-
-    def note(module: nn.Module, inputs: Any, output: Any) -> None:
-        calls[module] += 1
-        leaf = next(module.children(), None) is None
-        for one in inputs if leaf else ():
-            if id(one) in made:
-                taken[id(one)] += 1
-                conv, tensor, version = made[id(one)]
-                if type(module) is nn.BatchNorm2d and tensor._version == version:
-                    fed.append((conv, module))
-        if type(module) is nn.Conv2d and isinstance(output, Tensor):
-            made[id(output)] = (module, output, output._version)
-
-    hooks = [module.register_forward_hook(note) for module in network.modules()]
-    try:
+    with Recorder(dict(network.named_modules())) as recorder:
         network(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    once = {conv for conv, tensor, _ in made.values() if taken[id(tensor)] == 1 and calls[conv] == 1}
-    names = {module: name for name, module in network.named_modules()}
+    modules, calls = recorder.modules, recorder.calls
+    made: dict[int, tuple[str, int]] = {}  # convolutions' outputs by identity: who made it, its version
+    taken: Counter[int] = Counter()
+    fed: list[tuple[str, str, int]] = []  # convolution, BatchNorm, identity of the map between them
+    for event in recorder.events:
+        module = modules[event.path]
+        if event.at == "input" and next(module.children(), None) is None:
+            for tensor, version in zip(event.tensors, event.versions, strict=True):
+                if id(tensor) in made:
+                    taken[id(tensor)] += 1
+                    if type(module) is nn.BatchNorm2d and version == made[id(tensor)][1]:
+                        fed.append((made[id(tensor)][0], event.path, id(tensor)))
+        elif event.at == "output" and type(module) is nn.Conv2d and len(event.tensors) == 1:
+            made[id(event.tensors[0])] = event.path, event.versions[0]
     return [
-        _Pair(names[conv], names[norm])
-        for conv, norm in fed
-        if conv in once and calls[norm] == 1 and _plain(conv) and _plain(norm)
+        _Pair(conv, norm)
+        for conv, norm, between in fed
+        if taken[between] == calls[conv] == calls[norm] == 1 and _plain(modules[conv]) and _plain(modules[norm])
     ]
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 from torch.autograd.graph import Node, get_gradient_edge
-from torch.utils.hooks import RemovableHandle
 
 from flowstill.errors import NetworkError
-from flowstill.features.modules import unwrapped
+from flowstill.features.graph import walk
+from flowstill.features.modules import Shape, shape_of, unwrapped
+from flowstill.features.recorder import Recorder
 from flowstill.features.sections import Section
 from flowstill.features.taps import Tap, Tapped
 from flowstill.features.tracing import example_images, read_once, undisturbed
@@ -28,7 +28,7 @@ class Feature:
     """A map between two layers: where it is read, its shape (channels, height, width), whether it can be negative."""
 
     tap: Tap
-    shape: tuple[int, int, int]
+    shape: Shape
     signed: bool
 
 
@@ -54,9 +54,10 @@ def find_layers(network: nn.Module, sections: Sequence[Section], example: Tensor
     """
     images, network = example_images(network, example), unwrapped(network)
     tapped = Tapped(network, [tap for section in sections for tap in (section.entry, section.exit)])
-    with undisturbed(network, images.device), _Watch(network) as watch:
+    recorder = Recorder({path: m for path, m in network.named_modules() if isinstance(m, nn.Conv2d)})
+    with undisturbed(network, images.device), recorder:
         reading = read_once(tapped, images.detach().clone().requires_grad_().clone())  # it may write into its input
-    seen = watch.seen()
+    seen = _seen(recorder)
     return [_chain(network, section, reading[section.entry], reading[section.exit], seen) for section in sections]
 
 
@@ -71,50 +72,21 @@ class _Seen:
     weights: int
 
 
-class _Watch:
-    """Notes every convolution module that runs once, and what it was given."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self.modules = {path: m for path, m in network.named_modules() if isinstance(m, nn.Conv2d)}
-        self.given: dict[str, list[tuple[Tensor, int, Feature]]] = {}
-        self.made: dict[str, tuple[Node, Tensor]] = {}
-        self.handles: list[RemovableHandle] = []
-
-    def __enter__(self) -> _Watch:
-        for path, module in self.modules.items():
-            self.handles.append(module.register_forward_pre_hook(self._before(path), with_kwargs=True))
-            self.handles.append(module.register_forward_hook(self._after(path)))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self.handles:
-            handle.remove()
-
-    def _before(self, path: str) -> Callable[..., None]:
-        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            maps = next(iter((*args, *kwargs.values())))
-            if maps.requires_grad and maps.dim() == 4:
-                feature = Feature(Tap(path, "input"), _shape(maps), _signed(get_gradient_edge(maps).node))
-                self.given.setdefault(path, []).append((maps, maps._version, feature))
-
-        return note
-
-    def _after(self, path: str) -> Callable[..., None]:
-        def note(module: nn.Module, args: tuple[Any, ...], maps: Tensor) -> None:
-            if maps.requires_grad and maps.dim() == 4:
-                self.made[path] = (get_gradient_edge(maps).node, maps)
-
-        return note
-
-    def seen(self) -> list[_Seen]:
-        """All whose input a tap can read: called once, and nothing has overwritten the input since."""
-        found = []
-        for path, (node, maps) in self.made.items():
-            calls = self.given.get(path, [])
-            if len(calls) == 1 and calls[0][0]._version == calls[0][1]:
-                weights = self.modules[path].weight.numel()
-                found.append(_Seen(path, calls[0][2], node, (maps.shape[2], maps.shape[3]), weights))
-        return found
+def _seen(recorder: Recorder) -> list[_Seen]:
+    """All whose input a tap can read: called once, and nothing has overwritten the input since."""
+    inputs = {event.path: event for event in recorder.events if event.at == "input" and event.map is not None}
+    found = []
+    for event in recorder.events:
+        given = inputs.get(event.path)
+        if event.at == "input" or event.map is None or given is None or recorder.calls[event.path] > 1:
+            continue
+        if given.overwritten or given.map is None or given.vertex is None or event.vertex is None:
+            continue
+        before = Feature(Tap(event.path, "input"), shape_of(given.map), _signed(given.vertex[0]))
+        module = recorder.modules[event.path]
+        assert isinstance(module, nn.Conv2d)
+        found.append(_Seen(event.path, before, event.vertex[0], shape_of(event.map)[1:], module.weight.numel()))
+    return found
 
 
 def _chain(network: nn.Module, section: Section, entry: Tensor, exit_: Tensor, seen: Sequence[_Seen]) -> list[Layer]:
@@ -131,27 +103,23 @@ def _chain(network: nn.Module, section: Section, entry: Tensor, exit_: Tensor, s
             "Its convolutions must be modules (torch.nn.Conv2d) that are called once."
         )
     after = [one.before for one in convolutions[1:]]
-    after.append(Feature(section.exit, _shape(exit_), _signed(nodes[-1])))
+    after.append(Feature(section.exit, shape_of(exit_), _signed(nodes[-1])))
     return [Layer((one.path,), one.before, back) for one, back in zip(convolutions, after, strict=True)]
 
 
 def _longest(first: Node, last: Node, weight: Callable[[Node], Weight]) -> list[Node]:
     """The nodes after ``first`` up to ``last`` on the heaviest way between them; none if no way leads there."""
+
+    def parents_of(node: Node) -> list[Node]:
+        return [] if node is first else [parent for parent, _ in node.next_functions if parent is not None]
+
     best: dict[Node, tuple[Weight, Node | None]] = {first: ((0, 0), None)}
-    seen, stack = {first}, [(last, False)]
-    while stack:
-        node, complete = stack.pop()
-        parents = [parent for parent, _ in node.next_functions if parent is not None]
-        if complete:
-            leading = [parent for parent in parents if parent in best]
-            if leading:
-                parent = max(leading, key=lambda p: best[p][0])
-                (count, weights), (here, its) = best[parent][0], weight(node)
-                best[node] = ((count + here, weights + its), parent)
-        elif node not in seen:
-            seen.add(node)
-            stack.append((node, True))
-            stack.extend((parent, False) for parent in parents)
+    for node, parents in walk(last, parents_of):
+        leading = [parent for parent in parents if parent in best]
+        if leading:
+            parent = max(leading, key=lambda p: best[p][0])
+            (count, weights), (more, heavier) = best[parent][0], weight(node)
+            best[node] = ((count + more, weights + heavier), parent)
     way: list[Node] = []
     step: Node | None = last if last in best else None
     while step is not None and step is not first:
@@ -172,7 +140,3 @@ def _signed(node: Node) -> bool:
     if any(word in name for word in _KEEPS_SIGNS):
         return any(_signed(parent) for parent, _ in node.next_functions if parent is not None)
     return False
-
-
-def _shape(maps: Tensor) -> tuple[int, int, int]:
-    return maps.shape[1], maps.shape[2], maps.shape[3]

@@ -13,6 +13,13 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from flowstill.errors import TapError
 
+Shape = tuple[int, int, int]  # of a map or an image: channels, height, width
+
+
+def shape_of(maps: Tensor) -> Shape:
+    """Channels, height and width of (B, C, H, W) maps."""
+    return maps.shape[1], maps.shape[2], maps.shape[3]
+
 
 def module_names(network: nn.Module) -> list[str]:
     """The paths of all modules within the network, in its order, as they are without wrappers.
@@ -39,9 +46,9 @@ def unwrapped(network: nn.Module) -> nn.Module:
     return list(_wrappers(network))[-1]
 
 
-def synchronises_gradients(network: nn.Module) -> bool:
-    """Whether a DDP around the network would reduce the gradients of its next backward."""
-    return any(isinstance(w, DistributedDataParallel) and w.require_backward_grad_sync for w in _wrappers(network))
+def parallel_wrappers(network: nn.Module) -> tuple[DistributedDataParallel, ...]:
+    """The DDP wrappers around the network."""
+    return tuple(w for w in _wrappers(network) if isinstance(w, DistributedDataParallel))
 
 
 def is_compiled(network: nn.Module) -> bool:

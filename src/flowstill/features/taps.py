@@ -16,7 +16,7 @@ from flowstill.features.modules import (
     is_compiled,
     logits_in,
     module_at,
-    synchronises_gradients,
+    parallel_wrappers,
     tensors_in,
     unwrapped,
 )
@@ -112,6 +112,8 @@ class Tapped(nn.Module):
         self._hooks = tuple(_Hook(tap, self._recorder) for tap in dict.fromkeys((*self.taps, *stop)))
         self._handles: list[RemovableHandle] = []
         self._depth = 0
+        self._bare = (unwrapped(network),)  # in a tuple, so that it is not registered twice
+        self._parallel = parallel_wrappers(network)
         for hook in self._hooks:
             module_at(network, hook.tap.path)
 
@@ -140,7 +142,11 @@ class Tapped(nn.Module):
             self._remove()
 
     def _install(self) -> None:
-        modules = [module_at(self.network, hook.tap.path) for hook in self._hooks]
+        (network,) = self._bare
+        try:
+            modules = [network.get_submodule(hook.tap.path) for hook in self._hooks]
+        except AttributeError:
+            modules = [module_at(network, hook.tap.path) for hook in self._hooks]  # raises, with the nearest names
         self._handles = list(map(_Hook.install, self._hooks, modules))  # torch 2.9 cannot trace zip(..., strict=True)
 
     def _remove(self) -> None:
@@ -150,7 +156,8 @@ class Tapped(nn.Module):
 
     def _read(self, images: Tensor) -> Reading:
         recorder, logits = self._recorder, None
-        if self.until != "logits" and torch.is_grad_enabled() and synchronises_gradients(self.network):
+        reduces = any(wrapper.require_backward_grad_sync for wrapper in self._parallel)
+        if reduces and self.until != "logits" and torch.is_grad_enabled():
             # DDP readies its reducer after the forward; a stop inside would leave that out without a word.
             raise TapError(
                 "Tapped(DistributedDataParallel(network)) cannot stop where gradients are wanted: they would not be "

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.autograd.graph import get_gradient_edge
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils.hooks import RemovableHandle
 
 from flowstill.errors import NetworkError
-from flowstill.features.modules import tensors_in, unwrapped
+from flowstill.features.graph import walk
+from flowstill.features.modules import Shape, shape_of, unwrapped
+from flowstill.features.recorder import Recorder, Vertex
 from flowstill.features.taps import Reading, Tapped
 from flowstill.features.trunk import Call, Convolution, Trunk, TrunkMap, octaves
 
-Vertex = tuple[Node, int]  # a tensor of the graph: the operation that made it, and which of its outputs
 Graph = dict[Vertex, list[Vertex]]  # vertex -> those that it is made from, which stand before it
 
 
@@ -32,14 +31,16 @@ def find_trunk(network: nn.Module, example: Tensor | Sequence[int]) -> Trunk:
     Raises: NetworkError if the network cannot take the example, or its output has no gradient path to the image.
     """
     network, images = unwrapped(network), example_images(network, example)
-    watch, convolutions = _Watch(network), _Convolutions()
-    with undisturbed(network, images.device), watch, convolutions:
+    recorder = Recorder({path: module for path, module in network.named_modules() if path})
+    convolutions = _Convolutions()
+    with undisturbed(network, images.device), recorder, convolutions:
         source = images.detach().clone().requires_grad_().clone()  # twice: a network may write into its input
         start = get_gradient_edge(source)
         logits = read_once(Tapped(network), source).logits
     graph = {}
     if logits is not None and logits.requires_grad:
-        graph = _graph((start.node, start.output_nr), get_gradient_edge(logits))
+        end = get_gradient_edge(logits)
+        graph = _graph((start.node, start.output_nr), (end.node, end.output_nr))
     if not graph:
         raise NetworkError(
             f"No gradient leads from the output of {type(network).__name__} back to the image (it detaches, or runs "
@@ -47,7 +48,7 @@ def find_trunk(network: nn.Module, example: Tensor | Sequence[int]) -> Trunk:
         )
     place = {vertex: index for index, vertex in enumerate(graph)}
     trunk = {place[vertex] for vertex in _cuts(graph)}
-    maps, calls = watch.read(place, trunk)
+    maps, calls = _trunk_maps(recorder, place, trunk)
     return Trunk((images.shape[2], images.shape[3]), maps, calls, convolutions.read(place, trunk))
 
 
@@ -97,22 +98,17 @@ def undisturbed(network: nn.Module, device: torch.device) -> Iterator[None]:
                 module.training = flag
 
 
-def _graph(source: Vertex, last: GradientEdge) -> Graph:
+def _graph(source: Vertex, last: Vertex) -> Graph:
     """What leads from ``source`` to ``last``, each vertex after all that it is made from; empty if nothing does."""
+
+    def parents_of(vertex: Vertex) -> list[Vertex]:
+        return [] if vertex == source else [(n, i) for n, i in vertex[0].next_functions if n is not None]
+
     graph: Graph = {}
-    seen: set[Vertex] = set()
-    stack: list[tuple[Vertex, bool]] = [((last.node, last.output_nr), False)]
-    while stack:
-        vertex, complete = stack.pop()
-        parents = [] if vertex == source else [(n, i) for n, i in vertex[0].next_functions if n is not None]
-        if complete:
-            leading = [parent for parent in parents if parent in graph]
-            if leading or vertex == source:
-                graph[vertex] = leading
-        elif vertex not in seen:
-            seen.add(vertex)
-            stack.append((vertex, True))
-            stack.extend((parent, False) for parent in parents)
+    for vertex, parents in walk(last, parents_of):
+        leading = [parent for parent in parents if parent in graph]
+        if leading or vertex == source:
+            graph[vertex] = leading
     return graph
 
 
@@ -130,83 +126,39 @@ def _cuts(graph: Graph) -> Iterator[Vertex]:
         spanning += uses[vertex]
 
 
-@dataclass(frozen=True)
-class _Sighting:
-    """A feature map seen at a module. opened: how many sightings came before the module's own work."""
-
-    path: str
-    at: Literal["input", "output"]
-    vertex: Vertex
-    tensor: Tensor
-    version: int
-    opened: int
-
-
-class _Watch:
-    """Hooks that note every module's first input and its output, where they are feature maps."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self.modules = {path: module for path, module in network.named_modules() if path}
-        self.sightings: list[_Sighting] = []
-        self.ran: Counter[str] = Counter()
-        self.opened: dict[str, int] = {}
-        self.handles: list[RemovableHandle] = []
-
-    def __enter__(self) -> None:
-        for path, module in self.modules.items():
-            self.handles.append(module.register_forward_pre_hook(self._before(path), with_kwargs=True))
-            self.handles.append(module.register_forward_hook(self._after(path)))
-
-    def __exit__(self, *exception: object) -> None:
-        for handle in self.handles:
-            handle.remove()
-
-    def _before(self, path: str) -> Callable[..., None]:
-        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self.ran[path] += 1
-            self._see(path, "input", next(iter((*args, *kwargs.values())), None))
-            self.opened[path] = len(self.sightings)
-
-        return note
-
-    def _after(self, path: str) -> Callable[..., None]:
-        def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            self._see(path, "output", output)
-
-        return note
-
-    def _see(self, path: str, at: Literal["input", "output"], value: Any) -> None:
-        found = value if isinstance(value, Tensor) else next((t for t in tensors_in(value) if t.dim() == 4), None)
-        if found is not None and found.dim() == 4 and found.requires_grad:
-            edge, opened = get_gradient_edge(found), self.opened.get(path, 0)
-            self.sightings.append(_Sighting(path, at, (edge.node, edge.output_nr), found, found._version, opened))
-
-    def read(self, place: dict[Vertex, int], trunk: set[int]) -> tuple[tuple[TrunkMap, ...], tuple[Call, ...]]:
-        """The trunk's maps, and the calls that put them out, of modules that ran exactly once."""
-        places = (place.get(seen.vertex, 0) for seen in self.sightings)
-        # known[n]: the place of the last trunk map among the first n sightings.
-        known = [0, *itertools.accumulate((index if index in trunk else 0 for index in places), max)]
-        shapes: dict[int, tuple[int, int, int]] = {}
-        calls: dict[int, list[Call]] = {}
-        feeds: dict[int, list[str]] = {}
-        for seen in self.sightings:
-            if seen.vertex not in place or self.ran[seen.path] > 1:
-                continue
-            index, readable = place[seen.vertex], seen.tensor._version == seen.version
-            shapes[index] = (seen.tensor.shape[1], seen.tensor.shape[2], seen.tensor.shape[3])
-            if seen.at == "output":
-                weights = sum(p.numel() > max(p.shape, default=1) for p in self.modules[seen.path].parameters())
-                calls.setdefault(index, []).append(Call(seen.path, known[seen.opened], index, readable, weights))
-            elif readable:
-                feeds.setdefault(index, []).append(seen.path)
-        maps = []
-        for index in sorted(shapes):
-            # A module that hands on what it was given (a Dropout, an Identity) does not make it.
-            makers = tuple(call for call in calls.get(index, ()) if call.begin < index and call.readable)
-            if makers or index in feeds:
-                maps.append(TrunkMap(index, shapes[index], makers, tuple(feeds.get(index, ()))))
-        on_trunk = [call for index in sorted(trunk & calls.keys()) for call in calls[index]]
-        return tuple(_bridged(maps, trunk)), tuple(on_trunk)
+def _trunk_maps(
+    recorder: Recorder, place: dict[Vertex, int], trunk: set[int]
+) -> tuple[tuple[TrunkMap, ...], tuple[Call, ...]]:
+    """The trunk's maps, and the calls that put them out, of modules that ran exactly once."""
+    begin: dict[str, int] = {}  # the last trunk map known when a module was called
+    known = 0
+    shapes: dict[int, Shape] = {}
+    calls: dict[int, list[Call]] = {}
+    feeds: dict[int, list[str]] = {}
+    for event in recorder.events:
+        index = place.get(event.vertex) if event.vertex is not None else None
+        if index is not None and index in trunk:
+            known = max(known, index)
+        if event.at == "input":
+            begin[event.path] = known
+        if index is None or event.map is None or recorder.calls[event.path] > 1:
+            continue
+        readable = not event.overwritten
+        shapes[index] = shape_of(event.map)
+        if event.at == "output":
+            parameters = recorder.modules[event.path].parameters()
+            weights = sum(p.numel() > max(p.shape, default=1) for p in parameters)
+            calls.setdefault(index, []).append(Call(event.path, begin[event.path], index, readable, weights))
+        elif readable:
+            feeds.setdefault(index, []).append(event.path)
+    maps = []
+    for index in sorted(shapes):
+        # A module that hands on what it was given (a Dropout, an Identity) does not make it.
+        makers = tuple(call for call in calls.get(index, ()) if call.begin < index and call.readable)
+        if makers or index in feeds:
+            maps.append(TrunkMap(index, shapes[index], makers, tuple(feeds.get(index, ()))))
+    on_trunk = [call for index in sorted(trunk & calls.keys()) for call in calls[index]]
+    return tuple(_bridged(maps, trunk)), tuple(on_trunk)
 
 
 def _bridged(maps: list[TrunkMap], trunk: set[int]) -> Iterator[TrunkMap]:
