@@ -203,14 +203,18 @@ class MatchingLoss(Loss):
 class Aggregation(Knowledge):
     """Groups of the teacher's layers, each represented by one layer W~ that trains with this loss (Eq. 9).
 
-    The term's weight is the paper's gamma. It reaches W~ alone: put the role ``aggregate`` among the player's modules.
-    Only ``aggregated``, in a later update, lets the student learn from it; ``alternating`` makes both.
+    The term's weight is the paper's gamma. The loss reaches W~ alone: list the role ``aggregate`` among the player's
+    modules. The student learns from W~ through ``aggregated``, in a later update; ``alternating`` sets up both.
 
-    layers: c, the most neighbours in a group, unless the student has too few layers: 3, on ImageNet 4.
-    measure: the mu of Eq. 9, the standard deviation of the group's ``weights`` or of its ``residual`` in the batch, in
-    both cases over its mean. squared: the cost is the squared norm, not the norm.
-    std: of W~'s first weights; None for those that a CIFAR ResNet's layers begin with, so about the student's. The paper:
-    "harder to converge, if the initialization on W~ is very different from W^s".
+    Attributes:
+        layers: the largest number of neighbouring convolutions in a group, the paper's c; groups grow beyond it only
+            where the student has too few layers. The paper uses 3, and 4 on ImageNet.
+        measure: what the mu of Eq. 9 measures: the standard deviation of the group's ``weights``, or of its
+            ``residual`` in the batch. Both are divided by their mean over the groups.
+        squared: use the squared L2 norm as the cost, not the norm.
+        std: standard deviation of the initial weights of W~. None initialises them as a CIFAR ResNet's layers, so about
+            like the student's: the paper finds it "harder to converge, if the initialization on W~ is very different
+            from W^s".
     """
 
     summary: ClassVar[str] = "what groups of layers do, learnt by one layer each for the student to follow; any widths"

@@ -66,8 +66,11 @@ class AttentionLoss(Loss):
 class Attention(Knowledge):
     """Where each section's output is large. Channels and sizes may differ.
 
-    beta: 1000, as the authors use; their loss is task + beta / 2 * sum over sections of the squared distance, which is
-    divided by the number of positions: a large map does not count for more than a small one.
+    The squared distances are divided by their number of positions, so a large map counts no more than a small one.
+
+    Attributes:
+        beta: the loss is beta / 2 times the sum over sections of the squared distance between attention maps; the
+            authors use 1000.
     """
 
     summary: ClassVar[str] = "where in the image each section's output is large; any channels, any sizes"

@@ -64,22 +64,31 @@ def step_spans(n: int, step: int, anchor: Anchor = "start") -> tuple[Span, ...]:
 @register
 @specification
 class Dense(Knowledge):
-    """The student's FSP matrices over overlapping spans of sections are drawn to the teacher's; no labels are needed.
+    """Pulls the student's FSP matrices over overlapping spans of sections towards the teacher's; needs no labels.
 
     Over the n sections in which the networks pair there are taps X_0 to X_n: X_0 is what enters the first section, X_i
-    what leaves the i-th, also where taps were named by hand or a section without a partner lies between, so that the
-    next section's own entry is another map. The matrix of a span (a, b) is that of X_a, max-pooled to X_b, with X_b.
+    what leaves the i-th. That holds also for taps named by hand, and where an unpaired section lies between two, so
+    that the next section's own entry is another map. The matrix of a span (a, b) is taken between X_a, max-pooled to
+    the size of X_b, and X_b.
 
-    weighting: the alpha of Eq. 2 for each span, see ``flowstill.knowledge.fsp.flow_weights``. ``equal`` is 1 over the
-    number of entries of the *whole* set, also where only some of its spans are trained: the steps' losses sum to the
-    dense loss. For the same reason numbers are given for the whole set, in the order of ``all_spans``, and a step takes
-    those of its spans; only beside ``spans`` there is one for each of these.
-    spans: (a, b) to train, 0 <= a < b <= n; None for all, or those of ``step``.
-    step, anchor: train the spans that ``step_spans`` gives, step 1 to n.
-    freeze_below: in an update with this term, whatever its others are, the student's parameters that X_{step-1} depends
-    on stay as they are: no gradient, decay or momentum moves them. In step 1 nothing is frozen. BatchNorm's running
-    statistics are no parameters and go on.
-    shuffle: as in ``FSP``, of the teacher's channels; all steps of a stage share the orders.
+    Attributes:
+        weighting: the alpha of Eq. 2 for each span. ``equal``: 1 over the number of entries of the matrices of *all*
+            spans, whether trained or not, so that the losses of the steps sum to the dense loss. ``sum``: 1.
+            ``element_mean``: 1 over the number of entries of each matrix. Or numbers: one for each of ``spans`` if
+            these are given; otherwise one for each span of the whole set, in the order of ``all_spans``, also where
+            only one step is trained.
+        spans: pairs (a, b) to train, 0 <= a < b <= n, for flows from X_a to X_b; None for all, or for those of
+            ``step``.
+        step: train only the spans of this step, 1 to n; None for all spans.
+        anchor: which spans belong to step s: those that ``start`` where the s-th section starts, or those that ``end``
+            where it ends.
+        freeze_below: keep the student's parameters that X_{step-1} depends on fixed in every update that contains this
+            term: no gradient, decay or momentum moves them. BatchNorm's running statistics are not parameters and still
+            update. Step 1 freezes nothing.
+        shuffle: reorder the teacher's channels, by an order drawn once per stage from the job's seed and shared by the
+            stage's steps. ``realisable``: an order that a network of the teacher's kind can have. ``independent``: one
+            order per tap. ``per_matrix``: one order for the rows and one for the columns of each matrix. None keeps the
+            teacher's order.
     """
 
     summary: ClassVar[str] = "how features flow over all overlapping spans of sections; needs equal channels"

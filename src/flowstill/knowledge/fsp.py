@@ -158,18 +158,22 @@ class FSPLoss(Loss):
 @register
 @specification
 class FSP(Knowledge):
-    """The student's FSP matrices are drawn to the teacher's; no labels are needed.
+    """Pulls the student's FSP matrices towards the teacher's; needs no labels.
 
-    weighting: the alpha_i of Eq. 2, see ``flow_weights``; or a number for each section that is trained.
-    flows: ``sections`` from what enters a section to what leaves it (the default; front maps are max-pooled where a
-    section shrinks them); ``inside`` from the output of its first block to its last, which in a section of one block
-    is the Gram matrix of that one map.
-    sections: numbers, from 0, of the sections to train, None for all. Section 4.1.1 of the paper: "each module can be
-    trained independently".
-    freeze_below: in an update with this term the student's sections below the first of ``sections`` stay as they are, as
-    in ``Dense``; above the first section only.
-    shuffle: the teacher's channels in an order drawn once for the stage from the job's seed: ``realisable`` by a network
-    of its kind, ``independent`` at each tap, or ``per_matrix``; see ``drawn_orders``. None leaves them as they are.
+    Attributes:
+        weighting: the alpha_i of Eq. 2. ``equal``: 1 over the number of entries of all matrices together. ``sum``: 1,
+            the plain sum of squares, which can diverge at the paper's learning rate. ``element_mean``: 1 over the
+            number of entries of each matrix. Or one number for each trained section.
+        flows: where each flow starts and ends. ``sections``: from what enters a section to what leaves it; the front
+            map is max-pooled where the section shrinks it. ``inside``: from the output of the section's first block to
+            that of its last, which in a section of one block is the Gram matrix of that one map.
+        sections: numbers of the sections to train, counted from 0; None for all. The paper trains them "independently"
+            in section 4.1.1.
+        freeze_below: keep the student's sections below the first one in ``sections`` fixed in every update that
+            contains this term. Needs ``sections``, without 0.
+        shuffle: reorder the teacher's channels, by an order drawn once per stage from the job's seed. ``realisable``:
+            an order that a network of the teacher's kind can have. ``independent``: one order per tap. ``per_matrix``:
+            one order for the rows and one for the columns of each matrix. None keeps the teacher's order.
     """
 
     summary: ClassVar[str] = "how features flow through each section (FSP matrices); needs equal channels"

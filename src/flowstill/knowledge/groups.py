@@ -12,7 +12,12 @@ from flowstill.transfer.knowledge import Setting
 
 @dataclass(frozen=True)
 class Group:
-    """Neighbouring layers of the teacher, and the student's layer that is to follow what stands for them."""
+    """Neighbouring layers of the teacher, and the student layer that follows what represents them.
+
+    Attributes:
+        teacher: the neighbouring layers, as one.
+        student: the student's layer.
+    """
 
     teacher: Layer
     student: Layer

@@ -115,18 +115,21 @@ class HintsLoss(Loss):
 @register
 @specification
 class Hints(Knowledge):
-    """The teacher's maps themselves, at one layer or at sections' ends.
+    """The teacher's maps themselves, at one layer or at the ends of sections.
 
-    Where channels differ, a 1x1 convolution on the student, which trains along, brings its maps to the teacher's width;
-    where sizes differ, the larger map is average-pooled to the smaller's.
+    Where channels differ, a trainable 1x1 convolution on the student's map brings it to the teacher's width. Where
+    sizes differ, the larger map is average-pooled to the smaller one's size.
 
-    layers: ``middle``, the 1-loss FitNet: the papers say "the middle layer", here the output of block ceil(n / 2) of the
-    middle section, in each network by its own n (where the taps were named by hand: the section's back tap).
-    ``sections``, the 3-loss FitNet: the outputs of all sections, summed. Or numbers of sections, from 0: the outputs of
-    these alone; ``[1]`` is a hint at the second section's end, which moves nothing above it.
-    freeze_below: beside numbers in ``layers``: in an update with this term the student's sections below the first of them
-    stay as they are; above the first section only.
-    sum: over an image's elements, as a squared L2 norm is written; the mean keeps one scale for maps of any size.
+    Attributes:
+        layers: which maps are compared. ``middle``, the 1-loss FitNet: the output of block ceil(n / 2) of the middle
+            section, where n is each network's own number of blocks; with taps named by hand, the section's back tap.
+            ``sections``, the 3-loss FitNet: the outputs of all sections, summed. A list of section numbers, counted
+            from 0: the outputs of these sections only; ``[1]`` is a hint at the end of the second section, which moves
+            nothing above it.
+        freeze_below: keep the student's sections below the first one in ``layers`` fixed in every update that contains
+            this term. Needs section numbers in ``layers``, none of them 0.
+        sum: sum the squared error over each image's elements, as a squared L2 norm is written, instead of taking the
+            mean, which keeps one scale for maps of any size.
     """
 
     summary: ClassVar[str] = "the maps of a middle layer, or of each section; any channels, any sizes"

@@ -127,10 +127,14 @@ class TeacherCopy(nn.Module):
 
 
 class Round(NamedTuple):
-    """What a side is held against.
+    """What a side's loss is computed against.
 
-    features: (B, F) of the frozen teacher. labels: (B,), -1 where unknown. noise: (2, B, classes), for C's and T's
-    samples. temperature: of the samples. teacher: T's logits (B, classes), empty for T's own side.
+    Attributes:
+        features: (B, F), of the frozen teacher.
+        labels: (B,), -1 where unknown.
+        noise: (2, B, classes), for the samples of C and T.
+        temperature: of the samples.
+        teacher: T's logits (B, classes); empty for T's own side.
     """
 
     features: Tensor
@@ -218,14 +222,20 @@ class KDGANLoss(Loss):
 @register
 @specification
 class KDGAN(Knowledge):
-    """One side of the game between student, a copy of the teacher and a discriminator; ``adversarial`` sets up all three.
+    """One side of the game between student, teacher's copy and discriminator; ``adversarial`` sets up all three.
 
-    side: who learns from it. ``discriminator`` is a task term (it needs labels) of a player that moves ``discriminator``;
-    ``teacher`` is a transfer term of one that moves ``teacher_copy``; ``student`` goes beside the labels.
-    alpha: the student's share in D's samples. beta, gamma: the weights of L_DS^C and L_DS^T. temperature: the tau of
-    both. teacher_labels: the weight of T's cross-entropy with the true labels, a mean over all images in which those
-    without a label count zero. gumbel: the samples' temperature at the stage's first and last step. hidden: the width
-    of D's hidden layer.
+    Attributes:
+        side: the player that learns from this term. ``discriminator``: a task term, since it needs labels, of the
+            player that moves the role ``discriminator``. ``teacher``: a transfer term of the player that moves
+            ``teacher_copy``. ``student``: a term next to the labels.
+        alpha: the student's share of the sampled labels that the discriminator sees; the teacher's copy has the rest.
+        beta: weight of L_DS^C, which pulls the student towards the teacher's copy.
+        gamma: weight of L_DS^T, which pulls the teacher's copy towards the student.
+        temperature: softens the predictions in L_DS^C and L_DS^T.
+        teacher_labels: weight of the cross-entropy between the teacher's copy and the true labels, averaged over all
+            images of the batch; unlabelled images count as zero.
+        gumbel: temperatures of the Gumbel-softmax samples at the first and the last step of the stage.
+        hidden: width of the discriminator's hidden layer.
     """
 
     summary: ClassVar[str] = "labels that a discriminator takes for true ones; needs the same classes in both networks"

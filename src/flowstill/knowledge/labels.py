@@ -46,7 +46,8 @@ class LabelLoss(Loss):
 class Labels(Knowledge):
     """Cross-entropy with the labels; no teacher.
 
-    smoothing: the share of the target that is spread evenly over all classes; 0 for one-hot labels.
+    Attributes:
+        smoothing: the share of the target that is spread evenly over all classes; 0 for one-hot labels.
     """
 
     summary: ClassVar[str] = "the labels themselves (the task); needs no teacher"

@@ -76,11 +76,16 @@ class SoftLogitsLoss(Loss):
 @register
 @specification
 class SoftLogits(Knowledge):
-    """The teacher's softened predictions. Weigh it against the task by the terms' weights: a, and 1 - a for the labels.
+    """The teacher's softened predictions.
 
-    temperature: 4 is what public code uses with a = 0.9; FSP's FitNet baseline uses 3 with a weight falling from 4 to 1.
-    divergence: KL as in Hinton et al., or the cross-entropy H(P_T, P_S) of FitNets (Romero et al. 2015, Eq. 2).
-    squared: multiply by temperature^2, as Hinton et al. advise; FitNets does not.
+    The terms' weights balance it against the task: ``a`` for this term, ``1 - a`` for the labels.
+
+    Attributes:
+        temperature: divides both networks' logits before the softmax. Public code uses 4 with a weight of 0.9; the
+            FitNet baseline of the FSP paper uses 3 with a weight that falls from 4 to 1.
+        divergence: ``kl``, the Kullback-Leibler divergence of Hinton et al., or ``cross_entropy``, the H(P_T, P_S) of
+            FitNets (Romero et al. 2015, Eq. 2). Their gradients are the same.
+        squared: multiply the loss by temperature^2, as Hinton et al. advise and FitNets does not.
     """
 
     summary: ClassVar[str] = "the teacher's softened predictions; needs the same classes in both networks"

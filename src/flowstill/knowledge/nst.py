@@ -107,7 +107,9 @@ class NSTLoss(Loss):
 class NST(Knowledge):
     """The distribution of the channels' spatial patterns. Channels and sizes may differ.
 
-    strength: the paper's lambda, 50 as public code uses it. sections: ``last`` as in the paper; public code takes ``all``.
+    Attributes:
+        strength: the paper's lambda: the loss is lambda / 2 times the sum over sections; public code uses 50.
+        sections: which sections' outputs are compared: only the ``last`` as in the paper, or ``all`` as in public code.
     """
 
     summary: ClassVar[str] = "which spatial patterns the channels select; any channels, any sizes"

@@ -122,17 +122,22 @@ def align(teacher: Tensor, student: Tensor, matching: Matching = "greedy") -> Te
 @register
 @specification
 class SVD(Knowledge):
-    """The student's distilled feature vectors are drawn to the teacher's; no labels are needed.
+    """Pulls the student's distilled feature vectors towards the teacher's; needs no labels.
 
-    rank: how many singular vectors of each map, the paper's k; fewer where a map has fewer channels or positions. The
-    paper's tables use 1, its Table 4 up to 16. beta: the width of the radial basis function, 8 in the paper.
-    reduction: ``sum`` over the batch, or ``mean``. alignment: which student vector goes with which of the teacher's,
-    ``greedy`` the best for each by itself (Eq. 5), ``hungarian`` each at most once. signs: ``canonical`` gives the
-    teacher's vectors a sign of their own, then turns the student's to them; ``paper`` only turns the student's (Eq. 6);
-    ``official`` turns the teacher's. gradient: of the decomposition, ``exact``, or Eq. 1-2 as printed (``paper``).
-    sqrt_rank: times the square root of the rank, as the official code has it.
+    The module's docstring says what the paper and public code do about each option.
 
-    The module's text says what the paper and public code do about each.
+    Attributes:
+        rank: number of singular vectors of each map, the paper's k; fewer where a map has fewer channels or positions.
+            The paper's tables use 1, its Table 4 up to 16.
+        beta: width of the radial basis function; 8 in the paper.
+        reduction: ``sum`` over the batch, or its ``mean``.
+        alignment: how student vectors are assigned to the teacher's. ``greedy``: the most similar for each,
+            independently (Eq. 5). ``hungarian``: each student vector at most once, with the largest sum of
+            similarities.
+        signs: which vectors are flipped to match. ``canonical``: the teacher's get a sign that does not depend on the
+            solver, then the student's are flipped. ``paper``: the student's (Eq. 6). ``official``: the teacher's.
+        gradient: of the decomposition: ``exact``, or ``paper`` for Eq. 1-2 as printed.
+        sqrt_rank: multiply the loss by the square root of the rank, as the official code does.
     """
 
     summary: ClassVar[str] = "how singular vectors of a section's two ends relate; equal channels, any sizes"

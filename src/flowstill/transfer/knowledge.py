@@ -22,11 +22,17 @@ Target = Any  # a tensor, or a tuple or dict of tensors
 
 @dataclass(frozen=True)
 class Setting:
-    """What a knowledge that brings networks of its own must know beside the pairs.
+    """What a knowledge that has networks of its own needs beyond the pairs.
 
-    teacher is frozen and must stay as it is; to train one, copy it. shape: the images', (C, H, W). classes: of the data.
-    seed: for what is drawn while training. shared: modules that several terms of one stage use together, by name; the
-    first that needs one puts it there. All may lie on the meta device, when a recipe is only checked.
+    All networks may lie on the meta device, when a recipe is only checked.
+
+    Attributes:
+        teacher: the teacher, which is frozen and must not change; to train one, copy it.
+        student: the student.
+        shape: (C, H, W) of the images.
+        classes: number of classes of the data.
+        seed: seeds whatever is drawn during training.
+        shared: modules that several terms of a stage use together, by name; the first term that needs one adds it.
     """
 
     teacher: nn.Module | None

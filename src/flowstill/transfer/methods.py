@@ -37,9 +37,14 @@ F = TypeVar("F", bound=Callable[..., Iterable[Stage]])
 class Method:
     """A way to teach a student.
 
-    transfers, needs (of the two networks), paper: each in a line. make: gives the stages; its parameters may be
-    ``sections``, the number of sections in which teacher and student pair, and ``name``, the method's own.
-    reconstruction: the papers leave so much open that results are to be marked as such.
+    Attributes:
+        name: what ``--method`` takes.
+        make: returns the stages; its parameters may be ``sections``, the number of sections in which teacher and
+            student pair, and ``name``, the method's own.
+        transfers: what passes from teacher to student, in a line.
+        needs: what the two networks must have in common, in a line.
+        paper: authors and year.
+        reconstruction: whether the paper leaves so much open that results are marked as a reconstruction's.
     """
 
     name: str

@@ -67,15 +67,20 @@ def recode(gradient: Tensor, epsilon: Tensor | float, strength: float = 1.0, sof
 
 @specification
 class Recoding:
-    """How a player's gradients are recoded: after all processes' gradients are summed, before decay and momentum.
+    """How a player's gradients are recoded: after the reduction over processes, before weight decay and momentum.
 
-    mode: ``recode`` enlarges entries above the threshold and drops those below; ``recode_soft`` leaves those below as
-    they are; ``double_backward`` adds the penalty to the loss, as printed (a second backward through the first, on one
-    process only).
-    strength: lambda over epsilon. initial: epsilon at first, ``mean_abs_g`` of the tensor's first gradient or
-    ``mean_abs_w`` of its weights. fixed: one epsilon for all, which does not learn. lr: epsilon's learning rate; as
-    epsilon = softplus(rho) with small epsilon, a step multiplies it by about 1 + lr. quantile: the share of a tensor's
-    entries that the threshold may pass at most; None for no bound, with which it grows until it drops everything.
+    Attributes:
+        mode: ``recode`` enlarges entries above the threshold and drops those below. ``recode_soft`` leaves those below
+            unchanged. ``double_backward`` adds the penalty to the loss, as printed in the paper; it takes a second
+            backward pass through the first, on a single process.
+        strength: the paper's lambda, divided by epsilon.
+        initial: the first threshold of each tensor: the mean magnitude of its first gradient, ``mean_abs_g``, or of its
+            weights, ``mean_abs_w``.
+        fixed: one threshold for all tensors that does not learn; None for one per tensor that does.
+        lr: learning rate of the thresholds. As epsilon = softplus(rho) with a small epsilon, a step multiplies it by
+            about 1 + lr.
+        quantile: the largest share of a tensor's entries that may lie below its threshold; None for no bound, with
+            which the threshold grows until it drops everything.
     """
 
     mode: Mode = "recode"

@@ -98,9 +98,11 @@ class Sum(Rule):
 class AdaptiveClip(Rule):
     """The transfer gradient is clipped to the task gradient's norm (Lee et al. 2018, section 3.2).
 
-    mode: ``official`` clips per variable, against the task gradient with its L2 term; ``ce_norm`` without it;
-    ``global`` clips all variables by one norm; ``eq14_literal`` is Eq. 14 as printed.
-    epoch_steps: how many steps make the ``p`` of the sigmoid grow by one.
+    Attributes:
+        mode: ``official`` clips each variable's gradient to the norm of its task gradient including the L2 term, as the
+            published code does. ``ce_norm`` leaves the L2 term out. ``global`` clips all variables by one norm.
+            ``eq14_literal`` is Eq. 14 as printed.
+        epoch_steps: steps per epoch, after which the ``p`` of the sigmoid grows by one.
     """
 
     summary: ClassVar[str] = "the transfer gradient, clipped to the task gradient's norm"

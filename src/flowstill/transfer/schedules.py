@@ -13,7 +13,11 @@ from flowstill.schema import specification
 
 @specification
 class Constant:
-    """The same value throughout."""
+    """The same value throughout.
+
+    Attributes:
+        value: the value.
+    """
 
     value: float
 
@@ -34,6 +38,9 @@ class Constant:
 @specification
 class Milestones:
     """Steps down (or up) at given iterations: ``{0: 0.1, 32000: 0.01, 48000: 0.001}``.
+
+    Attributes:
+        milestones: the iteration at which each value starts to apply; the first is 0.
 
     >>> Milestones({0: 0.1, 100: 0.01}).at(99, 200)
     0.1
@@ -72,6 +79,9 @@ class Milestones:
 class Linear:
     """A straight line over the stage: ``{linear: [4, 1]}``.
 
+    Attributes:
+        linear: the values at the stage's first and last step.
+
     >>> Linear((4, 1)).at(50, 101)
     2.5
     """
@@ -95,7 +105,12 @@ class Linear:
 
 @specification
 class Cosine:
-    """Linear warm-up over a share of the stage, then half a cosine to zero: ``{cosine: 0.4, warmup: 0.2}``."""
+    """Linear warm-up over a share of the stage, then half a cosine down to zero: ``{cosine: 0.4, warmup: 0.2}``.
+
+    Attributes:
+        cosine: the peak value.
+        warmup: the share of the stage's steps spent rising to the peak.
+    """
 
     cosine: float
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0

@@ -48,7 +48,12 @@ Name = Annotated[
 
 @specification
 class Term:
-    """A loss: what is matched, and how much it counts."""
+    """A loss: what is matched, and how much it counts.
+
+    Attributes:
+        knowledge: what is matched; ``fsp`` is short for ``{name: fsp}``.
+        weight: factor of the loss, a number or a schedule over the stage.
+    """
 
     knowledge: Annotated[Knowledge, PlainValidator(parse_knowledge), SerializeAsAny()]
     weight: Schedule = Constant(1.0)
@@ -67,9 +72,14 @@ Terms = Annotated[tuple[Annotated[Term, BeforeValidator(_as_term)], ...], Before
 class Optimizer:
     """How a player steps.
 
-    name: the rule of the step. momentum: of ``sgd`` and ``rmsprop``. nesterov: Nesterov's momentum, for ``sgd`` alone.
-    weight_decay: the factor of the L2 term. decay: the parameters that it and the L1 penalty act on, ``all``, or ``weights``
-    only (no bias, no norm). l1: the factor of the L1 penalty, which adds ``l1 * sign(w)`` to the gradient.
+    Attributes:
+        name: the optimiser's update rule.
+        momentum: of ``sgd`` and ``rmsprop``; the others ignore it.
+        nesterov: use Nesterov momentum; ``sgd`` only.
+        weight_decay: factor of the L2 term; ``adamw`` decays the weights directly instead.
+        decay: the parameters that weight decay and the L1 penalty apply to: ``all``, or only ``weights`` (no biases, no
+            norms).
+        l1: factor of the L1 penalty, which adds ``l1 * sign(w)`` to the gradient.
     """
 
     name: Literal["sgd", "adam", "adamw", "rmsprop"] = "sgd"
@@ -86,9 +96,14 @@ class Optimizer:
 
 @specification
 class Player:
-    """Who moves: modules by role, one optimiser, one learning rate schedule over the stage's steps.
+    """Who moves: modules by role, with one optimiser and one learning rate schedule over the stage's steps.
 
-    recode: sparse recoding of the gradient, before decay and momentum; None leaves it as it is.
+    Attributes:
+        modules: roles of the modules that it moves: the ``student``, the ``adapters`` that losses own, ``aggregate``,
+            ``discriminator`` or ``teacher_copy``.
+        optimizer: how it steps.
+        lr: learning rate, a number or a schedule over the stage.
+        recode: sparse recoding of its gradients, before weight decay and momentum; None for none.
     """
 
     modules: tuple[Role, ...] = ("student", "adapters")
@@ -113,7 +128,15 @@ class Player:
 
 @specification
 class Update:
-    """One forward, one gradient, one step of one player. Task terms see labelled images, transfer terms all."""
+    """One forward, one gradient, one step of one player.
+
+    Attributes:
+        player: name of the player that steps.
+        task: terms that see labelled images only.
+        transfer: terms that see all images.
+        rule: how the gradients of task and transfer are combined.
+        update_batchnorm: whether this forward pass updates the student's BatchNorm statistics.
+    """
 
     player: str = "student"
     task: Terms = ()
@@ -146,18 +169,20 @@ class Update:
 
 @specification
 class Live:
-    """The teacher reads every batch anew."""
+    """The teacher reads every batch."""
 
     name: Literal["live"] = "live"
 
 
 @specification
 class Stored:
-    """What the teacher knows of each image and augmentation view is computed once and read from the disk.
+    """The teacher's knowledge of each image and view is computed once, then read from disk.
 
-    The file lies in the run's folder until the run is finished. Loss for loss the same as ``live`` but for rounding.
+    The file stays in the run's folder until the run is finished. The losses equal those of ``live`` up to rounding.
 
-    dtype: of the file's numbers. views: how many views of an image may be kept; an augmentation that shows more is refused.
+    Attributes:
+        dtype: number format of the file.
+        views: the most augmented views of an image that may be stored; an augmentation with more is refused.
     """
 
     name: Literal["stored"] = "stored"
@@ -192,11 +217,16 @@ def _as_stage(value: Any) -> Any:
 class Stage:
     """``steps`` over one cycle of updates: batch t runs ``cycle[t % len(cycle)]``, each player with its own optimiser.
 
-    ``Stage("task", 500, task="labels", lr=0.1)`` is short for one player, the student, and one update; it takes ``task``,
-    ``transfer``, ``rule`` and ``update_batchnorm`` of the update, ``lr`` and ``optimizer`` of the player.
+    ``Stage("task", 500, task="labels", lr=0.1)`` is short for one player, the student, and one update; it takes
+    ``task``, ``transfer``, ``rule`` and ``update_batchnorm`` of the update, ``lr`` and ``optimizer`` of the player.
 
-    knowledge: whether the teacher reads every batch, ``live``, or what it knows is ``stored``. fresh_head: draw the
-    student's last layer anew before the stage, instead of going on with what it is.
+    Attributes:
+        name: the stage's name, part of the names of its files.
+        steps: number of batches.
+        players: who moves, by name.
+        cycle: the updates of each batch, in order; after the last entry the first comes again.
+        knowledge: whether the teacher reads every batch, ``live``, or its knowledge is ``stored`` on disk.
+        fresh_head: reinitialise the student's last layer before the stage.
     """
 
     name: Name
