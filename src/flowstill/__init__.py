@@ -15,16 +15,23 @@ if TYPE_CHECKING:
     from flowstill.errors import DataError, FlowstillError, NetworkError, RecipeError, RunError, ShapeError, TapError
     from flowstill.features.sections import Pairs, Section, SectionPair, find_sections, pair_sections
     from flowstill.features.taps import Flow, Reading, Tap, Tapped
-    from flowstill.knowledge.aggregation import Aggregated, Aggregation
-    from flowstill.knowledge.attention import Attention
+    from flowstill.knowledge.aggregation import (
+        Aggregated,
+        Aggregation,
+        AggregationLoss,
+        MatchingLoss,
+        matching_loss,
+        transport_cost,
+    )
+    from flowstill.knowledge.attention import Attention, AttentionLoss, attention_loss, attention_map
     from flowstill.knowledge.dense import Dense
-    from flowstill.knowledge.fsp import FSP, fsp_matrix
-    from flowstill.knowledge.hints import Hints
-    from flowstill.knowledge.kdgan import KDGAN
-    from flowstill.knowledge.labels import Labels
-    from flowstill.knowledge.logits import SoftLogits
-    from flowstill.knowledge.nst import NST
-    from flowstill.knowledge.svd import SVD, truncated_svd
+    from flowstill.knowledge.fsp import FSP, FSPLoss, fsp_loss, fsp_matrix
+    from flowstill.knowledge.hints import Hints, HintsLoss, hint_loss
+    from flowstill.knowledge.kdgan import KDGAN, KDGANLoss
+    from flowstill.knowledge.labels import LabelLoss, Labels
+    from flowstill.knowledge.logits import SoftLogits, SoftLogitsLoss, soft_logits_loss
+    from flowstill.knowledge.nst import NST, NSTLoss, nst_loss
+    from flowstill.knowledge.svd import SVD, SVDLoss, dfv_loss, truncated_svd
     from flowstill.nets import create
     from flowstill.nets.spec import Net
     from flowstill.recipes.load import load_recipe
@@ -55,16 +62,23 @@ _HOMES = {
     ),
     "flowstill.features.sections": ("Pairs", "Section", "SectionPair", "find_sections", "pair_sections"),
     "flowstill.features.taps": ("Flow", "Reading", "Tap", "Tapped"),
-    "flowstill.knowledge.aggregation": ("Aggregated", "Aggregation"),
-    "flowstill.knowledge.attention": ("Attention",),
+    "flowstill.knowledge.aggregation": (
+        "Aggregated",
+        "Aggregation",
+        "AggregationLoss",
+        "MatchingLoss",
+        "matching_loss",
+        "transport_cost",
+    ),
+    "flowstill.knowledge.attention": ("Attention", "AttentionLoss", "attention_loss", "attention_map"),
     "flowstill.knowledge.dense": ("Dense",),
-    "flowstill.knowledge.fsp": ("FSP", "fsp_matrix"),
-    "flowstill.knowledge.hints": ("Hints",),
-    "flowstill.knowledge.kdgan": ("KDGAN",),
-    "flowstill.knowledge.labels": ("Labels",),
-    "flowstill.knowledge.logits": ("SoftLogits",),
-    "flowstill.knowledge.nst": ("NST",),
-    "flowstill.knowledge.svd": ("SVD", "truncated_svd"),
+    "flowstill.knowledge.fsp": ("FSP", "FSPLoss", "fsp_loss", "fsp_matrix"),
+    "flowstill.knowledge.hints": ("Hints", "HintsLoss", "hint_loss"),
+    "flowstill.knowledge.kdgan": ("KDGAN", "KDGANLoss"),
+    "flowstill.knowledge.labels": ("LabelLoss", "Labels"),
+    "flowstill.knowledge.logits": ("SoftLogits", "SoftLogitsLoss", "soft_logits_loss"),
+    "flowstill.knowledge.nst": ("NST", "NSTLoss", "nst_loss"),
+    "flowstill.knowledge.svd": ("SVD", "SVDLoss", "dfv_loss", "truncated_svd"),
     "flowstill.nets": ("create",),
     "flowstill.nets.spec": ("Net",),
     "flowstill.recipes.load": ("load_recipe",),
@@ -88,19 +102,27 @@ __all__ = [
     "AdaptiveClip",
     "Aggregated",
     "Aggregation",
+    "AggregationLoss",
     "Attention",
+    "AttentionLoss",
     "Augment",
     "Batch",
     "Data",
     "DataError",
     "Dense",
+    "FSPLoss",
     "Flow",
     "FlowstillError",
     "Hints",
+    "HintsLoss",
     "Job",
+    "KDGANLoss",
     "Knowledge",
+    "LabelLoss",
     "Labels",
     "Loss",
+    "MatchingLoss",
+    "NSTLoss",
     "Net",
     "NetworkError",
     "Optimizer",
@@ -113,11 +135,13 @@ __all__ = [
     "Rule",
     "Run",
     "RunError",
+    "SVDLoss",
     "Section",
     "SectionPair",
     "Setting",
     "ShapeError",
     "SoftLogits",
+    "SoftLogitsLoss",
     "SparseRecoding",
     "Stage",
     "Sum",
@@ -128,22 +152,31 @@ __all__ = [
     "Update",
     "__version__",
     "alone",
+    "attention_loss",
+    "attention_map",
     "blocks",
     "create",
     "cyclic",
+    "dfv_loss",
     "distill",
     "evaluate",
     "find_sections",
+    "fsp_loss",
     "fsp_matrix",
+    "hint_loss",
     "joint",
     "load_recipe",
+    "matching_loss",
+    "nst_loss",
     "pair_sections",
     "register",
     "register_method",
     "register_procedure",
     "register_rule",
+    "soft_logits_loss",
     "specification",
     "train",
+    "transport_cost",
     "truncated_svd",
     "two_stage",
 ]

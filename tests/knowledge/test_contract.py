@@ -275,5 +275,5 @@ def test_knowledge_representing_takes_neuron_selectivity_beside_the_labels():
 def test_aggregation_beside_a_task_in_one_update_moves_no_student_without_its_update():
     """What would need two updates says so."""
     teacher, student = networks("resnet")
-    with pytest.raises(RecipeError, match="aggregated needs what 'aggregation' trains"):
+    with pytest.raises(RecipeError, match="aggregated needs the layers that 'aggregation' trains"):
         run(joint("aggregated", steps=2, lr=0.1)[0], teacher, student, batch("resnet"))

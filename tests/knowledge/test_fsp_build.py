@@ -142,9 +142,17 @@ def test_runs_on_meta_tensors_and_in_one_compiled_graph():
 @pytest.mark.parametrize(
     ("front", "back", "said"),
     [
-        ((2, 3, 4), (2, 3, 4, 4), "two maps (N, channels, height, width), not front (2, 3, 4) and back (2, 3, 4, 4)"),
-        ((2, 3, 4, 4), (3, 3, 4, 4), "front (2, 3, 4, 4) and back (3, 3, 4, 4) differ in number"),
-        ((2, 3, 8, 4), (2, 3, 4, 8), "of front (2, 3, 8, 4) and back (2, 3, 4, 8) one is higher, the other wider"),
+        (
+            (2, 3, 4),
+            (2, 3, 4, 4),
+            "two maps (N, channels, height, width). Received: front (2, 3, 4) and back (2, 3, 4, 4)",
+        ),
+        ((2, 3, 4, 4), (3, 3, 4, 4), "Received different numbers: front (2, 3, 4, 4) and back (3, 3, 4, 4)"),
+        (
+            (2, 3, 8, 4),
+            (2, 3, 4, 8),
+            "one that is higher and one that is wider: front (2, 3, 8, 4) and back (2, 3, 4, 8)",
+        ),
     ],
 )
 def test_maps_that_do_not_fit_are_refused(front, back, said):
@@ -226,14 +234,12 @@ def test_one_section_trains_only_what_its_maps_depend_on():
     assert network.layer3[0].conv1.weight.grad is None
 
 
-def test_target_has_no_gradient_and_needs_a_teacher():
+def test_target_has_no_gradient():
     loss = FSP(sections=(0,)).build(pairs())
     maps = {Tap("stem"): draw(2, 2, 8, 8).requires_grad_(), Tap("t0"): draw(2, 4, 4, 4, seed=1).requires_grad_()}
     (matrix,) = loss.target(Reading(torch.zeros(2, 3, 8, 8), None, maps))
     assert not matrix.requires_grad
     same(matrix, loops(maps[Tap("stem")], maps[Tap("t0")]))
-    with pytest.raises(ValueError, match="teacher's reading"):
-        loss.target(None)
 
 
 def test_maps_that_do_not_fit_are_named_by_their_taps():
@@ -271,11 +277,6 @@ def test_counts_are_checked_when_the_loss_is_built(given, kind, said):
         FSP(**given).build(pairs())
 
 
-def test_networks_without_pairs_are_refused():
-    with pytest.raises(ShapeError, match="at least one pair"):
-        FSP().build(())
-
-
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -283,7 +284,7 @@ def test_networks_without_pairs_are_refused():
         ({"weighting": (1, -1)}, "expected at least 0, got -1"),
         ({"weighting": (1, float("nan"))}, "finite"),
         ({"flows": "outside"}, "expected 'sections' or 'inside', got 'outside'"),
-        ({"sections": (0, 0)}, "none twice"),
+        ({"sections": (0, 0)}, "each once"),
         ({"sections": ()}, "at least one section"),
         ({"sections": (-1,)}, "expected at least 0, got -1"),
         ({"section": (0,)}, "Did you mean 'sections'?"),

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from flowstill.knowledge.fsp import fsp_loss
-from flowstill.knowledge.matrices import fsp_matrix
+from flowstill.knowledge.fsp import fsp_loss, fsp_matrix
 from oracles.fsp_checks import draw
 
 FORMATS = [torch.contiguous_format, torch.channels_last]

@@ -159,20 +159,16 @@ def test_float32_out_of_bfloat16_autocast():
     loss = build(fs.create("resnet14"), fs.create("resnet8", width=0.5))
     (own,) = loss.student_taps
     guided, hint = draw(4, 16, 8, 8).float(), draw(4, 32, 8, 8, seed=1).float()
-    exact = loss(Reading(guided, None, {own: guided}), (hint,)).detach()
+    exact = loss.compare(Reading(guided, None, {own: guided}), (hint,)).detach()
     with torch.autocast("cpu", torch.bfloat16):
-        half = loss(Reading(guided, None, {own: guided.bfloat16()}), (hint.bfloat16(),)).detach()
+        half = loss.compare(Reading(guided, None, {own: guided.bfloat16()}), (hint.bfloat16(),)).detach()
     assert half.dtype == torch.float32
     assert float(half) == pytest.approx(float(exact), rel=0.02)
 
 
 def test_what_cannot_be_built_is_said():
-    with pytest.raises(fs.RecipeError, match="none of the teacher's was paired"):
-        Hints().build(())
     with torch.device("meta"):
         pairs = pair_sections(fs.create("resnet14"), fs.create("resnet8"), (3, 32, 32))
-    with pytest.raises(fs.RecipeError, match="'layers: sections'"):
-        Hints().build(pairs)
     assert len(Hints(layers="sections").build(pairs).student_taps) == 3
     assert paths(Hints(layers=(2, 0)).build(pairs).student_taps) == ["layer3", "layer1"]
     with pytest.raises(
@@ -184,8 +180,8 @@ def test_what_cannot_be_built_is_said():
 @pytest.mark.parametrize(
     ("layers", "said"),
     [
-        ((), r"layers \(\): name at least one section"),
-        ((1, 1), r"layers \(1, 1\): name at least one section, and none twice"),
+        ((), r"layers \(\): list at least one section"),
+        ((1, 1), r"layers \(1, 1\): list at least one section, each once; or choose 'middle'"),
         ((-1,), r"layers\[0\]: expected at least 0, got -1"),
         ((1.5,), r"layers\[0\]: expected a whole number, got 1.5"),
         (1, "expected 'middle' or 'sections' or a list, got 1"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flowstill.data.batch import Batch
-from flowstill.errors import RecipeError, ShapeError
+from flowstill.errors import RecipeError, TapError
 from flowstill.features.taps import Reading
 from flowstill.knowledge.labels import Labels
 from flowstill.transfer.knowledge import parse_knowledge
@@ -41,18 +41,22 @@ def test_loss_equals_the_loops(smoothing, unknown):
     logits, labels = draw()
     labels[list(unknown)] = -1
     loss = Labels(smoothing=smoothing).build(())
-    assert loss(reading(logits), labels).item() == pytest.approx(cross_entropy(logits, labels, smoothing), rel=1e-5)
+    assert loss.compare(reading(logits), labels).item() == pytest.approx(
+        cross_entropy(logits, labels, smoothing), rel=1e-5
+    )
 
 
 def test_even_logits_cost_the_logarithm_of_the_classes():
-    assert Labels().build(())(reading(torch.zeros(4, 10)), torch.arange(4)).item() == pytest.approx(math.log(10))
+    assert Labels().build(()).compare(reading(torch.zeros(4, 10)), torch.arange(4)).item() == pytest.approx(
+        math.log(10)
+    )
 
 
 def test_images_without_a_label_get_no_gradient():
     logits, labels = draw()
     labels[2] = -1
     logits.requires_grad_()
-    Labels().build(())(reading(logits), labels).backward()
+    Labels().build(()).compare(reading(logits), labels).backward()
     assert torch.count_nonzero(logits.grad[2]) == 0
     assert (logits.grad[labels != -1].norm(dim=1) > 0).all()
 
@@ -60,7 +64,7 @@ def test_images_without_a_label_get_no_gradient():
 def test_batch_without_any_label_costs_nothing():
     logits, labels = draw()
     logits.requires_grad_()
-    loss = Labels().build(())(reading(logits), torch.full_like(labels, -1))
+    loss = Labels().build(()).compare(reading(logits), torch.full_like(labels, -1))
     loss.backward()
     assert loss.item() == 0
     assert torch.count_nonzero(logits.grad) == 0  # NaN would count
@@ -70,7 +74,7 @@ def test_gradient_is_probability_less_target():
     logits, labels = draw()
     labels[0] = -1
     logits.requires_grad_()
-    Labels(smoothing=0.1).build(())(reading(logits), labels).backward()
+    Labels(smoothing=0.1).build(()).compare(reading(logits), labels).backward()
     wanted = torch.full_like(logits, 0.1 / 5)
     wanted[torch.arange(6), labels] += 0.9
     expected = (logits.detach().softmax(dim=1) - wanted) / 5
@@ -83,7 +87,7 @@ def test_loss_is_float32_for_half_precision_logits():
     loss = Labels().build(())
     low = logits.bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
-        value = loss(reading(low), labels)
+        value = loss.compare(reading(low), labels)
     assert value.dtype == torch.float32
     assert value.item() == pytest.approx(cross_entropy(low, labels, 0.0), rel=1e-5)
 
@@ -97,13 +101,15 @@ def test_target_is_the_labels_of_the_batch():
     assert not loss.teacher_logits
     assert loss.teacher_taps == loss.student_taps == ()
     assert loss.parts() == {}
-    with pytest.raises(ValueError, match="labels come from a batch"):
+    with pytest.raises(
+        ValueError, match=r"LabelLoss expects \(teacher_reading, student_reading, batch\). Received no batch"
+    ):
         loss.target(None)
 
 
 def test_forward_that_stopped_early_is_refused():
-    with pytest.raises(ShapeError, match="needs logits"):
-        Labels().build(())(Reading(torch.zeros(1, 3, 4, 4)), torch.zeros(1, dtype=torch.int64))
+    with pytest.raises(TapError, match="The student's reading lacks 'logits'"):
+        Labels().build(()).compare(Reading(torch.zeros(1, 3, 4, 4)), torch.zeros(1, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("smoothing", [-0.1, 1.0, "much"])

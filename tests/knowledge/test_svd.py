@@ -216,7 +216,7 @@ def test_target_is_the_teachers_alone_without_gradient_and_may_be_stored_in_half
     assert not any(t.requires_grad for t in target)
     one_by_one = [loss.target(reading([m[b : b + 1] for m in theirs])) for b in range(8)]
     live = loss.compare(reading(own), target)
-    again = loss(reading(own), tuple(torch.cat(parts) for parts in zip(*one_by_one, strict=True)))
+    again = loss.compare(reading(own), tuple(torch.cat(parts) for parts in zip(*one_by_one, strict=True)))
     torch.testing.assert_close(again, live, rtol=1e-5, atol=0)
     half = loss.compare(reading(own), tuple(t.half() for t in target))
     assert half.dtype == torch.float32
@@ -253,13 +253,9 @@ def test_errors_say_what_is_wrong():
         align(torch.zeros(2, 3, 1), torch.zeros(2, 4, 2))
     with pytest.raises(ShapeError, match="at least as many"):
         align(torch.zeros(2, 3, 2), torch.zeros(2, 3, 1))
-    with pytest.raises(ShapeError, match="at least one pair"):
-        SVD().build(())
     narrow = [(6, 3, 3), (7, 4, 4), (10, 3, 3)]
     with pytest.raises(ShapeError, match=r"x1 in the teacher has 8 channels, x1 in the student 7.*'attention'"):
         SVD().build(pairs_of(TEACHER, narrow))
-    with pytest.raises(ValueError, match="there is none"):
-        SVD().build(pairs_of(TEACHER, STUDENT)).target(None)
 
 
 def test_as_a_recipe_says_it():

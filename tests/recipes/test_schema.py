@@ -109,7 +109,7 @@ def test_a_short_stage_is_one_player_called_student() -> None:
         (lambda: Update(), "an update needs at least one term"),
         (lambda: Update(task="labels", rule="adaptive_clip"), "adaptive_clip needs both a task and a transfer term"),
         (lambda: Update(task="lables"), "Unknown knowledge 'lables'. Did you mean 'labels'?"),
-        (lambda: Update(task={"name": ["labels"]}), "a knowledge is a name or a mapping"),
+        (lambda: Update(task={"name": ["labels"]}), "expected a knowledge's name or a mapping"),
         (lambda: Update(task={"name": "labels", "smothing": 1}), "smothing: unknown key. Did you mean 'smoothing'?"),
         (lambda: stage(cycle=()), "a cycle needs at least one update"),
         (

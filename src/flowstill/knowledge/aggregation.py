@@ -30,15 +30,15 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from flowstill.data.batch import Batch
 from flowstill.errors import RecipeError
-from flowstill.features.layers import Feature
 from flowstill.features.modules import module_at
 from flowstill.features.sections import Pairs
 from flowstill.features.taps import Reading
-from flowstill.knowledge.groups import Group, find_groups
+from flowstill.knowledge.aggregate import Aggregate
+from flowstill.knowledge.groups import find_groups
+from flowstill.knowledge.maps import maps_at, precise, same_size
 from flowstill.schema import specification
 from flowstill.transfer.knowledge import Knowledge, Loss, Setting, register
 
@@ -46,20 +46,26 @@ Measure = Literal["weights", "residual"]
 
 
 def transport_cost(teacher: Tensor, aggregated: Tensor, squared: bool = False) -> Tensor:
-    """What it costs to bring W~'s features to the teacher's, Eq. 9: ||F_{W_L} - F_{W~}||_2, mean over the images.
+    """Cost of bringing W~'s features to the teacher's, Eq. 9: ||F_{W_L} - F_{W~}||_2, mean over the images.
 
-    Args: teacher and aggregated (B, C, H, W). Returns: a scalar, float32 or better; its gradient at 0 is 0.
+    Args:
+        teacher: (B, C, H, W).
+        aggregated: (B, C, H, W).
+        squared: take the squared norm.
+
+    Returns:
+        A scalar, float32 or better; its gradient at 0 is 0.
 
     >>> transport_cost(torch.ones(5, 1, 2, 2), torch.zeros(5, 1, 2, 2))
     tensor(2.)
     """
-    residual = _precise(teacher) - _precise(aggregated)
+    residual = precise(teacher) - precise(aggregated)
     norms: Tensor = torch.linalg.vector_norm(residual.flatten(1), dim=1)
     return (norms.square() if squared else norms).mean()
 
 
 def measures(spreads: Tensor) -> Tensor:
-    """The mu of Eq. 9: standard deviations (groups,) over their mean; zeros if all are zero.
+    """The mu of Eq. 9: standard deviations (groups,), divided by their mean; zeros if all are zero.
 
     >>> measures(torch.tensor([1.0, 3.0]))
     tensor([0.5000, 1.5000])
@@ -71,77 +77,31 @@ def measures(spreads: Tensor) -> Tensor:
 def matching_loss(student: Sequence[Tensor], aggregated: Sequence[Tensor]) -> Tensor:
     """The pound(W~, W^s) of Eq. 10: mean squared error between features, summed over the layers.
 
-    Args: for each layer (B, C, H, W) maps of both; the larger is average-pooled to the smaller's size.
+    The larger map of a pair is average-pooled to the smaller one's size.
+
+    Args:
+        student: a map (B, C, H, W) for each layer.
+        aggregated: the features of W~, (B, C, h, w) for each layer.
 
     >>> matching_loss([torch.ones(2, 1, 4, 4), torch.ones(2, 3, 2, 2)], [torch.zeros(2, 1, 4, 4), torch.zeros(2, 3, 2, 2)])
     tensor(2.)
     """
     errors = []
     for one, other in zip(student, aggregated, strict=True):
-        one, other = _same_size(_precise(one), _precise(other))
+        one, other = same_size(precise(one), precise(other))
         errors.append((one - other).square().mean())
     return torch.stack(errors).sum()
 
 
-class AggregatedLayer(nn.Module):
-    """One W~: a 3x3 convolution, BatchNorm and ReLU in place of a group of the teacher's layers.
-
-    Where the teacher's own map is not rectified, as behind a linear bottleneck, there is no ReLU either. ``identity``
-    is the identity mapping layer from the student's width to the teacher's.
-    """
-
-    def __init__(self, before: Feature, after: Feature, channels: int, std: float | None = None) -> None:
-        super().__init__()
-        stride = [max(1, round(a / b)) for a, b in zip(before.shape[1:], after.shape[1:], strict=True)]
-        self.conv = nn.Conv2d(before.shape[0], channels, 3, (stride[0], stride[1]), padding=1, bias=False)
-        self.bn = nn.BatchNorm2d(channels)
-        self.relu = nn.Identity() if after.signed else nn.ReLU()
-        same = channels == after.shape[0]
-        self.identity = nn.Identity() if same else nn.Conv2d(channels, after.shape[0], 1, bias=False)
-        # As a CIFAR ResNet's begin: "harder to converge, if the initialization on W~ is very different from W^s".
-        if std is None:
-            nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
-        else:
-            nn.init.normal_(self.conv.weight, std=std)
-        if isinstance(self.identity, nn.Conv2d):
-            nn.init.dirac_(self.identity.weight)
-
-    def forward(self, maps: Tensor, observe: bool = True) -> Tensor:
-        """(B, C, H, W) of the teacher's, before the group -> F_{W~}, (B, student's channels, h, w).
-
-        observe: whether BatchNorm, in training, takes note of this batch; it normalises by it either way.
-        """
-        maps = self.conv(maps)
-        if observe or not self.training:
-            maps = self.bn(maps)
-        else:
-            maps = F.batch_norm(maps, None, None, self.bn.weight, self.bn.bias, training=True, eps=self.bn.eps)
-        features: Tensor = self.relu(maps)
-        return features
-
-
-class Aggregate(nn.Module):
-    """All W~ of a stage, one for each group: what learns from the teacher and teaches the student."""
-
-    def __init__(self, groups: Sequence[Group], size: int, std: float | None = None) -> None:
-        super().__init__()
-        self.groups, self.size, self.std = tuple(groups), size, std
-        self.layers = nn.ModuleList(
-            AggregatedLayer(g.teacher.before, g.teacher.after, g.student.after.shape[0], std) for g in self.groups
-        )
-
-    def forward(self, inputs: Sequence[Tensor], observe: bool = True) -> list[Tensor]:
-        """The teacher's maps before each group -> F_{W~} of each."""
-        return [layer(maps, observe) for layer, maps in zip(self.layers, inputs, strict=True)]
-
-    def mapped(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """The features at the teacher's width."""
-        identities = [layer.get_submodule("identity") for layer in self.layers]
-        return [identity(maps) for identity, maps in zip(identities, features, strict=True)]
-
-
 class AggregationLoss(Loss):
-    """Psi of Eq. 9 over all groups; the student is not read. Its modules, W~, have the role ``aggregate``."""
+    """Psi of Eq. 9 over all groups; the student is not read. W~ has the role ``aggregate``.
+
+    Args:
+        aggregate: W~.
+        spreads: (groups,), the standard deviation of each group's weights.
+        measure: what mu measures.
+        squared: the cost is the squared norm.
+    """
 
     storable = True
 
@@ -150,7 +110,7 @@ class AggregationLoss(Loss):
         self.aggregate, self.measure, self.squared = aggregate, measure, squared
         ends = [feature for group in aggregate.groups for feature in (group.teacher.before, group.teacher.after)]
         self.teacher_taps = tuple(dict.fromkeys(end.tap for end in ends))
-        self.register_buffer("mu", measures(spreads), persistent=False)  # from the teacher, whenever built
+        self.register_buffer("mu", measures(spreads), persistent=False)  # computed from the teacher, so not saved
 
     def parts(self) -> dict[str, nn.Module]:
         """W~ with its identity mapping layers."""
@@ -158,14 +118,13 @@ class AggregationLoss(Loss):
 
     def target(self, teacher: Reading | None, batch: Batch | None = None) -> tuple[Tensor, ...]:
         """The teacher's maps before and after the groups, each once."""
-        assert teacher is not None
-        return tuple(teacher[tap].detach() for tap in self.teacher_taps)
+        return maps_at(self.teacher_taps, self.require_teacher(teacher))
 
     def forward(self, student: Reading, target: Sequence[Tensor]) -> Tensor:
         """sum_j mu_j ||F_{W_L, j} - F_{W~, j}||_2, a float32 scalar: mean over the batch."""
         maps, groups = dict(zip(self.teacher_taps, target, strict=True)), self.aggregate.groups
         features = self.aggregate.mapped(self.aggregate([maps[group.teacher.before.tap] for group in groups]))
-        pairs = [_same_size(maps[group.teacher.after.tap], f) for group, f in zip(groups, features, strict=True)]
+        pairs = [same_size(maps[group.teacher.after.tap], f) for group, f in zip(groups, features, strict=True)]
         costs = torch.stack([transport_cost(end, features, self.squared) for end, features in pairs])
         return (self._measures(pairs).to(costs.dtype) * costs).sum()
 
@@ -173,22 +132,22 @@ class AggregationLoss(Loss):
         if self.measure == "weights":
             return self.get_buffer("mu")
         with torch.no_grad():
-            return measures(torch.stack([(_precise(a) - _precise(b)).std(correction=0) for a, b in pairs]))
+            return measures(torch.stack([(precise(a) - precise(b)).std(correction=0) for a, b in pairs]))
 
 
 class MatchingLoss(Loss):
-    """The student's features against those of W~, which stay as they are."""
+    """The student's features against those of W~, which this loss does not train."""
 
     def __init__(self, aggregate: Aggregate) -> None:
         super().__init__()
-        self._aggregate = (aggregate,)  # in a tuple: it is the other loss's module, registered and moved there
+        self._aggregate = (aggregate,)  # a tuple, so that it is registered and trained only by the other loss
         self.teacher_taps = tuple(dict.fromkeys(group.teacher.before.tap for group in aggregate.groups))
         self.student_taps = tuple(dict.fromkeys(group.student.after.tap for group in aggregate.groups))
 
     @torch.no_grad()
     def target(self, teacher: Reading | None, batch: Batch | None = None) -> tuple[Tensor, ...]:
-        """F_{W~} of each group as W~ is now, for this batch; no statistics of W~ change."""
-        assert teacher is not None
+        """F_{W~} of each group for this batch, by the current W~; its statistics do not change."""
+        teacher = self.require_teacher(teacher)
         (aggregate,) = self._aggregate
         return tuple(aggregate([teacher[group.teacher.before.tap] for group in aggregate.groups], observe=False))
 
@@ -230,33 +189,33 @@ class Aggregation(Knowledge):
     def build(self, pairs: Pairs, setting: Setting | None = None) -> AggregationLoss:
         """The loss with its W~, which goes into ``setting.shared`` as ``aggregate``.
 
-        Raises: RecipeError without a teacher, its sections, or one c in all of a stage; NetworkError if a section has
-        no convolutions that can be found.
+        Raises:
+            ShapeError: there are no pairs.
+            RecipeError: the setting has no teacher, or another term of the stage has other ``layers`` or ``std``.
+            NetworkError: a section has no convolutions that can be found.
         """
-        if setting is None or setting.teacher is None or not pairs:
-            raise RecipeError(
-                "aggregation needs a teacher, and a section of it that is paired with one of the student's."
-            )
+        self.require_pairs(pairs)
+        setting, teacher = self.require_teacher(setting)
         if "aggregate" not in setting.shared:
             setting.shared["aggregate"] = Aggregate(find_groups(pairs, setting, self.layers), self.layers, self.std)
         aggregate = setting.shared["aggregate"]
         assert isinstance(aggregate, Aggregate)
-        for option, there, here in (("layers", aggregate.size, self.layers), ("std", aggregate.std, self.std)):
-            if there != here:
+        for option, first, value in (("layers", aggregate.size, self.layers), ("std", aggregate.std, self.std)):
+            if first != value:
                 raise RecipeError(
-                    f"aggregation: a stage has one aggregate, with '{option}: {there}' in one term and "
-                    f"{here} in another; give both the same."
+                    f"aggregation: a stage has one aggregate, but '{option}: {first}' in one term and {value} in "
+                    "another; give both the same."
                 )
-        spreads = [_spread(setting.teacher, group.teacher.paths) for group in aggregate.groups]
+        spreads = [_spread(teacher, group.teacher.paths) for group in aggregate.groups]
         return AggregationLoss(aggregate, torch.stack(spreads), self.measure, self.squared)
 
 
 @register
 @specification
 class Aggregated(Knowledge):
-    """The student's features follow those of W~, layer by layer (the first term of Eq. 10).
+    """The student's features follow those of W~, layer by layer: pound(W~, W^s), the first term of Eq. 10.
 
-    W~ is that of the stage's ``aggregation``, in an update before. The loss stands for pound(W~, W^s); no parameters.
+    W~ belongs to the stage's ``aggregation``, in an earlier update.
     """
 
     summary: ClassVar[str] = "the features of W~, the layers that 'aggregation' trains; any widths"
@@ -266,12 +225,19 @@ class Aggregated(Knowledge):
     name: Literal["aggregated"] = "aggregated"
 
     def build(self, pairs: Pairs, setting: Setting | None = None) -> MatchingLoss:
-        """The loss against the stage's W~. Raises: RecipeError if no ``aggregation`` comes before."""
-        aggregate = setting.shared.get("aggregate") if setting is not None else None
+        """The loss against the stage's W~.
+
+        Raises:
+            ShapeError: there are no pairs.
+            RecipeError: the setting has no teacher, or no ``aggregation`` comes before.
+        """
+        self.require_pairs(pairs)
+        setting, _ = self.require_teacher(setting)
+        aggregate = setting.shared.get("aggregate")
         if not isinstance(aggregate, Aggregate):
             raise RecipeError(
-                "aggregated needs what 'aggregation' trains: put a term 'aggregation' into an earlier update "
-                "of the same stage."
+                "aggregated needs the layers that 'aggregation' trains; add a term 'aggregation' to an earlier update of "
+                "the same stage."
             )
         return MatchingLoss(aggregate)
 
@@ -280,15 +246,3 @@ def _spread(teacher: nn.Module, paths: Sequence[str]) -> Tensor:
     """The standard deviation of all weights of these convolutions together."""
     weights = [module_at(teacher, path).get_parameter("weight").detach().flatten() for path in paths]
     return torch.cat(weights).std(correction=0)
-
-
-def _same_size(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """Both maps at the smaller's height and width, by average pooling."""
-    size = (min(one.shape[2], other.shape[2]), min(one.shape[3], other.shape[3]))
-    pooled = [maps if maps.shape[2:] == size else F.adaptive_avg_pool2d(maps, size) for maps in (one, other)]
-    return pooled[0], pooled[1]
-
-
-def _precise(maps: Tensor) -> Tensor:
-    """In float32 or better."""
-    return maps if maps.dtype == torch.float64 else maps.float()

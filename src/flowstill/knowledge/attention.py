@@ -1,64 +1,83 @@
-"""Attention transfer (Zagoruyko and Komodakis 2017): where in the image a section looks."""
+"""Attention transfer: where in the image a section looks.
+
+Zagoruyko and Komodakis: "Paying More Attention to Attention: Improving the Performance of Convolutional Neural Networks
+via Attention Transfer", ICLR 2017. Their loss is the task's plus beta / 2 times the squared distances between attention
+maps, summed over sections.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flowstill.data.batch import Batch
 from flowstill.features.sections import Pairs
-from flowstill.features.taps import Reading, Tap
+from flowstill.features.taps import Tap
+from flowstill.knowledge.maps import MapsLoss, precise, same_size
 from flowstill.schema import specification
-from flowstill.transfer.knowledge import Knowledge, Loss, Setting, register
+from flowstill.transfer.knowledge import Knowledge, Setting, register
 from flowstill.transfer.methods import ANY_CHANNELS, added, register_method
 from flowstill.transfer.stages import Stage
 
 
 def attention_map(maps: Tensor) -> Tensor:
-    """q[b] = vec(sum_c F[b, c]^2), L2-normalised: one number for each position (Eq. 1 with p = 2).
+    """Where the map's energy lies, Eq. 1 of Zagoruyko and Komodakis (2017) with p = 2, L2-normalised.
 
-    Args: maps (B, C, H, W). Returns: (B, H W), float32 or better; all zeros where the maps are.
+    q[b] = vec(sum_c F[b, c]^2) / ||vec(sum_c F[b, c]^2)||_2
+
+    Args:
+        maps: (B, C, H, W).
+
+    Returns:
+        (B, H W), one number for each position, float32 or better; all zeros where the map is.
+
+    >>> import torch
+    >>> attention_map(torch.tensor([[[[2.0, 0.0]], [[0.0, 2.0]]]]))
+    tensor([[0.7071, 0.7071]])
     """
-    maps = maps if maps.element_size() == 8 else maps.float()
-    return F.normalize(maps.square().sum(1).flatten(1), dim=1)
+    return F.normalize(precise(maps).square().sum(1).flatten(1), dim=1)
 
 
 def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """||q_S - q_T||^2 over the number of positions, mean over the batch; the larger map average-pooled to the smaller's.
+    """||q_S - q_T||^2 divided by the number of positions, mean over the batch.
 
-    The paper sets beta to 10^3 over the number of elements in the attention map, and its code takes the mean over them.
+    The paper sets beta to 10^3 divided by the number of elements of the attention map, and its code takes the mean over
+    them. The larger map is average-pooled to the smaller one's size.
 
-    Args: student (B, C, H, W), teacher (B, D, h, w). Returns: a scalar in [0, 2 / positions].
+    Args:
+        student: (B, C, H, W).
+        teacher: (B, D, h, w).
+
+    Returns:
+        A scalar in [0, 2 / positions].
+
+    >>> import torch
+    >>> attention_loss(torch.ones(1, 2, 1, 1), torch.ones(1, 3, 1, 1))
+    tensor(0.)
     """
-    size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
-    student, teacher = (
-        F.adaptive_avg_pool2d(maps, size) if maps.shape[2:] != size else maps for maps in (student, teacher)
-    )
+    student, teacher = same_size(student, teacher)
     return (attention_map(student) - attention_map(teacher)).square().mean()
 
 
-class AttentionLoss(Loss):
-    """(beta / 2) times the sum over sections."""
+class AttentionLoss(MapsLoss):
+    """beta / 2 times the sum of ``attention_loss`` over sections.
 
-    storable = True
+    Args:
+        teacher_taps: the ends of the teacher's sections.
+        student_taps: the ends of the student's.
+        beta: the authors use 1000.
+    """
 
-    def __init__(self, teacher_taps: Sequence[Tap], student_taps: Sequence[Tap], beta: float) -> None:
-        super().__init__()
-        self.teacher_taps, self.student_taps, self.beta = tuple(teacher_taps), tuple(student_taps), beta
+    def __init__(
+        self, teacher_taps: Iterable[Tap | str], student_taps: Iterable[Tap | str], beta: float = 1000.0
+    ) -> None:
+        super().__init__(teacher_taps, student_taps, beta / 2)
 
-    def target(self, teacher: Reading | None, batch: Batch | None = None) -> tuple[Tensor, ...]:
-        """The teacher's maps at the sections' ends."""
-        assert teacher is not None
-        return tuple(teacher[tap].detach() for tap in self.teacher_taps)
-
-    def forward(self, student: Reading, target: Sequence[Tensor]) -> Tensor:
-        """A float32 scalar, at least 0."""
-        losses = [attention_loss(student[tap], maps) for tap, maps in zip(self.student_taps, target, strict=True)]
-        return self.beta / 2 * torch.stack(losses).sum()
+    def compare_maps(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """``attention_loss`` at one section's end."""
+        return attention_loss(student, teacher)
 
 
 @register
@@ -80,7 +99,8 @@ class Attention(Knowledge):
     beta: float = 1000.0
 
     def build(self, pairs: Pairs, setting: Setting | None = None) -> AttentionLoss:
-        """One term for each pair's exits."""
+        """One term for each pair's ends. Raises: ShapeError if there are no pairs."""
+        self.require_pairs(pairs)
         return AttentionLoss([p.teacher.exit for p in pairs], [p.student.exit for p in pairs], self.beta)
 
 

@@ -19,10 +19,12 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from flowstill.errors import RecipeError, ShapeError
+from flowstill.errors import RecipeError
 from flowstill.features.sections import Pairs, Section
 from flowstill.features.taps import Flow
-from flowstill.knowledge.fsp import FSPLoss, Shaped, Weighting, build_loss, check_channels, flow_weights
+from flowstill.knowledge.flows import Shaped, Weighting, check_channels, flow_weights
+from flowstill.knowledge.fsp import FSPLoss, build_loss
+from flowstill.knowledge.numbered import end_below
 from flowstill.knowledge.shuffling import Shuffle
 from flowstill.schema import specification
 from flowstill.transfer.knowledge import Knowledge, Setting, register
@@ -44,10 +46,15 @@ def all_spans(n: int) -> tuple[Span, ...]:
 
 
 def step_spans(n: int, step: int, anchor: Anchor = "start") -> tuple[Span, ...]:
-    """The spans of ``step``, 1 to n: those that start where section ``step`` does, or those that end there.
+    """The spans of one step; with either anchor each span of the whole set belongs to exactly one step.
 
-    By either anchor each span of the whole set belongs to exactly one step.
-    Raises: RecipeError if there is no such step.
+    Args:
+        n: number of sections.
+        step: 1 to n.
+        anchor: ``start``, the spans that start where section ``step`` does; ``end``, those that end where it ends.
+
+    Raises:
+        RecipeError: there is no such step.
 
     >>> [step_spans(3, step) for step in (1, 2, 3)]
     [((0, 1), (0, 2), (0, 3)), ((1, 2), (1, 3)), ((2, 3),)]
@@ -56,7 +63,7 @@ def step_spans(n: int, step: int, anchor: Anchor = "start") -> tuple[Span, ...]:
     """
     if not 1 <= step <= n:
         raise RecipeError(
-            f"dense: no step {step}: the networks pair in {n} sections, so steps go from 1 to {n}; change 'step'."
+            f"dense: no step {step}: the networks pair in {n} sections, so steps run from 1 to {n}; change 'step'."
         )
     return tuple((a, b) for a, b in all_spans(n) if step == (a + 1 if anchor == "start" else b))
 
@@ -105,50 +112,47 @@ class Dense(Knowledge):
 
     def __post_init__(self) -> None:
         if self.spans is not None and self.step is not None:
-            raise ValueError(f"step {self.step} has spans of its own; give 'step' or 'spans', not both")
+            raise ValueError(f"step {self.step} selects its own spans; give 'step' or 'spans', not both")
         if self.step is None and (self.freeze_below or self.anchor != "start"):
             option = "freeze_below" if self.freeze_below else "anchor"
-            raise ValueError(f"{option!r} says something of a step; add 'step', or leave it out")
+            raise ValueError(f"{option!r} needs a step; add 'step', or leave it out")
         if self.spans is not None and not 0 < len(self.spans) == len(set(self.spans)):
-            raise ValueError(f"spans {self.spans}: name at least one span, and none twice; or leave it out")
+            raise ValueError(f"spans {self.spans}: list at least one span, each once; or leave it out for all of them")
         for a, b in self.spans or ():
             if a >= b:
-                raise ValueError(f"span {a, b} ends before it begins; a span (a, b) goes from X_a up to X_b, a < b")
+                raise ValueError(f"span {a, b} ends before it starts; a span (a, b) runs from X_a to X_b, a < b")
 
     def build(self, pairs: Pairs, setting: Setting | None = None) -> FSPLoss:
         """The loss for these pairs of sections.
 
         Raises:
-            ShapeError: a teacher's matrix has another shape than its student's, or there are no pairs.
-            RecipeError: a step or span that does not exist, or another count of weights than of spans.
+            ShapeError: there are no pairs, or a teacher's matrix has another shape than its student's.
+            RecipeError: a step or span does not exist, or the number of weights is not the number of spans.
         """
-        n = len(pairs)
-        if not pairs:
-            raise ShapeError("dense needs at least one pair of sections, and these networks have none.")
+        n = len(self.require_pairs(pairs))
         spans = self.spans or (step_spans(n, self.step, self.anchor) if self.step else all_spans(n))
         for span in spans:
             if span[1] > n:
                 raise RecipeError(
-                    f"dense: no span {span}: the networks pair in {n} sections, so spans end at most at "
-                    f"{n}; change 'spans'."
+                    f"dense: no span {span}: the networks pair in {n} sections, so spans end at {n} at most; "
+                    "change 'spans'."
                 )
         teacher, student = [pair.teacher for pair in pairs], [pair.student for pair in pairs]
-        theirs, ours = ([_flow(sections, span) for span in spans] for sections in (teacher, student))
-        check_channels(theirs, ours, "span", [list(span) for span in spans], "dense", self.step is None)
-        loss = build_loss(pairs, theirs, ours, self._alphas(teacher, spans), self.shuffle, setting)
+        flows_t, flows_s = ([_flow(sections, span) for span in spans] for sections in (teacher, student))
+        check_channels(self.name, flows_t, flows_s, "span", [list(span) for span in spans], self.step is None)
+        loss = build_loss(pairs, flows_t, flows_s, self._alphas(teacher, spans), self.shuffle, setting)
         if self.freeze_below and self.step and self.step > 1:
-            loss.frozen_below = student[self.step - 2].exit
+            loss.frozen_below = end_below(pairs, self.step - 1)
         return loss
 
     def _alphas(self, teacher: Sequence[Section], spans: Sequence[Span]) -> list[float]:
         """The weights of ``spans``."""
-        numbers = isinstance(self.weighting, tuple)
-        weighted = self.spans if numbers and self.spans else all_spans(len(teacher))
-        if numbers and len(self.weighting) != len(weighted):
+        numbered = isinstance(self.weighting, tuple)
+        weighted = self.spans if numbered and self.spans else all_spans(len(teacher))
+        if numbered and len(self.weighting) != len(weighted):
             raise RecipeError(
-                f"dense: weighting has {len(self.weighting)} numbers {self.weighting}, but there are "
-                f"{len(weighted)} spans; give one for each of {list(weighted)}, in that order, or "
-                "'equal'."
+                f"dense: weighting has {len(self.weighting)} numbers {self.weighting}, but there are {len(weighted)} "
+                f"spans; give one for each of {list(weighted)}, in that order, or 'equal'."
             )
         alphas = flow_weights(self.weighting, [_flow(teacher, span)[1] for span in weighted])
         weight = dict(zip(weighted, alphas, strict=True))

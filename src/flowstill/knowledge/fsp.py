@@ -28,30 +28,62 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flowstill.data.batch import Batch
-from flowstill.errors import RecipeError, ShapeError
+from flowstill.errors import ShapeError
 from flowstill.features.sections import Pairs, Section
 from flowstill.features.taps import Flow, Reading
-from flowstill.knowledge.matrices import fsp_matrix
+from flowstill.knowledge.flows import Shaped, Weighting, check_channels, flow_weights, taps_of
+from flowstill.knowledge.maps import max_pooled
+from flowstill.knowledge.numbered import check_in_range, check_numbers, end_below
+from flowstill.knowledge.products import mean_products
 from flowstill.knowledge.shuffling import Orders, Shuffle, drawn_orders, shuffled
 from flowstill.schema import specification
 from flowstill.transfer.knowledge import Knowledge, Loss, Setting, register
 from flowstill.transfer.methods import SAME_CHANNELS, before_task, clipped, register_method
 from flowstill.transfer.stages import Stage
 
-__all__ = [
-    "FSP",
-    "FSPLoss",
-    "Shaped",
-    "Weighting",
-    "build_loss",
-    "check_channels",
-    "flow_weights",
-    "fsp_loss",
-    "fsp_matrix",
-]
+__all__ = ["FSP", "FSPLoss", "Weighting", "build_loss", "flow_weights", "fsp_loss", "fsp_matrix"]
 
-Weighting = Literal["equal", "sum", "element_mean"] | tuple[Annotated[float, Field(ge=0)], ...]
-Shaped = tuple[Flow, tuple[int, int]]  # a flow, and the shape of its matrix
+
+def fsp_matrix(front: Tensor, back: Tensor) -> Tensor:
+    """Flow between two feature maps, Eq. 1 of Yim et al. (2017).
+
+    G[b, i, j] = 1/(h w) * sum_st front[b, i, s, t] * back[b, j, s, t]
+
+    If the maps' sizes differ, the larger is max-pooled to the smaller's height h and width w; adaptively where the ratio
+    is not whole, as from 15 to 7, which the paper does not need. Half precision is read as it comes and summed in float32,
+    also under autocast. Any memory layout. Differentiable any number of times in reverse mode; not in forward mode.
+
+    Args:
+        front: (N, m, H, W), the map that comes first in the network.
+        back: (N, n, h, w).
+
+    Returns:
+        (N, m, n), float32, or float64 if either map is.
+
+    Raises:
+        ShapeError: not two (N, C, H, W) maps of the same images, or neither is the larger.
+
+    >>> fsp_matrix(torch.ones(1, 2, 4, 4), 3 * torch.ones(1, 1, 4, 4))
+    tensor([[[3.],
+             [3.]]])
+    """
+    size = _common_size(front, back)
+    return mean_products(max_pooled(front, size), max_pooled(back, size))
+
+
+def _common_size(front: Tensor, back: Tensor) -> tuple[int, int]:
+    """Height and width of the smaller map. Raises: ShapeError."""
+    shapes = f"front {tuple(front.shape)} and back {tuple(back.shape)}"
+    if front.ndim != 4 or back.ndim != 4:
+        raise ShapeError(f"An FSP matrix needs two maps (N, channels, height, width). Received: {shapes}.")
+    if front.shape[0] != back.shape[0]:
+        raise ShapeError(f"An FSP matrix needs two maps of the same images. Received different numbers: {shapes}.")
+    (high, wide), (height, width) = front.shape[2:], back.shape[2:]
+    if (high - height) * (wide - width) < 0:
+        raise ShapeError(
+            f"An FSP matrix needs one map to be the larger. Received one that is higher and one that is wider: {shapes}."
+        )
+    return min(high, height), min(wide, width)
 
 
 def fsp_loss(student_matrices: Sequence[Tensor], teacher_matrices: Sequence[Tensor], alphas: Sequence[float]) -> Tensor:
@@ -81,44 +113,16 @@ def fsp_loss(student_matrices: Sequence[Tensor], teacher_matrices: Sequence[Tens
     return torch.stack(distances).sum()
 
 
-def flow_weights(weighting: Weighting, shapes: Sequence[tuple[int, int]]) -> tuple[float, ...]:
-    """The alpha_i of Eq. 2 for matrices of these shapes (m_i, n_i).
-
-    ``equal``: all the same, as in the paper; their common value, which it does not print, is 1 / sum_i m_i n_i, so
-    that the loss does not grow with the network's width. ``sum``: all 1, the plain sum of squares; sum_i m_i n_i
-    times as large as ``equal``, it can diverge at the paper's learning rate of 1e-3. ``element_mean``: 1 / (m_i n_i),
-    the mean over each matrix; not the paper's, for it favours narrow sections, 8 : 4 : 1 in a CIFAR ResNet.
-    Numbers: taken as they are.
-
-    Raises:
-        RecipeError: another count of numbers than of matrices.
-
-    >>> flow_weights("equal", [(1, 2), (2, 4)])
-    (0.1, 0.1)
-    >>> flow_weights("element_mean", [(1, 2), (2, 4)])
-    (0.5, 0.125)
-    """
-    sizes = [m * n for m, n in shapes]
-    if weighting == "equal":
-        return (1 / sum(sizes),) * len(sizes)
-    if weighting == "sum":
-        return (1.0,) * len(sizes)
-    if weighting == "element_mean":
-        return tuple(1 / size for size in sizes)
-    if len(weighting) != len(sizes):
-        raise RecipeError(
-            f"FSP: weighting has {len(weighting)} numbers {weighting}, but {len(sizes)} sections are "
-            "trained; give one for each, in order, or 'equal'."
-        )
-    return weighting
-
-
 class FSPLoss(Loss):
     """Eq. 2 between a student's reading and a teacher's matrices; no parameters of its own.
 
-    teacher, student, alphas: each matrix's flow in both networks, and its weight. orders: of the rows and columns of
-    each of the teacher's matrices, () where they are not shuffled. The target stays as the teacher gives it, so that
-    one stored target serves every shuffle.
+    The target is not shuffled, so that one stored target serves every shuffle.
+
+    Args:
+        teacher: each matrix's flow in the teacher.
+        student: the same flows in the student.
+        alphas: the weight of each.
+        orders: of the rows and columns of each of the teacher's matrices; () for no shuffle.
     """
 
     storable = True
@@ -128,28 +132,25 @@ class FSPLoss(Loss):
     ) -> None:
         super().__init__()
         self.teacher_flows, self.student_flows, self.alphas = tuple(teacher), tuple(student), tuple(alphas)
-        self.teacher_taps = tuple(dict.fromkeys(tap for flow in teacher for tap in (flow.front, flow.back)))
-        self.student_taps = tuple(dict.fromkeys(tap for flow in student for tap in (flow.front, flow.back)))
+        self.teacher_taps, self.student_taps = taps_of(self.teacher_flows), taps_of(self.student_flows)
         self._shuffled = len(orders)
-        for number, (rows, columns) in enumerate(orders):  # drawn from the seed again, so not saved
+        for number, (rows, columns) in enumerate(orders):  # not saved, since the seed gives them again
             self.register_buffer(f"rows{number}", rows, persistent=False)
             self.register_buffer(f"columns{number}", columns, persistent=False)
 
     @property
     def orders(self) -> tuple[Orders, ...]:
-        """The orders of each matrix's rows and columns, on the loss's device; () where it does not shuffle."""
+        """The orders of each matrix's rows and columns, on the loss's device; () without a shuffle."""
         numbers = range(self._shuffled)
         return tuple((self.get_buffer(f"rows{number}"), self.get_buffer(f"columns{number}")) for number in numbers)
 
     @torch.no_grad()
     def target(self, teacher: Reading | None, batch: Batch | None = None) -> tuple[Tensor, ...]:
         """The teacher's matrices, one (N, m_i, n_i) for each flow, not shuffled."""
-        if teacher is None:
-            raise ValueError("FSP matrices are made from a teacher's reading, and there is none")
-        return _matrices(teacher, self.teacher_flows)
+        return _matrices(self.require_teacher(teacher), self.teacher_flows)
 
     def forward(self, student: Reading, target: Sequence[Tensor]) -> Tensor:
-        """Eq. 2, a scalar of float32: mean over the batch, weighted sum over the flows."""
+        """Eq. 2, a float32 scalar: mean over the batch, weighted sum over the flows."""
         if self._shuffled:
             target = [shuffled(matrix, *orders) for matrix, orders in zip(target, self.orders, strict=True)]
         return fsp_loss(_matrices(student, self.student_flows), target, self.alphas)
@@ -188,39 +189,29 @@ class FSP(Knowledge):
     shuffle: Shuffle | None = None
 
     def __post_init__(self) -> None:
-        if self.freeze_below and not (self.sections and min(self.sections)):
-            raise ValueError(
-                "'freeze_below' says something of sections above the first; name them in 'sections', or leave it out"
-            )
-        if self.sections is not None and not 0 < len(self.sections) == len(set(self.sections)):
-            raise ValueError(f"sections {self.sections}: name at least one section, and none twice; or leave it out")
+        check_numbers("sections", self.sections, self.freeze_below, "leave it out for all of them")
 
     def build(self, pairs: Pairs, setting: Setting | None = None) -> FSPLoss:
         """The loss for these pairs of sections.
 
         Raises:
-            ShapeError: a teacher's matrix has another shape than its student's, or there are no pairs.
-            RecipeError: a section that does not exist, or another count of weights than of sections.
+            ShapeError: there are no pairs, or a teacher's matrix has another shape than its student's.
+            RecipeError: a section does not exist, or the number of weights is not the number of sections.
         """
+        self.require_pairs(pairs)
         numbers = range(len(pairs)) if self.sections is None else self.sections
-        if not pairs:
-            raise ShapeError("FSP needs at least one pair of sections, and these networks have none.")
-        if max(numbers) >= len(pairs):
-            raise RecipeError(
-                f"FSP: no section {max(numbers)}: the networks pair in {len(pairs)} sections, numbered "
-                f"from 0 to {len(pairs) - 1}; change 'sections'."
-            )
+        check_in_range(self.name, "sections", numbers, pairs)
         teacher = [self._flow(pairs[number].teacher) for number in numbers]
         student = [self._flow(pairs[number].student) for number in numbers]
-        check_channels(teacher, student, "section", numbers)
+        check_channels(self.name, teacher, student, "section", numbers)
         alphas = flow_weights(self.weighting, [shape for _, shape in teacher])
         loss = build_loss(pairs, teacher, student, alphas, self.shuffle, setting)
         if self.freeze_below:
-            loss.frozen_below = pairs[min(numbers) - 1].student.exit
+            loss.frozen_below = end_below(pairs, min(numbers))
         return loss
 
     def _flow(self, section: Section) -> Shaped:
-        """The flow in a section, and its matrix's shape."""
+        """The section's flow, and its matrix's shape."""
         if self.flows == "inside":
             return Flow(section.first, section.exit), (section.first_shape[0], section.exit_shape[0])
         return section.flow, (section.entry_shape[0], section.exit_shape[0])
@@ -235,41 +226,9 @@ def build_loss(
     setting: Setting | None,
 ) -> FSPLoss:
     """Eq. 2 over these flows of the pairs; a shuffle is drawn from the setting's seed, 0 without a setting."""
-    theirs, ours = [flow for flow, _ in teacher], [flow for flow, _ in student]
-    orders = drawn_orders(shuffle, [pair.teacher for pair in pairs], theirs, setting.seed if setting else 0)
-    return FSPLoss(theirs, ours, alphas, orders)
-
-
-def check_channels(
-    teacher: Sequence[Shaped],
-    student: Sequence[Shaped],
-    kind: str,
-    names: Sequence[object],
-    who: str = "FSP",
-    optional: bool = True,
-) -> None:
-    """Eq. 2 subtracts matrices, so their shapes must agree.
-
-    kind, names: what the flows are to the user, ``section`` 0, 1, 2; an option called ``sections`` may choose among them,
-    unless not ``optional``. who: the knowledge.
-    Raises: ShapeError naming every flow at fault.
-    """
-    wrong, fit = [], []
-    for name, (its, (m, n)), (own, (i, j)) in zip(names, teacher, student, strict=True):
-        if (m, n) == (i, j):
-            fit.append(name)
-        else:
-            wrong.append(
-                f"{kind} {name}: {m}x{n} in the teacher ({its.front} -> {its.back}), "
-                f"{i}x{j} in the student ({own.front} -> {own.back})"
-            )
-    if wrong:
-        subset = f", or train only what fits: '{kind}s: {fit}'" if fit and optional else ""
-        raise ShapeError(
-            f"{who} needs equal channels, but its matrices differ in {'; in '.join(wrong)}. "
-            f"Give the student the teacher's widths{subset}, or transfer what needs no equal channels, "
-            "such as 'attention'."
-        )
+    flows = [flow for flow, _ in teacher]
+    orders = drawn_orders(shuffle, [pair.teacher for pair in pairs], flows, setting.seed if setting else 0)
+    return FSPLoss(flows, [flow for flow, _ in student], alphas, orders)
 
 
 def _matrices(reading: Reading, flows: Sequence[Flow]) -> tuple[Tensor, ...]:

@@ -13,17 +13,16 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from flowstill.data.batch import Batch
-from flowstill.errors import RecipeError
 from flowstill.features.sections import Pairs, Section
 from flowstill.features.taps import Reading, Tap
 from flowstill.features.tracing import find_trunk
 from flowstill.features.trunk import Trunk, TrunkMap
 from flowstill.knowledge.logits import SoftLogits
+from flowstill.knowledge.maps import MapsLoss, precise, same_size
+from flowstill.knowledge.numbered import check_in_range, check_numbers, end_below
 from flowstill.schema import specification
-from flowstill.transfer.knowledge import Knowledge, Loss, Setting, register
+from flowstill.transfer.knowledge import Knowledge, Setting, register
 from flowstill.transfer.methods import TASK, TASK_LR, register_method
 from flowstill.transfer.procedures import cyclic, joint, schedule
 from flowstill.transfer.schedules import Linear
@@ -33,29 +32,40 @@ Shape = tuple[int, int, int]
 
 
 def hint_loss(guided: Tensor, hint: Tensor, sum: bool = False) -> Tensor:
-    """Squared L2 distance of the student's guided map and the teacher's hint, Eq. 3 without its constant.
+    """Squared L2 distance between the student's guided map and the teacher's hint, Eq. 3 without its constant.
 
-    Args: guided, hint (B, C, H, W) of one shape. sum: over the elements of an image, instead of their mean.
-    Returns: a scalar, float32 or better: mean over the batch.
+    Args:
+        guided: (B, C, H, W).
+        hint: (B, C, H, W).
+        sum: sum over each image's elements instead of taking their mean.
+
+    Returns:
+        A scalar, float32 or better: mean over the batch.
 
     >>> guided, hint = torch.full((5, 2, 3, 3), 3.0), torch.ones(5, 2, 3, 3)
     >>> hint_loss(guided, hint).item(), hint_loss(guided, hint, sum=True).item()
     (4.0, 72.0)
     """
-    errors = (_precise(guided) - _precise(hint)).square()
+    errors = (precise(guided) - precise(hint)).square()
     return errors.sum() / len(errors) if sum else errors.mean()
 
 
 def blocks(network: nn.Module, section: Section, shape: Shape) -> list[tuple[Tap, Shape]]:
-    """The outputs of a section's blocks, in order; of its convolutions with their activations where it has no blocks.
+    """The outputs of a section's blocks, in order; without blocks, of its convolutions with their activations.
 
-    A block is a module with several kernels that every path passes (a residual block, an inception cell). The last
-    output is the section's exit. Of a section whose taps were named by hand there is that one alone.
+    A block is a module with several kernels that every path passes, such as a residual block or an inception cell. The
+    last output is the section's exit, the only one if the section's taps were named by hand.
 
-    Args: shape (C, H, W) of the images. Returns: taps with the maps' shapes.
+    Args:
+        network: that the section belongs to.
+        section: one of its sections.
+        shape: (C, H, W) of the images.
+
+    Returns:
+        Taps with the shapes of their maps.
     """
     exit_ = (section.exit, section.exit_shape)
-    if section.first == section.entry:  # a section that was found has a block between the two
+    if section.first == section.entry:  # named by hand: a section that was found has a block between the two
         return [exit_]
     trunk = find_trunk(network, shape)
     end, last = _map_at(trunk, section.entry), _map_at(trunk, section.exit)
@@ -68,7 +78,7 @@ def blocks(network: nn.Module, section: Section, shape: Shape) -> list[tuple[Tap
 
 
 def middle_block(network: nn.Module, section: Section, shape: Shape) -> tuple[Tap, Shape]:
-    """The output of block ceil(n / 2) of the section's n, and its shape.
+    """The output of block ceil(n / 2) of the section's n blocks, and its shape.
 
     >>> import flowstill as fs
     >>> resnet26 = fs.create("resnet26")
@@ -79,35 +89,30 @@ def middle_block(network: nn.Module, section: Section, shape: Shape) -> tuple[Ta
     return found[(len(found) - 1) // 2]
 
 
-class HintsLoss(Loss):
-    """``hint_loss`` of each pair of layers, summed. Regressors, where channels differ, have the role ``adapters``.
+class HintsLoss(MapsLoss):
+    """``hint_loss`` of each pair of layers, summed. Where channels differ, a regressor has the role ``adapters``.
 
-    hints, guided: the teacher's and the student's taps with the shapes of their maps.
+    Args:
+        hints: the teacher's taps with the shapes of their maps.
+        guided: the student's.
+        sum: as in ``hint_loss``.
     """
-
-    storable = True
 
     def __init__(
         self, hints: Sequence[tuple[Tap, Shape]], guided: Sequence[tuple[Tap, Shape]], sum: bool = False
     ) -> None:
-        super().__init__()
-        self.teacher_taps, self.student_taps = tuple(tap for tap, _ in hints), tuple(tap for tap, _ in guided)
+        super().__init__([tap for tap, _ in hints], [tap for tap, _ in guided])
         self.sum = sum
-        channels = [(ours[0], theirs[0]) for (_, ours), (_, theirs) in zip(guided, hints, strict=True)]
+        channels = [(shape_s[0], shape_t[0]) for (_, shape_s), (_, shape_t) in zip(guided, hints, strict=True)]
         self.regressors = nn.ModuleList(
-            nn.Identity() if ours == theirs else nn.Conv2d(ours, theirs, 1) for ours, theirs in channels
+            nn.Identity() if student == teacher else nn.Conv2d(student, teacher, 1) for student, teacher in channels
         )
-
-    def target(self, teacher: Reading | None, batch: Batch | None = None) -> tuple[Tensor, ...]:
-        """The teacher's hints."""
-        assert teacher is not None
-        return tuple(teacher[tap].detach() for tap in self.teacher_taps)
 
     def forward(self, student: Reading, target: Sequence[Tensor]) -> Tensor:
         """A float32 scalar, at least 0: mean over the batch."""
         losses = []
         for tap, regressor, hint in zip(self.student_taps, self.regressors, target, strict=True):
-            guided, hint = _same_size(student[tap], hint)
+            guided, hint = same_size(student[tap], hint)
             losses.append(hint_loss(regressor(guided), hint, self.sum))
         return torch.stack(losses).sum()
 
@@ -142,68 +147,39 @@ class Hints(Knowledge):
     sum: bool = False
 
     def __post_init__(self) -> None:
-        if self.freeze_below and not (isinstance(self.layers, tuple) and self.layers and min(self.layers)):
-            raise ValueError(
-                "'freeze_below' says something of sections above the first; give their numbers as 'layers', or "
-                "leave it out"
-            )
-        if isinstance(self.layers, tuple) and not 0 < len(self.layers) == len(set(self.layers)):
-            raise ValueError(
-                f"layers {self.layers}: name at least one section, and none twice; or choose 'middle' or 'sections'"
-            )
+        numbers = self.layers if isinstance(self.layers, tuple) else None
+        check_numbers("layers", numbers, self.freeze_below, "choose 'middle' or 'sections'")
 
     def build(self, pairs: Pairs, setting: Setting | None = None) -> HintsLoss:
-        """The loss with its regressors. For the middle layer, networks are read once (their blocks are not in the pairs).
+        """The loss with its regressors. For ``middle`` both networks are read once, since the pairs do not hold blocks.
 
-        Raises: RecipeError without sections, for a section that does not exist, or if the middle block is wanted and the
-        networks are not given.
+        Raises:
+            ShapeError: there are no pairs.
+            RecipeError: a section does not exist, or ``middle`` is built without a teacher in the setting.
         """
-        if not pairs:
-            raise RecipeError(
-                "hints compares sections, but none of the teacher's was paired with one of the student's."
-            )
+        self.require_pairs(pairs)
         if self.layers != "middle":
             numbers = range(len(pairs)) if self.layers == "sections" else self.layers
-            if max(numbers) >= len(pairs):
-                raise RecipeError(
-                    f"hints: no section {max(numbers)}: the networks pair in {len(pairs)} sections, numbered "
-                    f"from 0 to {len(pairs) - 1}; change 'layers'."
-                )
+            check_in_range(self.name, "layers", numbers, pairs)
             chosen = [pairs[number] for number in numbers]
             ends = [[(side.exit, side.exit_shape) for side in (pair.teacher, pair.student)] for pair in chosen]
             loss = HintsLoss([end[0] for end in ends], [end[1] for end in ends], self.sum)
             if self.freeze_below:
-                loss.frozen_below = pairs[min(numbers) - 1].student.exit
+                loss.frozen_below = end_below(pairs, min(numbers))
             return loss
-        if setting is None or setting.teacher is None:
-            raise RecipeError(
-                "hints finds the middle block in the networks themselves: build it with a Setting that has "
-                "both, or choose 'layers: sections'."
-            )
+        setting, teacher = self.require_teacher(setting)
         pair = pairs[(len(pairs) - 1) // 2]
-        hint = middle_block(setting.teacher, pair.teacher, setting.shape)
+        hint = middle_block(teacher, pair.teacher, setting.shape)
         return HintsLoss([hint], [middle_block(setting.student, pair.student, setting.shape)], self.sum)
 
 
 def _map_at(trunk: Trunk, tap: Tap) -> TrunkMap:
-    """The trunk's map that a tap reads; both come of the same network, so there is one."""
+    """The trunk's map that a tap reads. There is one, since both come from the same network."""
 
     def readers(m: TrunkMap) -> Sequence[str]:
         return m.feeds if tap.at == "input" else [call.path for call in m.makers]
 
     return next(m for m in trunk.maps if tap.path in readers(m))
-
-
-def _same_size(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """Both maps at the smaller's height and width, by average pooling."""
-    size = (min(one.shape[2], other.shape[2]), min(one.shape[3], other.shape[3]))
-    pooled = [maps if maps.shape[2:] == size else F.adaptive_avg_pool2d(maps, size) for maps in (one, other)]
-    return pooled[0], pooled[1]
-
-
-def _precise(maps: Tensor) -> Tensor:
-    """In float32 or better."""
-    return maps if maps.dtype == torch.float64 else maps.float()
 
 
 HINTS, HINTS_LR = schedule((1e-4, 25_000), (1e-5, 35_000))

@@ -22,9 +22,8 @@ its settings. What is built here is a reconstruction:
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
-from typing import Annotated, ClassVar, Literal, NamedTuple, Self
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -32,98 +31,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowstill.data.batch import Batch
-from flowstill.data.keyed import Purpose, bits, key_of, uniform
 from flowstill.errors import RecipeError, ShapeError
-from flowstill.features.modules import logits_in, unwrapped
 from flowstill.features.sections import Pairs
 from flowstill.features.taps import Reading
+from flowstill.knowledge.adversaries import Discriminator, TeacherCopy, deception_loss, discrimination_loss
+from flowstill.knowledge.gumbel import gumbel_noise, gumbel_softmax, gumbel_temperature
 from flowstill.knowledge.logits import soft_logits_loss
 from flowstill.schema import specification
 from flowstill.transfer.knowledge import Knowledge, Loss, Setting, register
 from flowstill.transfer.methods import TASK, TASK_LR, register_method
 from flowstill.transfer.procedures import register_procedure, stage
-from flowstill.transfer.schedules import Constant, Cosine, Linear, Milestones, Schedule
+from flowstill.transfer.schedules import Constant, Schedule, multiplied
 from flowstill.transfer.stages import Optimizer, Player, Stage, Term, TermsLike, Update
 
 Side = Literal["discriminator", "teacher", "student"]
-COPY = 0.01  # the rate of the teacher's copy, in that of the student; no paper gives one
-_DRAWS: dict[Side, int] = {"discriminator": 0, "teacher": 1, "student": 2}  # each has noise of its own
-
-
-def gumbel_noise(seed: int, step: int, index: Tensor, classes: int, draw: int = 0) -> Tensor:
-    """Standard Gumbel noise that depends on its key alone: -log(-log u), u uniform in (0, 1).
-
-    Args: index (B,) int64, the images' rows in the training set. draw: number of an independent draw.
-    Returns: (B, classes) float64, on the CPU.
-
-    >>> rows = torch.tensor([3, 5])
-    >>> torch.equal(gumbel_noise(0, 7, rows, 10)[1:], gumbel_noise(0, 7, rows[1:], 10))
-    True
-    """
-    random = bits(key_of(seed, Purpose.GUMBEL), *map(torch.tensor, (step, draw)), index[:, None], torch.arange(classes))
-    return -(-(uniform(random) + 2.0**-54).log()).log()
-
-
-def gumbel_softmax(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
-    """A sample of softmax(logits), relaxed onto the simplex so that it has a gradient; the hotter, the softer.
-
-    Args: logits, noise (B, classes). Returns: (B, classes), rows sum to 1.
-    """
-    return F.softmax((logits + noise) / temperature, 1)
-
-
-def gumbel_temperature(step: int, steps: int, line: tuple[float, float] = (1.0, 0.1)) -> float:
-    """The samples' temperature at ``step`` of ``steps``, on a straight line.
-
-    >>> [round(gumbel_temperature(step, 3), 2) for step in range(3)]
-    [1.0, 0.55, 0.1]
-    """
-    return line[0] + (line[1] - line[0]) * step / max(1, steps - 1)
-
-
-def discrimination_loss(real: Tensor, student: Tensor, teacher: Tensor, alpha: float = 0.5) -> Tensor:
-    """What D minimises, for each image: -log D(real) - alpha log(1 - D(student)) - (1 - alpha) log(1 - D(teacher)).
-
-    Args: logits of D, (B,), for the true labels and for the samples. Returns: (B,), above 0; 2 log 2 for a blind D.
-    """
-    return -(F.logsigmoid(real) + alpha * F.logsigmoid(-student) + (1 - alpha) * F.logsigmoid(-teacher))
-
-
-def deception_loss(scores: Tensor) -> Tensor:
-    """E log(1 - D), what a player of samples minimises; below 0. Args: logits of D, (B,). Returns: a scalar."""
-    return F.logsigmoid(-scores).mean()
-
-
-class Discriminator(nn.Module):
-    """D: two linear layers on features and label, its hidden layer rectified."""
-
-    def __init__(self, features: int, classes: int, hidden: int = 128) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(features + classes, hidden), nn.Linear(hidden, 1)
-
-    def forward(self, features: Tensor, label: Tensor) -> Tensor:
-        """(B, features) and (B, classes) -> the logit of D, (B,), float32 also under autocast."""
-        with torch.autocast(features.device.type, enabled=False):
-            hidden: Tensor = self.first(torch.cat([features, label], 1)).relu()
-            logits: Tensor = self.second(hidden)
-            return logits.squeeze(1)
-
-
-class TeacherCopy(nn.Module):
-    """T: the teacher's double, whose weights move. It stays in eval mode."""
-
-    def __init__(self, teacher: nn.Module) -> None:
-        super().__init__()
-        self.network = copy.deepcopy(unwrapped(teacher)).requires_grad_(True)
-        self.eval()
-
-    def train(self, mode: bool = True) -> Self:
-        """Eval mode, whatever ``mode`` says."""
-        return super().train(False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) -> logits (B, classes), float32."""
-        return logits_in(self.network(images)).float()
+COPY = 0.01  # learning rate of the teacher's copy over the student's; no paper gives one
+_DRAWS: dict[Side, int] = {"discriminator": 0, "teacher": 1, "student": 2}  # the noise of each is independent
 
 
 class Round(NamedTuple):
@@ -145,7 +68,16 @@ class Round(NamedTuple):
 
 
 class KDGANLoss(Loss):
-    """One side's loss. All sides of a stage hold the same D and T; each offers only its own player to be moved."""
+    """One side's loss. All sides of a stage share D and T; each offers only its own player for training.
+
+    Args:
+        knowledge: the options, among them the side.
+        pairs: of sections; the last one's end in the teacher gives D's features.
+        classes: number of classes of the data.
+        seed: of the noise.
+        discriminator: D.
+        teacher: T.
+    """
 
     student_logits = True
     same_classes = True
@@ -165,7 +97,7 @@ class KDGANLoss(Loss):
         self.discriminator, self.teacher_copy = discriminator, teacher
 
     def parts(self) -> dict[str, nn.Module]:
-        """D on its own side, T on its own, nothing on the student's."""
+        """D on the discriminator's side, T on the teacher's, nothing on the student's."""
         if self.knowledge.side == "discriminator":
             return {"discriminator": self.discriminator}
         return {"teacher_copy": self.teacher_copy} if self.knowledge.side == "teacher" else {}
@@ -173,8 +105,7 @@ class KDGANLoss(Loss):
     @torch.no_grad()
     def target(self, teacher: Reading | None, batch: Batch | None = None) -> Round:
         """The frozen teacher's features, this step's noise, and T's predictions as T is now."""
-        assert teacher is not None
-        assert batch is not None
+        teacher, batch = self.require_teacher(teacher), self.require_batch(batch)
         side, images = self.knowledge.side, batch.images
         draws = [
             gumbel_noise(self.seed, batch.step, batch.index.cpu(), self.classes, 2 * _DRAWS[side] + i) for i in (0, 1)
@@ -188,32 +119,34 @@ class KDGANLoss(Loss):
         )
 
     def forward(self, student: Reading, target: Round) -> Tensor:
-        """A float32 scalar. Raises: ShapeError if teacher, student and data do not know the same classes."""
-        assert student.logits is not None
-        knowledge, ours = self.knowledge, student.logits.float()
-        theirs = self.teacher_copy(student.images) if knowledge.side == "teacher" else target.teacher
-        if not ours.shape[1] == theirs.shape[1] == self.classes:
+        """A float32 scalar. Raises: ShapeError if teacher, student and data do not have the same classes."""
+        knowledge, logits_s = self.knowledge, self.require_logits("student", student).float()
+        logits_t = self.teacher_copy(student.images) if knowledge.side == "teacher" else target.teacher
+        if not logits_s.shape[1] == logits_t.shape[1] == self.classes:
             raise ShapeError(
-                f"KDGAN needs the data's {self.classes} classes in both networks, but the teacher gives {theirs.shape[1]} "
-                f"and the student {ours.shape[1]}. Fine-tune the teacher on the student's task first."
+                f"kdgan needs the data's {self.classes} classes in both networks, but the teacher gives "
+                f"{logits_t.shape[1]} and the student {logits_s.shape[1]}. Fine-tune the teacher on the student's task "
+                "first."
             )
         if knowledge.side == "student":
-            fooled = deception_loss(self._score(ours, 0, target))
-            return knowledge.alpha * fooled + knowledge.beta * soft_logits_loss(ours, theirs, knowledge.temperature)
+            fooled = deception_loss(self._score(logits_s, 0, target))
+            return knowledge.alpha * fooled + knowledge.beta * soft_logits_loss(
+                logits_s, logits_t, knowledge.temperature
+            )
         if knowledge.side == "teacher":
-            fooled = deception_loss(self._score(theirs, 1, target))
-            distilled = soft_logits_loss(theirs, ours.detach(), knowledge.temperature)
-            learned = F.cross_entropy(theirs, target.labels, ignore_index=-1, reduction="sum") / len(theirs)
+            fooled = deception_loss(self._score(logits_t, 1, target))
+            distilled = soft_logits_loss(logits_t, logits_s.detach(), knowledge.temperature)
+            learned = F.cross_entropy(logits_t, target.labels, ignore_index=-1, reduction="sum") / len(logits_t)
             return (1 - knowledge.alpha) * fooled + knowledge.gamma * distilled + knowledge.teacher_labels * learned
         known = target.labels >= 0
         label = F.one_hot(target.labels.clamp(min=0), self.classes).float()
         real = self.discriminator(target.features, label)
-        samples = [self._score(logits.detach(), i, target) for i, logits in enumerate((ours, theirs))]
+        samples = [self._score(logits.detach(), i, target) for i, logits in enumerate((logits_s, logits_t))]
         losses = discrimination_loss(real, samples[0], samples[1], knowledge.alpha)
         return (losses * known).sum() / known.sum().clamp(min=1)
 
     def _score(self, logits: Tensor, number: int, target: Round) -> Tensor:
-        """D's logit for a sample, with C's (0) or T's (1) noise."""
+        """D's logits for samples drawn with C's (0) or T's (1) noise."""
         sample = gumbel_softmax(logits, target.noise[number], target.temperature)
         logit: Tensor = self.discriminator(target.features, sample)
         return logit
@@ -255,24 +188,26 @@ class KDGAN(Knowledge):
     def build(self, pairs: Pairs, setting: Setting | None = None) -> KDGANLoss:
         """The loss; D and T go into ``setting.shared`` as ``discriminator`` and ``teacher_copy``.
 
-        Raises: RecipeError without a teacher, its sections, or one width of D in all of a stage.
+        Raises:
+            ShapeError: there are no pairs.
+            RecipeError: the setting has no teacher, or another term of the stage gave D another width.
         """
-        if setting is None or setting.teacher is None or not pairs:
-            raise RecipeError("kdgan needs a teacher, and a section of it that is paired with one of the student's.")
+        self.require_pairs(pairs)
+        setting, frozen = self.require_teacher(setting)
         shared = setting.shared
         if "discriminator" not in shared:
             features = pairs[-1].teacher.exit_shape[0]
             shared["discriminator"] = Discriminator(features, setting.classes, self.hidden)
         if "teacher_copy" not in shared:
-            shared["teacher_copy"] = TeacherCopy(setting.teacher)
+            shared["teacher_copy"] = TeacherCopy(frozen)
         discriminator, teacher = shared["discriminator"], shared["teacher_copy"]
         assert isinstance(discriminator, Discriminator)
         assert isinstance(teacher, TeacherCopy)
-        width = discriminator.first.out_features  # of the term that came first
+        width = discriminator.first.out_features  # as the first term built it
         if width != self.hidden:
             raise RecipeError(
-                f"kdgan: a stage has one discriminator, of 'hidden: {width}' in one term and {self.hidden} in "
-                "another; give all the same."
+                f"kdgan: a stage has one discriminator, but 'hidden: {width}' in one term and {self.hidden} in another; "
+                "give all the same."
             )
         return KDGANLoss(self, pairs, setting.classes, setting.seed, discriminator, teacher)
 
@@ -288,7 +223,12 @@ def adversarial(
 ) -> tuple[Stage]:
     """KDGAN (Wang et al. 2018): on every batch the discriminator moves, then the teacher's copy, then the student.
 
-    lr: the student's. game: the settings of all three sides.
+    Args:
+        steps: number of batches.
+        lr: the student's learning rate.
+        game: the options of all three sides.
+        task: the student's terms next to the game.
+        optimizer: the student's.
 
     >>> (stage,) = adversarial(steps=64, lr=0.1)
     >>> [(update.player, [term.knowledge.name for term in update.terms]) for update in stage.updates]
@@ -302,12 +242,14 @@ def adversarial(
 
 
 def with_adversaries(stage: Stage) -> Stage:
-    """A stage in which the student plays ``kdgan``, with the two that it plays against: before each of its batches the
-    discriminator moves by Adam at 1e-3, then the teacher's copy as the student does, at a hundredth of its learning rate.
+    """Add the student's two adversaries to a stage in which it plays ``kdgan``.
 
-    Knowledge representing with KDGAN is ``with_adversaries`` of ``alternating(..., posterior="kdgan")``'s stage.
+    Before each batch of the game the discriminator moves by Adam at 1e-3, then the teacher's copy by the student's
+    optimiser at a hundredth of its learning rate. Knowledge representing with KDGAN is ``with_adversaries`` of the stage
+    that ``alternating(..., posterior="kdgan")`` returns.
 
-    Raises: RecipeError if no term of the stage is ``kdgan``.
+    Raises:
+        RecipeError: no term of the stage is ``kdgan``.
     """
     games = [
         (update.player, term.knowledge)
@@ -316,38 +258,26 @@ def with_adversaries(stage: Stage) -> Stage:
         if isinstance(term.knowledge, KDGAN)
     ]
     if not games:
-        raise RecipeError(f"stage {stage.name!r} has no term 'kdgan', so there is nothing to play against.")
+        raise RecipeError(
+            f"stage {stage.name!r} has no term 'kdgan', so it needs no adversaries. Add the term, or leave the stage "
+            "unchanged."
+        )
     name, game = games[0]
     student = stage.players[name]
     players = {
         "discriminator": Player(("discriminator",), Optimizer("adam", weight_decay=0.0), Constant(1e-3)),
-        "teacher_copy": Player(("teacher_copy",), student.optimizer, _times(student.lr, COPY)),
+        "teacher_copy": Player(("teacher_copy",), student.optimizer, multiplied(student.lr, COPY)),
     }
-    # They read the student, whose BatchNorm statistics belong to its own update.
+    # Both read the student, whose BatchNorm statistics belong to its own update.
     first = Update("discriminator", task=(Term(replace(game, side="discriminator")),), update_batchnorm=False)
     second = Update("teacher_copy", transfer=(Term(replace(game, side="teacher")),), update_batchnorm=False)
     plays = [
         any(isinstance(term.knowledge, KDGAN) for update in batch for term in update.terms) for batch in stage.cycle
     ]
-    cycle = tuple((first, second, *batch) if does else batch for does, batch in zip(plays, stage.cycle, strict=True))
+    cycle = tuple(
+        (first, second, *batch) if played else batch for played, batch in zip(plays, stage.cycle, strict=True)
+    )
     return replace(stage, players={**players, **stage.players}, cycle=cycle)
-
-
-def _times(schedule: Schedule, factor: float) -> Schedule:
-    """The same course at ``factor`` times the height."""
-
-    def times(value: float) -> float:
-        return float(f"{value * factor:.12g}")  # 0.007, where 0.7 * 0.01 is 0.006999999999999999
-
-    match schedule:
-        case Constant(value):
-            return Constant(times(value))
-        case Milestones(milestones):
-            return Milestones({step: times(value) for step, value in milestones.items()})
-        case Linear((first, last)):
-            return Linear((times(first), times(last)))
-        case Cosine():
-            return replace(schedule, cosine=times(schedule.cosine))
 
 
 @register_method(

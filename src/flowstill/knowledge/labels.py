@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flowstill.data.batch import Batch
-from flowstill.errors import ShapeError
 from flowstill.features.sections import Pairs
 from flowstill.features.taps import Reading
 from flowstill.schema import specification
@@ -17,7 +16,7 @@ from flowstill.transfer.knowledge import Knowledge, Loss, Setting, register
 
 
 class LabelLoss(Loss):
-    """Mean cross-entropy over the images whose label is known."""
+    """Mean cross-entropy over the images whose label is known; ``loss(None, student_reading, batch)``."""
 
     student_logits = True
 
@@ -27,18 +26,15 @@ class LabelLoss(Loss):
 
     def target(self, teacher: Reading | None, batch: Batch | None = None) -> Tensor:
         """The batch's labels, (B,) int64, -1 where unknown."""
-        if batch is None:
-            raise ValueError("labels come from a batch")
-        return batch.labels
+        return self.require_batch(batch).labels
 
     def forward(self, student: Reading, target: Tensor) -> Tensor:
         """Cross-entropy of (B, classes) logits, float32; 0 if no image of the batch has a label."""
-        if student.logits is None:
-            raise ShapeError("The task needs logits, but the student's forward stopped before them.")
+        logits = self.require_logits("student", student)
         total = F.cross_entropy(
-            student.logits.float(), target, ignore_index=-1, label_smoothing=self.smoothing, reduction="sum"
+            logits.float(), target, ignore_index=-1, label_smoothing=self.smoothing, reduction="sum"
         )
-        return total / (target != -1).sum().clamp(min=1)  # PyTorch's mean is NaN where no label is known
+        return total / (target != -1).sum().clamp(min=1)  # PyTorch's own mean is NaN if no label is known
 
 
 @register

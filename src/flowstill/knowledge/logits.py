@@ -1,4 +1,7 @@
-"""Soft logits: the teacher's softened predictions (Hinton, Vinyals and Dean 2015)."""
+"""Soft logits: the teacher's softened predictions.
+
+Hinton, Vinyals and Dean: "Distilling the Knowledge in a Neural Network", 2015.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from flowstill.data.batch import Batch
 from flowstill.errors import ShapeError
 from flowstill.features.sections import Pairs
 from flowstill.features.taps import Reading
+from flowstill.knowledge.maps import precise
 from flowstill.schema import specification
 from flowstill.transfer.knowledge import Knowledge, Loss, Setting, register
 from flowstill.transfer.methods import SAME_CLASSES, added, register_method
@@ -25,52 +29,58 @@ def soft_logits_loss(
 ) -> Tensor:
     """How far the student's softened predictions are from the teacher's, mean over the batch.
 
-    P = softmax(logits / temperature); ``kl`` is sum P_T log(P_T / P_S), ``cross_entropy`` is -sum P_T log P_S, which has
-    the same gradient. ``squared`` multiplies by temperature^2, so that the gradient's size does not depend on it.
+    P = softmax(logits / temperature). ``kl`` is sum P_T log(P_T / P_S); ``cross_entropy`` is -sum P_T log P_S, which has
+    the same gradient.
 
-    Args: student, teacher (B, classes). Returns: a float32 scalar (float64 for float64), at least 0.
+    Args:
+        student: logits, (B, classes).
+        teacher: logits, (B, classes).
+        temperature: above 0; the higher, the softer.
+        divergence: ``kl`` or ``cross_entropy``.
+        squared: multiply by temperature^2, so that the gradient's size does not depend on the temperature.
+
+    Returns:
+        A float32 scalar (float64 for float64), at least 0.
 
     >>> import torch
     >>> logits = torch.tensor([[1.0, 2.0, 3.0]])
     >>> soft_logits_loss(logits, logits).item()
     0.0
     """
-    student, teacher = _precise(student), _precise(teacher)
-    target, ours = F.softmax(teacher / temperature, 1), F.log_softmax(student / temperature, 1)
+    student, teacher = precise(student), precise(teacher)
+    target, log_student = F.softmax(teacher / temperature, 1), F.log_softmax(student / temperature, 1)
     if divergence == "kl":
-        loss = F.kl_div(ours, F.log_softmax(teacher / temperature, 1), log_target=True, reduction="batchmean")
+        loss = F.kl_div(log_student, F.log_softmax(teacher / temperature, 1), log_target=True, reduction="batchmean")
     else:
-        loss = -(target * ours).sum(1).mean()
+        loss = -(target * log_student).sum(1).mean()
     return loss * temperature**2 if squared else loss
 
 
 class SoftLogitsLoss(Loss):
-    """``soft_logits_loss`` of two readings."""
+    """``soft_logits_loss`` of two readings; its arguments are ``SoftLogits``'s."""
 
     teacher_logits = True
     same_classes = True
     student_logits = True
     storable = True
 
-    def __init__(self, temperature: float, divergence: Divergence, squared: bool) -> None:
+    def __init__(self, temperature: float = 4.0, divergence: Divergence = "kl", squared: bool = True) -> None:
         super().__init__()
         self.temperature, self.divergence, self.squared = temperature, divergence, squared
 
     def target(self, teacher: Reading | None, batch: Batch | None = None) -> Tensor:
         """The teacher's logits, (B, classes), float32 or better."""
-        assert teacher is not None
-        assert teacher.logits is not None
-        return _precise(teacher.logits.detach())
+        return precise(self.require_logits("teacher", self.require_teacher(teacher)).detach())
 
     def forward(self, student: Reading, target: Tensor) -> Tensor:
-        """A float32 scalar. Raises: ShapeError if teacher and student know different numbers of classes."""
-        assert student.logits is not None
-        if student.logits.shape != target.shape:
+        """A float32 scalar. Raises: ShapeError if teacher and student have different numbers of classes."""
+        logits = self.require_logits("student", student)
+        if logits.shape != target.shape:
             raise ShapeError(
                 f"Soft logits need the same classes in both networks, but the teacher gives {target.shape[1]} and the "
-                f"student {student.logits.shape[1]}. Fine-tune the teacher on the student's task first."
+                f"student {logits.shape[1]}. Fine-tune the teacher on the student's task first."
             )
-        return soft_logits_loss(student.logits, target, self.temperature, self.divergence, self.squared)
+        return soft_logits_loss(logits, target, self.temperature, self.divergence, self.squared)
 
 
 @register
@@ -100,11 +110,6 @@ class SoftLogits(Knowledge):
     def build(self, pairs: Pairs, setting: Setting | None = None) -> SoftLogitsLoss:
         """The loss; ``pairs`` is not used."""
         return SoftLogitsLoss(self.temperature, self.divergence, self.squared)
-
-
-def _precise(logits: Tensor) -> Tensor:
-    """In float32 or better."""
-    return logits if logits.element_size() == 8 else logits.float()
 
 
 @register_method(

@@ -1,20 +1,22 @@
-"""Neuron selectivity transfer (Huang and Wang 2017, "Like What You Like"): match what the neurons are selective for."""
+"""Neuron selectivity transfer (NST): match what the neurons are selective for.
+
+Huang and Wang: "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer", 2017.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flowstill.data.batch import Batch
-from flowstill.errors import RecipeError
 from flowstill.features.sections import Pairs
-from flowstill.features.taps import Reading, Tap
+from flowstill.features.taps import Tap
+from flowstill.knowledge.maps import MapsLoss, precise, same_size
 from flowstill.schema import specification
-from flowstill.transfer.knowledge import Knowledge, Loss, Setting, register, without_autocast
+from flowstill.transfer.knowledge import Knowledge, Setting, register, without_autocast
 from flowstill.transfer.methods import ANY_CHANNELS, added, register_method
 from flowstill.transfer.stages import Stage
 
@@ -22,22 +24,29 @@ from flowstill.transfer.stages import Stage
 def selectivity(maps: Tensor) -> Tensor:
     """Each channel's spatial pattern as a unit vector: the samples whose distributions are compared.
 
-    Args: maps (B, C, H, W). Returns: (B, C, H W), float32 or better; a dead channel stays zero.
+    Args:
+        maps: (B, C, H, W).
+
+    Returns:
+        (B, C, H W), float32 or better; a dead channel stays zero.
     """
-    return F.normalize(_rows(maps), dim=2)
-
-
-def _rows(maps: Tensor) -> Tensor:
-    return (maps if maps.element_size() == 8 else maps.float()).flatten(2)
+    return F.normalize(precise(maps).flatten(2), dim=2)
 
 
 def mmd2(student: Tensor, teacher: Tensor) -> Tensor:
     """Squared maximum mean discrepancy under the kernel k(x, y) = (x . y)^2, for each image.
 
-    mean k(T, T) + mean k(S, S) - 2 mean k(S, T). For this kernel it equals ||X^T X / C_T - Y^T Y / C_S||_F^2 with the
-    channels as rows of X and Y; whichever needs the smaller products is computed.
+    MMD^2 = mean k(T, T) + mean k(S, S) - 2 mean k(S, T)
 
-    Args: student (B, C_S, P), teacher (B, C_T, P). Returns: (B,), at least 0 up to rounding.
+    For this kernel it equals ||X^T X / C_T - Y^T Y / C_S||_F^2, with the channels as rows of X and Y. Whichever form has
+    the smaller products is computed.
+
+    Args:
+        student: (B, C_S, P), the rows Y.
+        teacher: (B, C_T, P), the rows X.
+
+    Returns:
+        (B,), at least 0 up to rounding.
     """
     positions, channels = student.shape[2], max(student.shape[1], teacher.shape[1])
     if positions < channels:
@@ -52,54 +61,57 @@ def mmd2(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def nst_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean over the batch of MMD^2 between the channels' patterns, the larger map average-pooled to the smaller's size.
+    """Squared maximum mean discrepancy between the channels' patterns, mean over the batch.
 
-    Args: student (B, C, H, W), teacher (B, D, h, w). Returns: a scalar.
+    The larger map is average-pooled to the smaller one's size.
+
+    Args:
+        student: (B, C, H, W).
+        teacher: (B, D, h, w).
+
+    Returns:
+        A scalar, at least 0 up to rounding.
     """
-    size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
-    student, teacher = (
-        F.adaptive_avg_pool2d(maps, size) if maps.shape[2:] != size else maps for maps in (student, teacher)
-    )
+    student, teacher = same_size(student, teacher)
     with without_autocast(student.device):
-        if size[0] * size[1] < max(student.shape[1], teacher.shape[1]):
+        if student.shape[2:].numel() < max(student.shape[1], teacher.shape[1]):
             return mmd2(selectivity(student), selectivity(teacher)).mean()
-        return _of_products(_rows(student), _rows(teacher)).mean()
+        return _of_products(precise(student).flatten(2), precise(teacher).flatten(2)).mean()
 
 
 def _of_products(student: Tensor, teacher: Tensor) -> Tensor:
-    """``mmd2`` of rows not yet brought to unit length, (B, C, P) each: it is done to their products, which are smaller."""
-    own, its, both = student @ student.mT, teacher @ teacher.mT, student @ teacher.mT
-    tiny = torch.finfo(own.dtype).tiny  # a dead channel has products of 0 with all, and stays without gradient
-    norms_s, norms_t = (gram.diagonal(dim1=1, dim2=2).clamp_min(tiny).sqrt() for gram in (own, its))
+    """``mmd2`` of rows (B, C, P) that are not normalised yet: their products, being smaller, are normalised instead."""
+    gram_s, gram_t, cross = student @ student.mT, teacher @ teacher.mT, student @ teacher.mT
+    tiny = torch.finfo(gram_s.dtype).tiny  # a dead channel's products are all 0, and it stays without gradient
+    norms_s, norms_t = (gram.diagonal(dim1=1, dim2=2).clamp_min(tiny).sqrt() for gram in (gram_s, gram_t))
 
     def mean_kernel(products: Tensor, norms_a: Tensor, norms_b: Tensor) -> Tensor:
         return (products / norms_a[:, :, None] / norms_b[:, None]).square().mean((1, 2))
 
     return (
-        mean_kernel(its, norms_t, norms_t)
-        + mean_kernel(own, norms_s, norms_s)
-        - 2 * mean_kernel(both, norms_s, norms_t)
+        mean_kernel(gram_t, norms_t, norms_t)
+        + mean_kernel(gram_s, norms_s, norms_s)
+        - 2 * mean_kernel(cross, norms_s, norms_t)
     )
 
 
-class NSTLoss(Loss):
-    """(weight / 2) times the sum over the chosen sections."""
+class NSTLoss(MapsLoss):
+    """strength / 2 times the sum of ``nst_loss`` over the chosen sections.
 
-    storable = True
+    Args:
+        teacher_taps: the ends of the teacher's sections.
+        student_taps: the ends of the student's.
+        strength: the paper's lambda; public code uses 50.
+    """
 
-    def __init__(self, teacher_taps: Sequence[Tap], student_taps: Sequence[Tap], factor: float) -> None:
-        super().__init__()
-        self.teacher_taps, self.student_taps, self.factor = tuple(teacher_taps), tuple(student_taps), factor
+    def __init__(
+        self, teacher_taps: Iterable[Tap | str], student_taps: Iterable[Tap | str], strength: float = 50.0
+    ) -> None:
+        super().__init__(teacher_taps, student_taps, strength / 2)
 
-    def target(self, teacher: Reading | None, batch: Batch | None = None) -> tuple[Tensor, ...]:
-        """The teacher's maps at the chosen sections' ends."""
-        assert teacher is not None
-        return tuple(teacher[tap].detach() for tap in self.teacher_taps)
-
-    def forward(self, student: Reading, target: Sequence[Tensor]) -> Tensor:
-        """A float32 scalar, at least 0 up to rounding."""
-        losses = [nst_loss(student[tap], maps) for tap, maps in zip(self.student_taps, target, strict=True)]
-        return self.factor / 2 * torch.stack(losses).sum()
+    def compare_maps(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """``nst_loss`` at one section's end."""
+        return nst_loss(student, teacher)
 
 
 @register
@@ -120,9 +132,8 @@ class NST(Knowledge):
     sections: Literal["last", "all"] = "last"
 
     def build(self, pairs: Pairs, setting: Setting | None = None) -> NSTLoss:
-        """One term for each chosen pair's exits. Raises: RecipeError if no section was paired."""
-        if not pairs:
-            raise RecipeError("nst compares sections, but none of the teacher's was paired with one of the student's.")
+        """One term for each chosen pair's ends. Raises: ShapeError if there are no pairs."""
+        self.require_pairs(pairs)
         chosen = pairs[-1:] if self.sections == "last" else pairs
         return NSTLoss([p.teacher.exit for p in chosen], [p.student.exit for p in chosen], self.strength)
 

@@ -36,8 +36,9 @@ from torch import Tensor
 from flowstill.data.batch import Batch
 from flowstill.errors import ShapeError
 from flowstill.features.sections import Pairs
-from flowstill.features.taps import Flow, Reading, Tap
+from flowstill.features.taps import Flow, Reading
 from flowstill.knowledge.decomposition import Gradient, truncated_svd
+from flowstill.knowledge.flows import taps_of
 from flowstill.knowledge.radial import dfv_loss, rbf
 from flowstill.schema import specification
 from flowstill.transfer.knowledge import Knowledge, Loss, Setting, register, without_autocast
@@ -158,22 +159,20 @@ class SVD(Knowledge):
         Raises:
             ShapeError: a teacher's map has other channels than its student's, or there are no pairs.
         """
-        if not pairs:
-            raise ShapeError("SVD needs at least one pair of sections, and these networks have none.")
+        self.require_pairs(pairs)
         wrong = {
-            f"{its} in the teacher has {shape[0]} channels, {own} in the student {size[0]}"
+            f"{tap_t} in the teacher has {shape_t[0]} channels, {tap_s} in the student {shape_s[0]}"
             for pair in pairs
-            for its, shape, own, size in (
+            for tap_t, shape_t, tap_s, shape_s in (
                 (pair.teacher.entry, pair.teacher.entry_shape, pair.student.entry, pair.student.entry_shape),
                 (pair.teacher.exit, pair.teacher.exit_shape, pair.student.exit, pair.student.exit_shape),
             )
-            if shape[0] != size[0]
+            if shape_t[0] != shape_s[0]
         }
         if wrong:
             raise ShapeError(
-                f"SVD compares singular vectors over channels, but {'; '.join(sorted(wrong))}. Give the "
-                "student the teacher's widths, or transfer what needs no equal channels, such as "
-                "'attention'."
+                f"svd needs equal channels, but {'; '.join(sorted(wrong))}. Give the student the teacher's widths, or "
+                "choose a knowledge that allows any channels, such as 'attention'."
             )
         return SVDLoss(self, [pair.teacher.flow for pair in pairs], [pair.student.flow for pair in pairs])
 
@@ -187,14 +186,12 @@ class SVDLoss(Loss):
         super().__init__()
         self.options, self.reduction = options, options.reduction
         self.teacher_flows, self.student_flows = tuple(teacher), tuple(student)
-        self.teacher_taps = _taps(teacher)
-        self.student_taps = _taps(student)
+        self.teacher_taps, self.student_taps = taps_of(self.teacher_flows), taps_of(self.student_flows)
 
     @torch.no_grad()
     def target(self, teacher: Reading | None, batch: Batch | None = None) -> tuple[Tensor, ...]:
-        """The teacher's singular vectors (B, D, k) and their weights (B, k), Eq. 4, for one tap after the other."""
-        if teacher is None:
-            raise ValueError("distilled feature vectors are made from a teacher's reading, and there is none")
+        """The teacher's singular vectors (B, D, k) and their weights (B, k), Eq. 4: tap by tap, one after the other."""
+        teacher = self.require_teacher(teacher)
         parts: list[Tensor] = []
         for tap in self.teacher_taps:
             sigma, vectors = truncated_svd(teacher[tap], self.options.rank)
@@ -205,13 +202,15 @@ class SVDLoss(Loss):
         return tuple(parts)
 
     def forward(self, student: Reading, target: Sequence[Tensor]) -> Tensor:
-        """Eq. 11, a scalar of float32: sum over the modules, and over the batch or its mean."""
+        """Eq. 11, a float32 scalar: sum over the modules, sum or mean over the batch."""
         rank, gradient = self.options.rank, self.options.gradient
-        theirs = dict(zip(self.teacher_taps, zip(target[::2], target[1::2], strict=True), strict=True))
-        own = {tap: truncated_svd(student[tap], rank + 1, gradient=gradient)[1] for tap in self.student_taps}
+        features_t = dict(zip(self.teacher_taps, zip(target[::2], target[1::2], strict=True), strict=True))
+        vectors_s = {tap: truncated_svd(student[tap], rank + 1, gradient=gradient)[1] for tap in self.student_taps}
         losses = [
-            self._module(theirs[its.front], own[mine.front], theirs[its.back], own[mine.back])
-            for its, mine in zip(self.teacher_flows, self.student_flows, strict=True)
+            self._module(
+                features_t[flow_t.front], vectors_s[flow_s.front], features_t[flow_t.back], vectors_s[flow_s.back]
+            )
+            for flow_t, flow_s in zip(self.teacher_flows, self.student_flows, strict=True)
         ]
         return torch.stack(losses).sum()
 
@@ -222,9 +221,9 @@ class SVDLoss(Loss):
         options = self.options
         k = min(options.rank, *(vectors.shape[2] for vectors in (front[0], back[0], own_front, own_back)))
         ends = [self._features(*front, own_front, k), self._features(*back, own_back, k)]
-        # A pair of vectors of which one has no energy says nothing: equal features give equal DFVs, and no gradient.
-        there = torch.stack([(f != 0).any(1, keepdim=True) for end in ends for f in end]).all(0)
-        (front_t, front_s), (back_t, back_s) = ([torch.where(there, f, 0) for f in end] for end in ends)
+        # If one vector of a pair has no energy, both become zero: equal features give equal DFVs and no gradient.
+        energetic = torch.stack([(f != 0).any(1, keepdim=True) for end in ends for f in end]).all(0)
+        (front_t, front_s), (back_t, back_s) = ([torch.where(energetic, f, 0) for f in end] for end in ends)
         loss = dfv_loss((front_s, back_s), (front_t, back_t), options.beta, options.reduction)
         return loss * k**0.5 if options.sqrt_rank else loss
 
@@ -238,15 +237,11 @@ class SVDLoss(Loss):
 
 
 def _hungarian(likeness: Tensor) -> Tensor:
-    """(B, k, m) -> (B, k), the student's vector for each of the teacher's."""
+    """The student vector assigned to each of the teacher's, (B, k, m) -> (B, k), for the largest sum."""
     from scipy.optimize import linear_sum_assignment
 
     rows = [linear_sum_assignment(one, maximize=True)[1].tolist() for one in likeness.nan_to_num().cpu().numpy()]
     return torch.tensor(rows, dtype=torch.int64, device=likeness.device).view(likeness.shape[:2])
-
-
-def _taps(flows: Sequence[Flow]) -> tuple[Tap, ...]:
-    return tuple(dict.fromkeys(tap for flow in flows for tap in (flow.front, flow.back)))
 
 
 VECTORS_LR = schedule((1e-2, 5_250), (1e-3, 10_500), (1e-4, 15_750), (1e-5, 21_000))[1]  # by ten at each quarter

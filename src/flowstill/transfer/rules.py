@@ -43,7 +43,9 @@ class Rule:
             step: updates of the stage so far.
             decayed: adds to gradients what the optimiser will add: the L2 and L1 terms of the weights.
         """
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} must define the method meet(self, task, transfer, *, step, decayed)."
+        )
 
     def scaled(self, factor: float) -> Self:
         """The rule for a stage whose steps are multiplied by ``factor``: itself, unless it counts steps."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
@@ -147,3 +148,24 @@ Schedule = Annotated[
     Field(description="a number, milestones {0: 0.1, 100: 0.01}, {linear: [4, 1]} or {cosine: 0.1}"),
 ]
 ScheduleLike = Constant | Milestones | Linear | Cosine | float | Mapping[int, float] | Mapping[str, Any]
+
+
+def multiplied(schedule: Schedule, factor: float) -> Schedule:
+    """The schedule with all its values multiplied by ``factor``.
+
+    >>> multiplied(Milestones({0: 0.7, 100: 0.1}), 0.01).milestones
+    {0: 0.007, 100: 0.001}
+    """
+
+    def times(value: float) -> float:
+        return float(f"{value * factor:.12g}")  # 0.007, where 0.7 * 0.01 is 0.006999999999999999
+
+    match schedule:
+        case Constant(value):
+            return Constant(times(value))
+        case Milestones(milestones):
+            return Milestones({step: times(value) for step, value in milestones.items()})
+        case Linear((first, last)):
+            return Linear((times(first), times(last)))
+        case Cosine():
+            return replace(schedule, cosine=times(schedule.cosine))
