@@ -1,19 +1,22 @@
-"""Knowledge representing, the aggregation: several neighbouring layers of the teacher become one, which a student's follows.
+"""Knowledge representing, the aggregation: several neighbouring teacher layers become one, which a student layer
+follows.
 
 Liu, Wen, Gao, Tao, Chen, Osa, Kato: "Knowledge Representing: Efficient, Sparse Representation of Prior Knowledge for
-Knowledge Distillation", CVPR Workshops 2019. A deep teacher's layers are too many for a shallow student to follow one
-by one. Each group of c neighbours is therefore replaced by one layer W~, which learns what the whole group does to a map
+Knowledge Distillation", CVPR Workshops 2019. A deep teacher has too many layers for a shallow student to follow one by
+one. Each group of c neighbours is therefore replaced by one layer W~, which learns what the whole group does to a map
 (Eq. 9); the student's features then follow those of W~ (Eq. 10), layer by layer.
 
-No code was published, and the paper leaves much open. What is built here is a reconstruction:
+No code was published, and the paper leaves much open. This is a reconstruction:
 
-* **Groups.** The paper aggregates "each three layer of teacher network" (c = 3, on ImageNet 4). A section's convolutions
-  are taken in groups of c, none reaching into the next section. That may give more groups than the student has layers
-  there (8 convolutions make 3 groups, ResNet-8 has 2), so that neighbouring groups are merged until none is left over.
+* **Groups.** The paper aggregates "each three layer of teacher network" (c = 3, on ImageNet 4). A section's
+  convolutions are taken in groups of c; no group crosses into the next section. If that gives more groups than the
+  student has layers there (8 convolutions make 3 groups, ResNet-8 has 2), neighbouring groups are merged until it does
+  not.
 * **W~** is, for each group, a 3x3 convolution, BatchNorm and ReLU on the group's own input in the teacher, with the
-  group's stride. It has the width of the student's layer that will follow it. Where that is not the teacher's, the
-  paper's "identity mapping layer", a 1x1 convolution that begins as the identity, brings its features to the teacher's
-  width for Eq. 9; it trains with W~ and on its loss alone. On the student's side it could shrink what it compares.
+  group's stride and the width of the student's layer that will follow it. Where that differs from the teacher's width,
+  the paper's "identity mapping layer", a 1x1 convolution initialised as the identity, maps its features to the
+  teacher's width for Eq. 9. It trains with W~ and on its loss alone; on the student's side it could shrink what it
+  compares.
 * **The cost** is printed as an L2 norm, not squared: here of each image's whole map, mean over the batch.
 * **mu** is "the standard deviation" as "a measures function", written as a function of W: that of the group's weights.
   It is divided by its mean over the groups, so that gamma keeps one meaning. The text, which wants "to penalize more on

@@ -1,15 +1,15 @@
-"""Truncated singular value decomposition of feature maps, with a gradient that is right and always finite.
+"""Truncated singular value decomposition of feature maps, with a correct gradient that is always finite.
 
-Lee, Kim, Song: "Self-supervised Knowledge Distillation Using Singular Value Decomposition", ECCV 2018, section 3.1.
-A map of D channels over H W positions is a matrix M (H W x D) = U S V^T; its first k right-singular vectors say in
-which directions of feature space the image has most energy, whatever the map's size.
+Lee, Kim, Song: "Self-supervised Knowledge Distillation Using Singular Value Decomposition", ECCV 2018, section 3.1. A
+map of D channels over H W positions is a matrix M (H W x D) = U S V^T. Its first k right-singular vectors say in which
+directions of feature space the image has most energy, whatever the map's size.
 
 The gradient of a loss through v_j, with p_j = (I - v_j v_j^T) dL/dv_j and z_j = (s_j^2 I - M^T M)^+ p_j, is
 
     dL/dM = sum_j  s_j u_j z_j^T + (M z_j) v_j^T + dL/ds_j u_j v_j^T
 
-whatever is cut off. The paper's own Eq. 1-2 sums over the k retained vectors only. That is this gradient if all
-min(H W, D) vectors are retained, and something else otherwise: for k = 1 and H W > D it is identically zero.
+whatever is cut off. The paper's own Eq. 1-2 sums over the k retained vectors only. It equals this gradient if all min(H
+W, D) vectors are retained and differs otherwise: for k = 1 and H W > D it is identically zero.
 """
 
 from __future__ import annotations
@@ -36,26 +36,26 @@ _NEGLIGIBLE = {torch.float64: 1e-6, torch.float32: 1e-5}
 def truncated_svd(maps: Tensor, rank: int, *, gradient: Gradient = "exact") -> tuple[Tensor, Tensor]:
     """The largest singular values of each map and their right-singular vectors.
 
-    Half precision is read as it is and decomposed in float32, also under autocast; float64 stays. The decomposition
-    goes through the smaller of the Gram matrices M^T M and M M^T, so a vector's error is about the rounding unit times
-    s_1^2 / (s_j^2 - s_(j+1)^2). The sign of a vector is not determined.
+    Half precision is read as it comes and decomposed in float32, also under autocast; float64 stays float64. The
+    decomposition goes through the smaller of the Gram matrices M^T M and M M^T, so a vector's error is about the
+    rounding unit times s_1^2 / (s_j^2 - s_(j+1)^2). A vector's sign is arbitrary.
 
-    Singular values that meet, or vanish, have no vectors of their own and no gradient. Where two nearly meet the
-    gradient is damped: 1 / x becomes x / (x^2 + (eps s_1^2)^2) for x = s_j^2 - s_i^2, with eps = 1e-6 (1e-10 in float64).
-    A vector without energy (a map of zeros; fewer independent channels than ``rank``) is returned as zeros and has no
-    gradient.
+    Singular values that coincide, or vanish, have no vectors of their own and no gradient. Where two nearly coincide
+    the gradient is damped: 1 / x becomes x / (x^2 + (eps s_1^2)^2) for x = s_j^2 - s_i^2, with eps = 1e-6 (1e-10 in
+    float64). A vector without energy (a map of zeros; fewer independent channels than ``rank``) is returned as zeros
+    and has no gradient.
 
     Args:
         maps: (N, D, H, W).
-        rank: how many, at least 1; of a map with fewer channels or positions all.
-        gradient: ``exact``, or ``paper`` for Eq. 1-2 of Lee et al. as printed, to compare with; the paper gives none for
+        rank: how many, at least 1; capped at the map's number of channels and of positions.
+        gradient: ``exact``, or ``paper`` for Eq. 1-2 of Lee et al. as printed, for comparison; the paper gives none for
             the singular values.
 
     Returns:
         sigma (N, k), descending, and vectors (N, D, k), k = min(rank, H W, D); float32, or float64 for float64 maps.
 
     Raises:
-        ShapeError: not (N, D, H, W), or nothing in it.
+        ShapeError: not (N, D, H, W), or empty.
         ValueError: a rank below 1, or an unknown gradient.
 
     >>> maps = torch.tensor([[[[3.0, 0.0]], [[0.0, 2.0]]]])  # channel 0 lives at the first position, channel 1 at the second
@@ -133,7 +133,7 @@ class _TruncatedSVD(torch.autograd.Function):
 def _through_rows(
     matrices: Tensor, gram: Tensor, energy: Tensor, values: Tensor, rows: Tensor, across: Tensor, damping: Tensor
 ) -> Tensor:
-    """z_j where the Gram matrix is that of the positions, M M^T.
+    """z_j where the Gram matrix is over the positions, M M^T.
 
     By Woodbury's identity (s_j^2 - M^T M)^-1 = (1 + M^T (s_j^2 - M M^T)^-1 M) / s_j^2, and the same damped. It needs no
     vectors of the discarded singular values, however small these are.

@@ -1,15 +1,15 @@
-"""Densely distilled flows: FSP matrices between all pairs of sections' ends, at once or from the bottom to the top.
+"""Densely distilled flows: FSP matrices over all spans of sections, all at once or step by step up the network.
 
 Yeo, Bae, Yim et al.: "Sequential Knowledge Transfer in Teacher-Student Framework Using Densely Distilled Flow-Based
-Information", ICIP 2018, and the same group in IEEE Transactions on Image Processing 29, 2020. FSP has one matrix for
-each section; here flows overlap: from where any section begins to where it, or any later one, ends. They are trained
-together, or in steps that go up the network.
+Information", ICIP 2018, and the same group in IEEE Transactions on Image Processing 29, 2020. FSP has one matrix per
+section; here flows overlap: from where any section starts to where it, or a later one, ends. They train together, or in
+steps that move up the network.
 
 This is a reconstruction: the slides show three copies of the chapters to be learnt in step 1, two in step 2 and one in
-step 3, and no formula. Taken as flows that start at the s-th section (``anchor: start``) these are the counts; flows
-that end at the s-th (``anchor: end``) would be one, two and three, and go upwards the more naturally. What is grey on
-a slide may be frozen (``freeze_below``) or just not trained by that step. "Iteratively and sequentially" reads as
-steps in turn, batch by batch (``flowstill.transfer.procedures.cyclic``); one after another they are ``blocks``.
+step 3, and no formula. Flows that start at the s-th section (``anchor: start``) give these counts. Flows that end at
+the s-th (``anchor: end``) would give one, two and three, and move up the network more naturally. Whatever is grey on a
+slide may be frozen (``freeze_below``) or simply not trained in that step. We read "iteratively and sequentially" as
+steps that take turns batch by batch (``flowstill.transfer.procedures.cyclic``); ``blocks`` runs them one after another.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Span = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
 
 
 def all_spans(n: int) -> tuple[Span, ...]:
-    """Every (a, b) with 0 <= a < b <= n, n(n + 1)/2 of them: the whole dense set over n sections.
+    """Every (a, b) with 0 <= a < b <= n, all n(n + 1)/2 spans over n sections.
 
     >>> all_spans(3)
     ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
@@ -146,7 +146,7 @@ class Dense(Knowledge):
         return loss
 
     def _alphas(self, teacher: Sequence[Section], spans: Sequence[Span]) -> list[float]:
-        """The weights of ``spans``."""
+        """The weights of ``spans``, which may be some of the weighted ones."""
         numbered = isinstance(self.weighting, tuple)
         weighted = self.spans if numbered and self.spans else all_spans(len(teacher))
         if numbered and len(self.weighting) != len(weighted):
@@ -160,7 +160,7 @@ class Dense(Knowledge):
 
 
 def _flow(sections: Sequence[Section], span: Span) -> Shaped:
-    """From X_a to X_b, and the shape of its matrix."""
+    """The flow from X_a to X_b, and the shape of its matrix."""
     taps = [sections[0].entry, *(section.exit for section in sections)]
     channels = [sections[0].entry_shape[0], *(section.exit_shape[0] for section in sections)]
     a, b = span

@@ -1,9 +1,8 @@
 """Leading eigenpairs of many small Gram matrices, and the damped inverse that their gradient needs.
 
-``torch.linalg.eigh`` takes one matrix after the other and finds all its n pairs. For the leading few of a batch a block
-iteration is as accurate, and on a CPU two (n = 16) to eight times (n = 64, one pair) as quick. Vectors are rows here:
-``rows @ gram`` reads the matrices in the order in which they lie in memory; ``gram @ columns`` takes several times as
-long.
+``torch.linalg.eigh`` takes one matrix after another and finds all its n pairs. For the leading few of a batch, block
+iteration is as accurate and on a CPU two (n = 16) to eight times (n = 64, one pair) as fast. Vectors are rows here:
+``rows @ gram`` reads the matrices in memory order; ``gram @ columns`` takes several times as long.
 """
 
 from __future__ import annotations
@@ -17,15 +16,15 @@ LONGEST = 100  # conjugate gradient steps
 
 
 def leading_pairs(gram: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The largest eigenvalues and their vectors, to rounding.
+    """The largest eigenvalues and their vectors, exact up to rounding.
 
     Args:
         gram: (N, n, n), positive semidefinite, finite, with a trace of about 1 (or 0).
-        count: how many of the pairs are wanted, 1 to n.
+        count: number of pairs wanted, 1 to n.
 
     Returns:
         values (N, r) descending and orthonormal rows (N, r, n), r at least ``count``. If r = n they are all pairs. If
-        not, the first ``count`` are eigenpairs and the others only come near.
+            not, the first ``count`` are eigenpairs and the rest are only approximate.
     """
     size, block = gram.shape[-1], count + 4
     if gram.device.type != "cpu" or size < SMALLEST or 3 * block > size:
@@ -45,7 +44,7 @@ def all_pairs(gram: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _iterated(gram: Tensor, count: int, block: int) -> tuple[Tensor, Tensor]:
-    """Subspace iteration with Chebyshev polynomials; what has not converged is decomposed whole."""
+    """Subspace iteration with Chebyshev polynomials; matrices that have not converged are decomposed fully."""
     rows = _start(gram, block)
     for _ in range(2):
         rows = _orthonormal(rows @ gram)
@@ -72,7 +71,7 @@ def _iterated(gram: Tensor, count: int, block: int) -> tuple[Tensor, Tensor]:
 
 
 def _start(gram: Tensor, block: int) -> Tensor:
-    """The same random rows for every matrix, and for every call."""
+    """The same random rows for every matrix and every call."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(block, gram.shape[-1], generator=generator, dtype=gram.dtype)
     return rows.expand(len(gram), -1, -1)
@@ -84,9 +83,9 @@ def _orthonormal(rows: Tensor) -> Tensor:
 
 
 def _chebyshev(gram: Tensor, rows: Tensor, cut: Tensor, degree: int) -> Tensor:
-    """T(gram) on the rows: at most 1 for eigenvalues in [0, cut], growing as fast as can be above.
+    """T(gram) on the rows: at most 1 for eigenvalues in [0, cut], growing as fast as possible above.
 
-    cut: (N,), an estimate from above of the largest eigenvalue that is not wanted.
+    cut: (N,), an upper estimate of the largest eigenvalue that is not wanted.
     """
     # A bound from below keeps the polynomial finite where a matrix has fewer eigenvalues than rows.
     twice = gram * (4 / cut.clamp_min(1e-3 / gram.shape[-1]))[:, None, None]
@@ -106,12 +105,15 @@ def _ritz(rows: Tensor, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def damped_inverse(
     gram: Tensor, values: Tensor, rows: Tensor, right: Tensor, damping: Tensor, offset: Tensor
 ) -> Tensor:
-    """Row j times f(value_j - gram), where f(x) = (x - offset_j) / (x^2 + damping^2) is 1 / x but for small x.
+    """Row j times f(value_j - gram), where f(x) = (x - offset_j) / (x^2 + damping^2) is 1 / x except for small x.
 
     Args:
-        gram: (N, n, n), and values (N, r), rows (N, r, n) of ``leading_pairs``.
-        right: (N, k, n), k at most the ``count`` that was asked for.
-        damping: (N, 1, 1). offset: (N, k, 1), of the order of damping^2.
+        gram: (N, n, n).
+        values: (N, r), of ``leading_pairs``.
+        rows: (N, r, n), of ``leading_pairs``.
+        right: (N, k, n), k at most the ``count`` passed to ``leading_pairs``.
+        damping: (N, 1, 1).
+        offset: (N, k, 1), of the order of damping^2.
 
     Returns:
         (N, k, n).

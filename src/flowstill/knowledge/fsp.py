@@ -1,19 +1,19 @@
 """The flow of the solution procedure (FSP): how a network gets from one layer to another.
 
-Yim, Joo, Bae, Kim: "A Gift from Knowledge Distillation: Fast Optimization, Network Minimization and Transfer
-Learning", CVPR 2017. The inner products of two layers' channels say which features of the one go with which of the
-other (Eq. 1); a student that has the teacher's inner products solves the problem the teacher's way, whatever its own
-maps look like (Eq. 2).
+Yim, Joo, Bae, Kim: "A Gift from Knowledge Distillation: Fast Optimization, Network Minimization and Transfer Learning",
+CVPR 2017. The inner products of two layers' channels say which features of one go with which features of the other (Eq.
+1). A student with the teacher's inner products solves the problem the teacher's way, whatever its own maps look like
+(Eq. 2).
 
-What the paper leaves open, and what is done about it in public code:
+What the paper leaves open, and what public code does about it:
 
 * The equal weights alpha_i of Eq. 2 have no printed value. The official code of Lee et al. (ECCV 2018) divides the
-  summed squares by the number of entries of all matrices, and so does ``equal``. RepDistiller takes the mean over
-  each matrix (``element_mean``); torchdistill does not square the norms, which is another loss than Eq. 2.
+  summed squares by the number of entries of all matrices, as ``equal`` does. RepDistiller takes the mean over each
+  matrix (``element_mean``). torchdistill does not square the norms, which is a different loss from Eq. 2.
 * The two layers are "the first and last layers in a section", elsewhere a module's "inputs and outputs". Most code,
-  and ``sections`` here, goes from what enters a section to what leaves it: only this reading needs the pooling that
-  the paper speaks of, and only this one says anything of sections of one block, as ResNet-8 has.
-* The paper's pooling is max-pooling. RepDistiller pools by averages, which is another matrix.
+  like ``sections`` here, goes from what enters a section to what leaves it. Only this reading needs the pooling that
+  the paper mentions, and only this one has a flow in sections of one block, as in ResNet-8.
+* The paper's pooling is max-pooling. RepDistiller average-pools, which gives a different matrix.
 * How rows and columns are shuffled for an ensemble: see ``flowstill.knowledge.shuffling``.
 """
 
@@ -95,6 +95,9 @@ def fsp_loss(student_matrices: Sequence[Tensor], teacher_matrices: Sequence[Tens
         student_matrices: one (N, m_i, n_i) for each flow i.
         teacher_matrices: the same shapes.
         alphas: the weight of each flow.
+
+    Returns:
+        A scalar in the matrices' dtype.
 
     Raises:
         ShapeError: a student's matrix has another shape than the teacher's.

@@ -1,4 +1,4 @@
-"""Neighbouring layers of a teacher put into groups, each with the student's layer that is to follow it."""
+"""Neighbouring teacher layers in groups, each with the student layer that will follow it."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Group:
 
 
 def group_sizes(layers: int, size: int, at_most: int) -> list[int]:
-    """How many of ``layers`` neighbours go into each group: ``size``, the last group what is left.
+    """How many neighbouring layers go into each group: ``size``, and the remainder in the last.
 
-    While there are more than ``at_most`` groups, the two neighbours that are smallest together become one, of several
-    such the first.
+    While there are more than ``at_most`` groups, the two neighbours that are smallest together are merged; of several
+    such, the first.
 
     >>> group_sizes(8, 3, 2), group_sizes(10, 3, 4), group_sizes(8, 4, 2)
     ([3, 5], [3, 3, 3, 1], [4, 4])
@@ -40,7 +40,7 @@ def group_sizes(layers: int, size: int, at_most: int) -> list[int]:
 
 
 def group_layers(layers: Sequence[Layer], size: int, at_most: int) -> list[Layer]:
-    """Neighbours put together as ``group_sizes`` says: from what enters the first to what the last hands on."""
+    """Neighbours merged as ``group_sizes`` says: from the map that enters the first to the map that leaves the last."""
     groups, start = [], 0
     for count in group_sizes(len(layers), size, at_most):
         members = layers[start : start + count]
@@ -53,10 +53,11 @@ def group_layers(layers: Sequence[Layer], size: int, at_most: int) -> list[Layer
 def find_groups(pairs: Pairs, setting: Setting, size: int) -> list[Group]:
     """The groups of all pairs of sections, none larger than ``size`` unless the student has too few layers.
 
-    Of G groups and m layers of the student in a section, group j (from 1) is followed by layer ceil(j m / G): one by
-    one where they are equally many, and the last by the last.
+    With G groups and m student layers in a section, group j (from 1) is followed by layer ceil(j m / G): one by one if
+    there are equally many, and always the last by the last.
 
-    Raises: NetworkError if a section has no convolution modules.
+    Raises:
+        NetworkError: a section has no convolution modules.
     """
     assert setting.teacher is not None
     teacher = find_layers(setting.teacher, [pair.teacher for pair in pairs], setting.shape)

@@ -1,8 +1,8 @@
-"""FitNet hints: a layer inside the student learns to give what a layer inside the teacher gives.
+"""FitNet hints: a layer inside the student learns to output what a layer inside the teacher outputs.
 
-Romero, Ballas, Kahou, Chassang, Gatta, Bengio: "FitNets: Hints for Thin Deep Nets", ICLR 2015, Eq. 3, as the baseline of
-Yim et al. (2017, section 4): 35k iterations before the task, at a learning rate of 1e-4, 1e-5 after 25k. Their second
-stage adds ``soft_logits`` (temperature 3, cross-entropy, not squared) with a weight that falls from 4 to 1.
+Romero, Ballas, Kahou, Chassang, Gatta, Bengio: "FitNets: Hints for Thin Deep Nets", ICLR 2015, Eq. 3, as the baseline
+of Yim et al. (2017, section 4): 35k iterations before the task, at a learning rate of 1e-4, 1e-5 after 25k. Their
+second stage adds ``soft_logits`` (temperature 3, cross-entropy, not squared) with a weight that falls from 4 to 1.
 """
 
 from __future__ import annotations
@@ -206,6 +206,6 @@ def _hint_per_section() -> tuple[Stage, ...]:
 
 
 def _fitnet(hints: Hints) -> tuple[Stage, ...]:
-    """Hints first; then the labels with soft logits, as Yim et al. (2017) train their FitNets."""
+    """Hints first, then the labels with soft logits, as Yim et al. (2017) train their FitNets."""
     soft = Term(SoftLogits(temperature=3.0, divergence="cross_entropy", squared=False), Linear((4.0, 1.0)))
     return (*cyclic([hints], steps=HINTS, lr=HINTS_LR), *joint(soft, steps=TASK, lr=TASK_LR))

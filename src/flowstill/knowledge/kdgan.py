@@ -5,19 +5,20 @@ Wang, Zhang, Sun, Qi: "KDGAN: Knowledge Distillation with Generative Adversarial
     min_{C, T} max_D  E_{y ~ p_u} log D(x, y) + alpha E_{y ~ p_C} log(1 - D(x, y)) + (1 - alpha) E_{y ~ p_T} log(1 - D(x, y))
                       + beta L_DS^C + gamma L_DS^T
 
-The student C is the classifier, T the teacher, D the discriminator. Liu et al. (2019) compare with it and give none of
-its settings. What is built here is a reconstruction:
+The student C is the classifier, T the teacher, D the discriminator. Liu et al. (2019) compare with it without giving
+their settings. This is a reconstruction:
 
-* **T** is a copy of the recipe's teacher, which itself never changes. It runs in eval mode throughout: BatchNorm keeps
-  the teacher's statistics and Dropout is off, so that T is the same function for all three players.
-* **D(x, y)** is a two-layer perceptron on [x, y], where x are the frozen teacher's last features, averaged over the
-  positions, and y is a label: one-hot if true, a sample on the simplex otherwise. It gives the logit of D.
-* **Samples** of C and T come by the Gumbel-softmax, whose temperature falls linearly from 1 to 0.1 over the stage. The
-  noise is a function of seed, step and image, so that a resumed run and several processes draw what one run draws.
-* **L_DS^C** is tau^2 KL(T || C) of the softened predictions, **L_DS^T** tau^2 KL(C || T); each moves its own player only.
-* **The labels** teach both, though the equation does not say so: C in a term beside this one, T in its own side's loss.
-  Without them T unlearns what it knows while C knows nothing.
-* D sees labelled images only; each of them brings one true label and one sample of C and of T.
+* **T** is a copy of the recipe's teacher, which itself never changes. It stays in eval mode: BatchNorm keeps the
+  teacher's statistics and Dropout is off, so that T is the same function for all three players.
+* **D(x, y)** is a two-layer perceptron on [x, y]. x are the frozen teacher's last features, averaged over the
+  positions; y is a label, one-hot if true, otherwise a sample on the simplex. Its output is the logit of D.
+* **Samples** of C and T are Gumbel-softmax samples, whose temperature falls linearly from 1 to 0.1 over the stage. The
+  noise is a function of seed, step and image, so that a resumed run, or one on several processes, draws the same.
+* **L_DS^C** is tau^2 KL(T || C) of the softened predictions, **L_DS^T** tau^2 KL(C || T); each moves its own player
+  only.
+* **The labels** teach both, though the equation does not say so: C in a term next to this one, T in its own side's
+  loss. Without them T forgets what it knows while C knows nothing.
+* D sees labelled images only; each contributes one true label and one sample each of C and T.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ class KDGANLoss(Loss):
 
     @torch.no_grad()
     def target(self, teacher: Reading | None, batch: Batch | None = None) -> Round:
-        """The frozen teacher's features, this step's noise, and T's predictions as T is now."""
+        """The frozen teacher's features, this step's noise, and the predictions of the current T."""
         teacher, batch = self.require_teacher(teacher), self.require_batch(batch)
         side, images = self.knowledge.side, batch.images
         draws = [

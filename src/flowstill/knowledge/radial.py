@@ -32,16 +32,18 @@ def rbf(front: Tensor, back: Tensor, beta: float = 8.0) -> Tensor:
 
 
 def dfv_loss(student: Ends, teacher: Ends, beta: float = 8.0, reduction: Literal["sum", "mean"] = "sum") -> Tensor:
-    """One module's part of Eq. 11: ||DFV_T - DFV_S||^2 / 2, summed over the batch, or its mean.
+    """One module's part of Eq. 11: ||DFV_T - DFV_S||^2 / 2, summed over the batch or averaged.
 
-    Vectors of ``rbf`` that would be large are not made. exp(-(f - g)^2 / beta) is exp(-f^2 / beta) exp(-g^2 / beta)
-    sum_j (2 f g / beta)^j / j!: for each j a factor of f and one of g. As entries lie in [-1, 1], J = 7 terms are
-    float32's exactness at beta 8. The norm of a difference of sums of products follows from the factors' own products:
-    2 J (D_F + D_B) numbers are held instead of D_F D_B; and it is the more exact, for no numbers near 1 are subtracted.
+    Large vectors of ``rbf`` are never built. exp(-(f - g)^2 / beta) is exp(-f^2 / beta) exp(-g^2 / beta) sum_j (2 f g /
+    beta)^j / j!: for each j a factor of f and a factor of g. As entries lie in [-1, 1], J = 7 terms are exact in
+    float32 at beta 8. The norm of a difference of sums of products follows from products of the factors, which hold 2 J
+    (D_F + D_B) numbers instead of D_F D_B. It is also more precise, as no numbers near 1 are subtracted.
 
     Args:
         student: its weighted vectors of the front and the back map, (B, D_F, k) and (B, D_B, k), entries in [-1, 1].
-        teacher: the same of the teacher's.
+        teacher: the same of the teacher.
+        beta: width of the radial basis function.
+        reduction: over the batch, ``sum`` or ``mean``.
 
     >>> one, zero = torch.ones(1, 1, 1), torch.zeros(1, 1, 1)
     >>> float(dfv_loss((zero, zero), (zero, one), beta=8.0)), math.expm1(-1 / 8) ** 2 / 2
@@ -68,7 +70,8 @@ def _distance(student: Ends, teacher: Ends, beta: float) -> Tensor:
 
 
 def _terms(beta: float, eps: float, most: int) -> int:
-    """How many terms of exp(2 f g / beta) leave less than ``eps`` of what varies in it; ``most`` if not fewer.
+    """The number of terms of exp(2 f g / beta) that leave less than ``eps`` of what varies in it, or ``most`` if that
+    is fewer.
 
     Entries lie in [-1, 1].
 
@@ -84,7 +87,7 @@ def _terms(beta: float, eps: float, most: int) -> int:
 
 
 def _factors(vectors: Tensor, beta: float, terms: int) -> Tensor:
-    """(B, D, k) -> (B, k, D, terms): exp(-f^2 / beta) f^j (2 / beta)^(j / 2) / sqrt(j!), less 1 for j = 0."""
+    """(B, D, k) -> (B, k, D, terms): exp(-f^2 / beta) f^j (2 / beta)^(j / 2) / sqrt(j!), minus 1 for j = 0."""
     first = torch.expm1(vectors.square() / -beta)
     found, last = [first], 1 + first
     for j in range(1, terms):

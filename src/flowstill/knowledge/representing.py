@@ -1,6 +1,6 @@
 """Knowledge representing, the procedure: how W~ and the student take turns, and the methods built on it.
 
-Liu et al. (2019), Algorithm 1; what W~ is and how it is matched stands in ``flowstill.knowledge.aggregation``.
+Liu et al. (2019), Algorithm 1; ``flowstill.knowledge.aggregation`` says what W~ is and how it is matched.
 """
 
 from __future__ import annotations
@@ -37,18 +37,26 @@ def alternating(
 ) -> tuple[Stage]:
     """Knowledge representing (Liu et al. 2019, Algorithm 1): on every batch one step of Eq. 9, then one of Eq. 10.
 
-    Step A trains the student and W~ together on the prediction's loss and gamma times the aggregation's. Step B lets the
-    student follow the features of W~, from a fresh forward and with its gradients recoded; W~ stays, and so do the
-    student's BatchNorm statistics, which belong to step A. Each step has an optimiser of its own.
+    Step A trains the student and W~ together on the prediction loss plus gamma times the aggregation loss. Step B makes
+    the student follow the features of W~, from a fresh forward pass and with recoded gradients. It changes neither W~
+    nor the student's BatchNorm statistics, which belong to step A. Each step has its own optimiser.
 
-    The paper's sentence that Eq. 2 is solved by "alternatively minimizing" both losses puts the prediction's loss into
-    step A, since Eq. 9's other term does not reach the student. gamma and the number of steps have no printed values; as
-    gamma acts on W~ alone, it is a factor on W~'s learning rate. After 80 steps on CIFAR-10 (ResNet-26 to 8, batch 64,
-    learning rate 0.1) the cost had fallen from 600 to 284, 231 and 288 with gamma 1, 0.1 and 0.01.
+    The paper's sentence that Eq. 2 is solved by "alternatively minimizing" both losses puts the prediction loss into
+    step A, since Eq. 9's other term does not reach the student. gamma and the number of steps have no printed values;
+    as gamma acts on W~ alone, it is a factor on W~'s learning rate. After 80 steps on CIFAR-10 (ResNet-26 to 8, batch
+    size 64, learning rate 0.1) the cost had fallen from 600 to 284, 231 and 288 with gamma 1, 0.1 and 0.01.
 
-    lr, match_lr: of step A and step B; in the paper 0.1 and 0.01, divided by ten after 30k and 48k steps.
-    task, posterior: the prediction's loss, labels and what may be added: soft logits, NST, KDGAN.
-    recode: None leaves step B's gradients as they are, the paper's "KR-Dense".
+    Args:
+        steps: number of batches.
+        lr: learning rate of step A; in the paper 0.1, divided by ten after 30k and 48k steps.
+        match_lr: learning rate of step B; in the paper 0.01, divided likewise.
+        task: the prediction loss, such as the labels.
+        posterior: what is added to the prediction loss: soft logits, NST, KDGAN.
+        aggregation: the term of Eq. 9 that trains W~.
+        gamma: its weight.
+        matching: the terms of step B.
+        recode: sparse recoding of step B's gradients; None for none, the paper's "KR-Dense".
+        optimizer: of both steps.
 
     >>> (stage,) = alternating(steps=64, lr=0.1, match_lr=0.01)
     >>> [[term.knowledge.name for term in update.terms] for update in stage.updates]

@@ -1,8 +1,8 @@
-"""Shuffled teachers: the channels of the teacher's maps in another order, so that each student learns of another twin.
+"""Shuffled teachers: the teacher's channels in another order, so that each student learns from a different twin.
 
-Yim et al. (2017), section 4.1: networks that start from one transfer differ too little to make an ensemble; with the
-rows and columns of the FSP matrices shuffled they differ. To reorder channels i of a tap is to reorder the columns of
-the matrices that end there and the rows of those that begin there. The paper does not say which orders were drawn.
+Yim et al. (2017), section 4.1: networks that start from the same transfer differ too little to make an ensemble; with
+the rows and columns of the FSP matrices shuffled they differ. Reordering a tap's channels reorders the columns of the
+matrices that end there and the rows of those that start there. The paper does not say which orders were drawn.
 """
 
 from __future__ import annotations
@@ -22,9 +22,15 @@ Orders = tuple[Tensor, Tensor]  # of a matrix's rows and columns: (m,) and (n,),
 
 
 def shuffled(matrices: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """G[b, i, j] -> G[b, rows[i], columns[j]], the matrix of a teacher whose channels are in these orders.
+    """G[b, i, j] -> G[b, rows[i], columns[j]]: the matrices of a teacher whose channels are in these orders.
 
-    Args: matrices (N, m, n), rows (m,), columns (n,).
+    Args:
+        matrices: (N, m, n).
+        rows: (m,), a permutation.
+        columns: (n,), a permutation.
+
+    Returns:
+        (N, m, n).
 
     >>> shuffled(torch.arange(4).view(1, 2, 2), torch.tensor([1, 0]), torch.tensor([0, 1]))
     tensor([[[2, 3],
@@ -36,20 +42,26 @@ def shuffled(matrices: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 def drawn_orders(
     shuffle: Shuffle | None, sections: Sequence[Section], flows: Sequence[Flow], seed: int
 ) -> tuple[Orders, ...]:
-    """The orders of the rows and columns of each flow's matrix, the same whenever ``seed`` is; none without a shuffle.
+    """Orders of the rows and columns of each flow's matrix, a function of the seed; none without a shuffle.
 
-    ``realisable``: those of a network of the same kind whose filters are in another order. Along the chain of all
-    sections, each from entry to first block to exit, an order goes on as it was in the channels that a shortcut copies,
-    which come first, and draws anew among those that are added: equal channels are ordered equally, and a narrower map
-    quite anew. That is exact where shortcuts are identities or pad with zeros, so in a CIFAR ResNet of type A. Where
-    they are 1x1 convolutions, or there are none, any order could be realised, and this is stricter than it need be.
+    ``realisable``: orders of a network of the teacher's kind whose filters are in another order. Along the chain of all
+    sections, each from entry to first block to exit, an order continues unchanged in the channels that a shortcut
+    copies, which come first, and is drawn for the channels that are added: maps of equal width are ordered alike, and a
+    narrower map gets a fresh order. That is exact where shortcuts are identities or pad with zeros, as in a CIFAR
+    ResNet of type A. Where they are 1x1 convolutions, or there are none, any order is realisable, so this is stricter
+    than necessary.
 
-    ``independent``: an order of its own for each tap; a student with identity shortcuts can not have such channels.
-    ``per_matrix``: rows and columns drawn anew for each matrix, so that no network fits them all.
+    ``independent``: one order per tap; a student with identity shortcuts cannot have such channels. ``per_matrix``:
+    rows and columns are drawn for each matrix, so that no network fits them all.
 
     Args:
-        sections: all of the teacher's that are paired, in order, whichever of them ``flows`` belong to.
+        shuffle: one of these, or None.
+        sections: all paired sections of the teacher, in order, whether or not ``flows`` belong to them.
         flows: between the sections' taps.
+        seed: of the job.
+
+    Returns:
+        (rows, columns) for each flow; () without a shuffle.
     """
     key = key_of(seed, Purpose.SHUFFLE)
     channels = _channels(sections)
@@ -75,7 +87,7 @@ def drawn_orders(
 
 
 def _channels(sections: Sequence[Section]) -> dict[Tap, int]:
-    """How many channels each tap of the chain has, in the chain's order."""
+    """The number of channels at each tap of the chain, in the chain's order."""
     return {
         tap: shape[0]
         for section in sections

@@ -1,27 +1,28 @@
-"""Distilled feature vectors: which directions of feature space an image lives in, and how two layers' directions relate.
+"""Distilled feature vectors: which directions of feature space an image lives in, and how two layers' directions
+relate.
 
 Lee, Kim, Song: "Self-supervised Knowledge Distillation Using Singular Value Decomposition", ECCV 2018. The strongest
-right-singular vectors of a section's front and back maps (``truncated_svd``) are brought to the teacher's order and
-signs (Eq. 3-8) and compared entry with entry under a radial basis function (Eq. 9-10); the student imitates the result
-(Eq. 11). The maps' sizes may differ, in one network and between the two.
+right-singular vectors of a section's front and back maps (``truncated_svd``) are brought into the teacher's order and
+signs (Eq. 3-8) and compared entry by entry under a radial basis function (Eq. 9-10); the student imitates the result
+(Eq. 11). The maps' sizes may differ, within one network and between the two.
 
-What the paper leaves open, and what is done about it in public code:
+What the paper leaves open, and what public code does about it:
 
 * Gradient. Eq. 1-2 is not the gradient of a truncated decomposition, see ``decomposition``; ``gradient: paper`` has it
   as printed. The official code keeps five vectors whatever the rank, which is neither.
-* Reduction. Eq. 11 does not speak of the batch. The official code sums over it (``sum``), RepDistiller divides by its
-  size and leaves the half out; ``mean`` divides. A rank-1 loss is small, about 0.01 for an image and section: divided
-  by the batch it hardly moves a student that trains on labels at the same time. Hence ``sum``.
-* Signs. A singular vector's sign is arbitrary. Eq. 6 turns the student's vectors to the teacher's (``paper``), the
-  official code the teacher's to the student's (``official``). Front and back are turned independently, so under the
-  first the loss depends on the teacher's arbitrary signs, under the second on the student's. ``canonical`` gives the
+* Reduction. Eq. 11 does not mention the batch. The official code sums over it (``sum``); RepDistiller divides by its
+  size and drops the half; ``mean`` divides. A rank-1 loss is small, about 0.01 per image and section: divided by the
+  batch size it hardly moves a student that trains on labels at the same time. Hence ``sum``.
+* Signs. A singular vector's sign is arbitrary. Eq. 6 flips the student's vectors to match the teacher's (``paper``),
+  the official code the teacher's to match the student's (``official``). Front and back are flipped independently, so
+  the first makes the loss depend on the teacher's arbitrary signs, the second on the student's. ``canonical`` gives the
   teacher's vectors a non-negative sum, then follows Eq. 6: the loss depends on no arbitrary sign, and the first vector
-  of a map behind a ReLU has no negative entry.
+  of a map after a ReLU has no negative entry.
 * Alignment. The argmax of Eq. 5 may take one student vector for two of the teacher's (``greedy``); ``hungarian`` takes
   each once, with the largest sum of similarities. The student offers one vector more than the rank, as in the paper.
 * Scale. The official code multiplies by the square root of the rank, the paper does not: ``sqrt_rank``.
 * Missing vectors. A module uses as many vectors as all its four maps have channels and positions. A vector without
-  energy (a dead map, dependent channels) has no direction to compare: it counts nothing for its image.
+  energy (a dead map, dependent channels) has no direction to compare, and counts nothing for its image.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def feature_weights(sigma: Tensor) -> Tensor:
 
 
 def canonical_signs(vectors: Tensor) -> Tensor:
-    """Each vector or its negative, whichever has the larger sum; at a tie, whose largest entry is positive.
+    """Each vector or its negative, whichever has the larger sum; at a tie, the one whose largest entry is positive.
 
     (B, D, k) -> (B, D, k).
 
@@ -79,20 +80,21 @@ def canonical_signs(vectors: Tensor) -> Tensor:
 
 
 def match(teacher: Tensor, student: Tensor, matching: Matching = "greedy") -> tuple[Tensor, Tensor]:
-    """For each of the teacher's vectors the student's most like it, Eq. 5, and its sign, Eq. 6.
+    """The student vector most similar to each of the teacher's, Eq. 5, and its sign, Eq. 6.
 
-    Likeness is the absolute cosine. The choice itself has no gradient.
+    Similarity is the absolute cosine. The choice itself has no gradient.
 
     Args:
         teacher: (B, D, k), unit vectors or zeros.
         student: (B, D, m), m at least k.
-        matching: ``greedy``, the best for each by itself; ``hungarian``, each at most once, the best sum.
+        matching: ``greedy``, the most similar for each independently; ``hungarian``, each at most once, for the largest
+            sum.
 
     Returns:
-        vectors (B, D, k) of the student and signs (B, 1, k), 1 or -1, which is 1 for orthogonal vectors.
+        vectors (B, D, k) of the student and signs (B, 1, k), 1 or -1; 1 for orthogonal vectors.
 
     Raises:
-        ShapeError: other images or channels, or fewer student vectors than teacher vectors.
+        ShapeError: the images or channels differ, or the student has fewer vectors than the teacher.
     """
     if teacher.shape[:2] != student.shape[:2] or teacher.shape[2] > student.shape[2]:
         raise ShapeError(
@@ -110,7 +112,16 @@ def match(teacher: Tensor, student: Tensor, matching: Matching = "greedy") -> tu
 def align(teacher: Tensor, student: Tensor, matching: Matching = "greedy") -> Tensor:
     """The student's vectors in the teacher's order and with its signs, Eq. 5-6.
 
-    Arguments and errors as in ``match``. Returns: (B, D, k).
+    Args:
+        teacher: (B, D, k), unit vectors or zeros.
+        student: (B, D, m), m at least k.
+        matching: as in ``match``.
+
+    Returns:
+        (B, D, k).
+
+    Raises:
+        ShapeError: as in ``match``.
 
     >>> teacher, student = torch.eye(3)[None, :, :2], -torch.eye(3)[None, :, [2, 1, 0]]
     >>> torch.equal(align(teacher, student), teacher)
@@ -157,7 +168,7 @@ class SVD(Knowledge):
         """The loss for these pairs of sections: one module (front, back) for what enters and what leaves each.
 
         Raises:
-            ShapeError: a teacher's map has other channels than its student's, or there are no pairs.
+            ShapeError: there are no pairs, or a teacher's map has other channels than its student's.
         """
         self.require_pairs(pairs)
         wrong = {
@@ -178,7 +189,13 @@ class SVD(Knowledge):
 
 
 class SVDLoss(Loss):
-    """Eq. 11 between a student's reading and the teacher's singular vectors; no parameters of its own."""
+    """Eq. 11 between a student's reading and the teacher's singular vectors; no parameters of its own.
+
+    Args:
+        options: of the loss.
+        teacher: each module's flow in the teacher.
+        student: the same flows in the student.
+    """
 
     storable = True
 

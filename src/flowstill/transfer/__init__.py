@@ -1,1 +1,1 @@
-"""How it passes: stages, the procedures that make them, and how two gradients meet."""
+"""How knowledge passes: stages, the procedures that make them, rules that combine gradients, and recoding."""

@@ -1,8 +1,8 @@
-"""Methods by name: what ``distill --method`` takes. Each stands in its knowledge's file, under ``@register_method``.
+"""Named methods: what ``distill --method`` takes. Each stands in its knowledge's file, under ``@register_method``.
 
-All train on the task for the same 64 000 updates with the same learning rates, those of Yim et al. (CVPR 2017) for
-CIFAR-10 at batches of 256; what comes before, and the optimisers, are each paper's. The papers' tables, with the budgets
-that they print, are recipes of their own.
+All train on the task for the same 64 000 updates with the same learning rates, which Yim et al. (CVPR 2017) use for
+CIFAR-10 at a batch size of 256. What comes before, and the optimisers, follow each paper. The papers' tables, with
+their printed budgets, are recipes of their own.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Method:
         return "sections" in inspect.signature(self.make).parameters
 
     def stages(self, sections: int) -> Stages:
-        """The stages, for networks that pair in so many sections."""
+        """The stages for networks that pair in this many sections."""
         given: dict[str, Any] = {"sections": sections, "name": self.name}
         taken = inspect.signature(self.make).parameters
         made = self.make(**{key: value for key, value in given.items() if key in taken})
@@ -75,19 +75,19 @@ def register_method(
 ) -> Callable[[F], F]:
     """Let ``distill`` and recipes name a method: ``--method NAME``, ``stages: NAME``.
 
-    It stands above a function that returns the stages, one or several, as the procedures of
-    ``flowstill.transfer.procedures`` make them. The function's parameters, if it has any, may be ``sections``, the
-    number of sections in which teacher and student pair, and ``name``, where one function serves several names.
+    It decorates a function that returns one or several stages, built by the procedures of
+    ``flowstill.transfer.procedures``. The function may take ``sections``, the number of sections in which teacher and
+    student pair, and ``name``, for a function that serves several names.
 
     Args:
         names: one or more.
-        transfers: a line that says what passes from teacher to student; by default the docstring's first.
+        transfers: what passes from teacher to student, in a line; by default the docstring's first line.
         needs: what the two networks must have in common, such as "the same classes".
         paper: authors and year.
-        reconstruction: whether the paper leaves so much open that results are to be marked as such.
+        reconstruction: whether the paper leaves so much open that results are marked as a reconstruction's.
 
     Raises:
-        RecipeError: no name, a taken one, a parameter that is not known, or not a function.
+        RecipeError: no name, a taken name, an unknown parameter, or not a function.
 
     Example:
         >>> @register_method("labels-twice", transfers="nothing: the task, twice")
@@ -120,7 +120,7 @@ def find_method(name: str) -> Method:
     """The method called ``name``.
 
     Raises:
-        RecipeError: there is none; the text gives the nearest.
+        RecipeError: there is none; the message offers the nearest.
 
     >>> [stage.name for stage in find_method("fsp").stages(3)]
     ['transfer', 'task']
@@ -146,6 +146,8 @@ def clipped(knowledge: Knowledge, optimizer: Optimizer | None = None) -> Stages:
 
 
 def added(knowledge: Knowledge, share: float | None = None) -> Stages:
-    """The task's loss and the transfer's in a sum; share: of the transfer, the task keeping the rest."""
+    """The sum of the task's loss and the transfer's. share: the transfer's weight, the task's being 1 - share; None for
+    1 and 1.
+    """
     task = "labels" if share is None else Term("labels", round(1 - share, 6))
     return joint(Term(knowledge, share or 1.0), steps=TASK, lr=TASK_LR, task=task)

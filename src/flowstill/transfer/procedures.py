@@ -1,7 +1,7 @@
-"""The ways of transfer, as short functions that return stages; one loop runs them all.
+"""The ways of transfer, as short functions that return stages.
 
-Those of one paper alone stand with its knowledge: ``alternating`` in ``knowledge.aggregation``, ``adversarial`` in
-``knowledge.kdgan``.
+A procedure that belongs to one paper stands with its knowledge: ``alternating`` in ``knowledge.representing``,
+``adversarial`` in ``knowledge.kdgan``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ F = TypeVar("F", bound=Callable[..., Iterable[Stage]])
 
 
 def register_procedure(make: F) -> F:
-    """Let recipes name a procedure: ``stages: {procedure: NAME, ...}``, with the function's arguments beside the name.
+    """Let recipes name a procedure: ``stages: {procedure: NAME, ...}``, with the function's arguments next to the name.
 
     Raises:
         RecipeError: not a function, or its name is taken.
@@ -41,7 +41,15 @@ def _update(task: TermsLike = (), transfer: TermsLike = (), rule: Rule = Sum()) 
 def stage(
     name: str, steps: int, lr: Schedule | float, cycle: Sequence[Update], optimizer: Optimizer | None = None
 ) -> Stage:
-    """A stage of one player, the student with its adapters: batch t runs ``cycle[t % len(cycle)]``."""
+    """A stage of one player, the student with its adapters.
+
+    Args:
+        name: the stage's.
+        steps: number of batches.
+        lr: learning rate.
+        cycle: batch t runs ``cycle[t % len(cycle)]``.
+        optimizer: how the student steps; None for the default.
+    """
     lr = Constant(lr) if isinstance(lr, (int, float)) else lr
     player = Player(lr=lr, optimizer=optimizer or Optimizer())
     return Stage(name, steps, {"student": player}, tuple((update,) for update in cycle))
@@ -49,7 +57,7 @@ def stage(
 
 @register_procedure
 def alone(steps: int, lr: Schedule | float, optimizer: Optimizer | None = None) -> tuple[Stage]:
-    """The task by itself: how a teacher and a baseline train."""
+    """The task alone: how a teacher and a baseline train."""
     return (stage("task", steps, lr, [_update(task="labels")], optimizer),)
 
 
@@ -83,7 +91,7 @@ def joint(
     task: TermsLike = "labels",
     optimizer: Optimizer | None = None,
 ) -> tuple[Stage]:
-    """Task and transfer in every step; ``rule`` says how their gradients meet (Lee et al. 2018, section 3.2)."""
+    """Task and transfer in every step; ``rule`` says how their gradients are combined (Lee et al. 2018, section 3.2)."""
     return (stage("joint", steps, lr, [_update(task, transfer, rule)], optimizer),)
 
 
@@ -91,7 +99,7 @@ def joint(
 def cyclic(
     transfers: Sequence[TermsLike], *, steps: int, lr: Schedule | float, optimizer: Optimizer | None = None
 ) -> tuple[Stage]:
-    """Several transfers in turn, one per batch: update t runs the (t mod n)-th (Yeo et al. 2018).
+    """Several transfers in turn, one per batch: update t runs transfer t mod n (Yeo et al. 2018).
 
     ``steps`` counts all updates, so that the budget equals that of a single transfer.
     """
@@ -102,11 +110,13 @@ def cyclic(
 def blocks(
     transfers: Sequence[TermsLike], *, steps: int, lr: Schedule | float, optimizer: Optimizer | None = None
 ) -> tuple[Stage, ...]:
-    """Several transfers one after another, to compare with ``cyclic``: a stage for each, with a fresh optimiser.
+    """Several transfers one after another, for comparison with ``cyclic``: one stage each, with a fresh optimiser.
 
-    They share ``steps`` as equally as whole numbers do, and in each the learning rate runs through its whole course.
-    What a term draws for a stage, such as a shuffle, is drawn anew in each.
-    Raises: RecipeError if there is no transfer, or a step is not to be had for each.
+    They share ``steps`` as evenly as possible, and each runs through the whole learning rate schedule. Whatever a term
+    draws for a stage, such as a shuffle, is drawn separately for each.
+
+    Raises:
+        RecipeError: there are no transfers, or fewer steps than transfers.
 
     >>> lr = Milestones({0: 0.1, 11: 0.01, 16: 0.001})
     >>> [(s.name, s.steps, s.players["student"].lr.milestones) for s in blocks(["fsp", "nst"], steps=21, lr=lr)]
@@ -126,7 +136,7 @@ def blocks(
 
 
 def schedule(*pairs: tuple[float, int]) -> tuple[int, Milestones]:
-    """Read a paper's "0.1, 0.01 and 0.001 until 32k, 48k and 64k": the steps, and the learning rate over them.
+    """A paper's "0.1, 0.01 and 0.001 until 32k, 48k and 64k" as a number of steps and a learning rate schedule.
 
     >>> schedule((0.1, 32_000), (0.01, 48_000), (0.001, 64_000))
     (64000, Milestones(milestones={0: 0.1, 32000: 0.01, 48000: 0.001}))

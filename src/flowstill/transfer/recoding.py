@@ -1,24 +1,24 @@
-"""Sparse recoding: a gradient's large entries are enlarged, its small ones dropped, by a threshold that learns.
+"""Sparse recoding: a gradient's large entries are enlarged and its small ones dropped, by a threshold that learns.
 
 Liu et al., "Knowledge Representing: Efficient, Sparse Representation of Prior Knowledge for Knowledge Distillation",
-CVPR Workshops 2019, section 3.2: the penalty Phi, a function of the *gradient* g (Eq. 3-4), "enhances the high gradients
-of dominant neurons, and filters the low gradients of inactive neurons".
+CVPR Workshops 2019, section 3.2: the penalty Phi, a function of the *gradient* g (Eq. 3-4), "enhances the high
+gradients of dominant neurons, and filters the low gradients of inactive neurons".
 
 What the paper leaves open, and what is done about it:
 
-* Added to the loss, as Eq. 10 has it, Phi would by its own gradient (a second derivative of the loss) make large
-  gradients *smaller*, against all that the text says of it. ``recode`` does what the text says: it changes the gradient
-  itself, g + lambda sign(g) Phi_0(g) where |g| >= epsilon and 0 elsewhere. ``recode_soft`` drops nothing.
-  ``double_backward`` is Eq. 10 to the letter, with the same lambda: ResNet-8 on 8x8 digits (learning rate 0.05) diverged
-  by it with a strength of 1, did not learn with 0.1, and learned more slowly than without it with 0.01.
-* lambda has no printed value, and Phi_0 = (|g| + g^2) / epsilon is of order 1 whatever the size of g. Written as
-  lambda = strength * epsilon, the entries above the threshold become g (1 + strength (1 + |g|)): about twice g for 1.
+* Added to the loss, as in Eq. 10, Phi would by its own gradient (a second derivative of the loss) make large gradients
+  *smaller*, contrary to everything the text says. ``recode`` does what the text says: it changes the gradient itself,
+  to g + lambda sign(g) Phi_0(g) where |g| >= epsilon and 0 elsewhere. ``recode_soft`` drops nothing.
+  ``double_backward`` is Eq. 10 to the letter, with the same lambda: ResNet-8 on 8x8 digits (learning rate 0.05)
+  diverged with a strength of 1, did not learn with 0.1, and learned more slowly than without it with 0.01.
+* lambda has no printed value, and Phi_0 = (|g| + g^2) / epsilon is of order 1 whatever the size of g. Written as lambda
+  = strength * epsilon, the entries above the threshold become g (1 + strength (1 + |g|)): about twice g for 1.
 * epsilon is "initialized with the mean value of parameters distribution". The mean of the weights may be negative, and
-  even their mean magnitude lies above nearly every gradient; so the mean magnitude of the first gradient is the
-  default. ``mean_abs_w`` is the other, which the bound below then brings into the gradient's range.
-* epsilon is "a learnable threshold", but Phi falls as epsilon grows, and its minimum is where nothing passes. So each
-  tensor's epsilon descends Phi / (number of entries) with a learning rate of its own, and stays below a quantile of
-  |g|, so that a tenth of the entries always passes.
+  even their mean magnitude lies above nearly every gradient, so the default is the mean magnitude of the first
+  gradient. The alternative is ``mean_abs_w``, which the bound below then brings into the gradient's range.
+* epsilon is "a learnable threshold", but Phi falls as epsilon grows, and is smallest where nothing passes. So each
+  tensor's epsilon descends Phi / (number of entries) with its own learning rate, and stays below a quantile of |g|, so
+  that a tenth of the entries always passes.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def _dominant(gradient: Tensor, epsilon: Tensor | float) -> Tensor:
 def recode(gradient: Tensor, epsilon: Tensor | float, strength: float = 1.0, soft: bool = False) -> Tensor:
     """1[|g| >= epsilon] (g + lambda sign(g) Phi_0(g)) with lambda = strength * epsilon, multiplied out.
 
-    That is g (1 + strength (1 + |g|)) above the threshold; below it 0, or g where ``soft``. An epsilon of 0 and a
-    strength of 0 leave every bit as it is.
+    That is g (1 + strength (1 + |g|)) above the threshold, and 0 below it, or g if ``soft``. With an epsilon of 0 and a
+    strength of 0 every bit is unchanged.
 
     >>> recode(torch.tensor([0.4, 0.5, -1.0]), 0.5)
     tensor([ 0.0000,  1.2500, -3.0000])
@@ -92,7 +92,7 @@ class Recoding:
 
 
 class Recoder:
-    """A ``Recoding`` at work on the gradients of ``parameters``: it holds a threshold for each."""
+    """Applies a ``Recoding`` to the gradients of ``parameters``, with a threshold for each."""
 
     def __init__(self, recoding: Recoding, parameters: Sequence[nn.Parameter]) -> None:
         self.recoding = recoding
@@ -107,16 +107,16 @@ class Recoder:
 
     @property
     def thresholds(self) -> list[float]:
-        """Each tensor's epsilon; 0 where it had no gradient yet."""
+        """Each tensor's epsilon; 0 before its first gradient."""
         if self.recoding.fixed is not None:
             return [self.recoding.fixed] * len(self.rho)
         return [float(F.softplus(rho)) for rho in self.rho]
 
     @torch.no_grad()
     def __call__(self, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """The recoded gradients, one for each parameter; then each threshold moves. None stays None.
+        """The recoded gradients, one for each parameter; each threshold then takes a step. None stays None.
 
-        For ``double_backward`` the gradients must have a graph of their own (``create_graph=True``).
+        For ``double_backward`` the gradients must have a graph (``create_graph=True``).
         """
         plain = [None if g is None else g.detach() for g in gradients]
         epsilons = [0.0 if g is None else self._threshold(i, g) for i, g in enumerate(plain)]
@@ -129,7 +129,7 @@ class Recoder:
         ]
 
     def _threshold(self, number: int, gradient: Tensor) -> Tensor | float:
-        """The epsilon for this gradient. What is kept for the next has descended the penalty by one step."""
+        """The epsilon for this gradient. The stored one, for the next gradient, has descended the penalty by one step."""
         recoding = self.recoding
         if recoding.fixed is not None:
             return recoding.fixed
@@ -169,11 +169,11 @@ class Recoder:
         return penalised
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next call depends on."""
+        """Everything that the next call depends on."""
         return {"rho": [rho.clone() for rho in self.rho]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from ``state``. Raises: ValueError if it is of another number of parameters."""
+        """Continue from ``state``. Raises: ValueError if it has a different number of parameters."""
         if len(state["rho"]) != len(self.rho):
             raise ValueError(f"the state holds {len(state['rho'])} thresholds, for {len(self.rho)} parameters")
         self.rho = [saved.to(rho) for saved, rho in zip(state["rho"], self.rho, strict=True)]
@@ -182,11 +182,16 @@ class Recoder:
 class SparseRecoding(torch.optim.Optimizer):
     """Sparse recoding around any optimiser, for any network: each step recodes the gradients, then ``optimizer`` steps.
 
-    The paper holds that the penalty helps wherever "the gradients distribution is not discriminative enough". Use it as
-    the optimiser itself; its parameter groups are the wrapped one's, so schedulers take either. Weight decay and
-    momentum, being the wrapped one's, come after.
+    The paper holds that the penalty helps wherever "the gradients distribution is not discriminative enough". Use it
+    like the optimiser itself. The parameter groups are the wrapped optimiser's, so schedulers take either. Weight decay
+    and momentum belong to the wrapped optimiser, so they come after.
 
-    Args: optimizer; then the fields of ``Recoding``. Raises: RecipeError for another field or value.
+    Args:
+        optimizer: the optimiser to wrap.
+        recoding: the fields of ``Recoding``.
+
+    Raises:
+        RecipeError: an unknown field, or a value that it does not allow.
 
     >>> network = nn.Linear(3, 2)
     >>> optimizer = SparseRecoding(torch.optim.SGD(network.parameters(), lr=0.1), strength=0.5)
@@ -219,10 +224,14 @@ class SparseRecoding(torch.optim.Optimizer):
         return self.recoder.thresholds
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Recode the gradients on the parameters, which hold the recoded ones afterwards, and step.
+        """Recode the gradients on the parameters, where the recoded ones stay, and step.
 
-        closure: makes the gradients and returns the loss. With ``double_backward``, they are to be made by
-        ``loss.backward(create_graph=True)``. Returns: what ``closure`` returned.
+        Args:
+            closure: computes the gradients and returns the loss. With ``double_backward`` it must call
+                ``loss.backward(create_graph=True)``.
+
+        Returns:
+            What ``closure`` returned.
         """
         loss = None
         if closure is not None:
@@ -235,11 +244,11 @@ class SparseRecoding(torch.optim.Optimizer):
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Take the gradients off the parameters."""
+        """Clear the parameters' gradients."""
         self.optimizer.zero_grad(set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Another group of parameters, for the wrapped optimiser too."""
+        """Add a group of parameters, to the wrapped optimiser too."""
         self.optimizer.add_param_group(param_group)
         self.recoder.add(self.optimizer.param_groups[-1]["params"])
 
@@ -248,7 +257,7 @@ class SparseRecoding(torch.optim.Optimizer):
         return {"optimizer": self.optimizer.state_dict(), "recoding": self.recoder.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from ``state_dict``."""
+        """Continue from ``state_dict``."""
         self.optimizer.load_state_dict(state_dict["optimizer"])
         self.recoder.load_state_dict(state_dict["recoding"])
 

@@ -1,6 +1,6 @@
-"""How the task's gradient and the transfer's meet, once both are reduced over the processes.
+"""How the gradients of task and transfer are combined, once both are reduced over the processes.
 
-A rule is an object with a ``meet``. Adding one touches no other file: see ``register_rule``.
+A rule is an object with a ``meet`` method. Adding one touches no other file: see ``register_rule``.
 """
 
 from __future__ import annotations
@@ -24,8 +24,11 @@ Gradients = Sequence[Tensor | None]  # one for each of a player's parameters, No
 class Rule:
     """How two gradients become one. Subclasses are ``@specification`` dataclasses with a ``name`` field.
 
-    apart: whether ``meet`` must see the gradients of task and transfer apart, which takes a second backward. Where it
-    need not, the engine takes the gradient of the summed losses and never calls ``meet``.
+    Attributes:
+        summary: what it does, in a line.
+        apart: whether ``meet`` needs the gradients of task and transfer separately, which takes a second backward pass.
+            If not, the engine takes the gradient of the summed losses and never calls ``meet``.
+        name: what recipes call it.
     """
 
     summary: ClassVar[str] = ""  # one line
@@ -38,17 +41,20 @@ class Rule:
         """The gradient that the player steps by; its optimiser adds weight decay afterwards.
 
         Args:
-            task: of the task's losses, one for each parameter of the student, None where they do not reach it.
-            transfer: of the transfer's losses.
-            step: updates of the stage so far.
+            task: gradients of the task's losses, one for each parameter of the player, None where they do not reach it.
+            transfer: gradients of the transfer's losses.
+            step: number of updates of the stage so far.
             decayed: adds to gradients what the optimiser will add: the L2 and L1 terms of the weights.
+
+        Returns:
+            One gradient for each parameter, None to leave it.
         """
         raise NotImplementedError(
             f"{type(self).__name__} must define the method meet(self, task, transfer, *, step, decayed)."
         )
 
     def scaled(self, factor: float) -> Self:
-        """The rule for a stage whose steps are multiplied by ``factor``: itself, unless it counts steps."""
+        """The rule for a stage whose steps are multiplied by ``factor``: unchanged, unless it counts steps."""
         return self
 
 
@@ -116,7 +122,7 @@ class AdaptiveClip(Rule):
     def meet(
         self, task: Gradients, transfer: Gradients, *, step: int, decayed: Callable[[Gradients], Gradients]
     ) -> Gradients:
-        """Task and transfer gradient by the mode."""
+        """Task plus clipped transfer gradient, by the mode."""
         epoch = step // self.epoch_steps
         if self.mode == "eq14_literal":
             return eq14_literal(task, transfer, epoch)
@@ -126,7 +132,7 @@ class AdaptiveClip(Rule):
         return clip_per_variable(task, transfer, sigmoid(epoch), against)
 
     def scaled(self, factor: float) -> Self:
-        """With epochs of ``factor`` times as many steps, one at least."""
+        """With ``factor`` times as many steps per epoch, at least one."""
         return replace(self, epoch_steps=max(1, round(self.epoch_steps * factor)))
 
 
@@ -136,9 +142,14 @@ def clip_per_variable(
     """``g_i = task_i + transfer_i * min(1, share * |task_i| / |transfer_i|)`` for every variable i.
 
     Lee et al. (2018), section 3.2, as their published training code computes it: ``share`` is the sigmoid of the epoch,
-    and the norm is taken of the task's gradient *with* its L2 term, which is given as ``against``. Where the task has
-    no gradient the transfer's is clipped to nothing; a zero transfer gradient stays zero. Shapes: each gradient has its
-    variable's shape; None where a loss does not reach the variable.
+    and the norm is that of the task's gradient *with* its L2 term. Where the task has no gradient the transfer's is
+    dropped; a zero transfer gradient stays zero.
+
+    Args:
+        task: gradients of the task, each with its variable's shape; None where a loss does not reach the variable.
+        transfer: gradients of the transfer.
+        share: of the task's norm that the transfer may reach.
+        against: the gradients whose norm counts, with the L2 term; None for ``task``.
     """
     against = task if against is None else against
     return [_meet(a, b, c, share) for a, b, c in zip(task, transfer, against, strict=True)]
@@ -152,12 +163,12 @@ def _meet(task: Tensor | None, transfer: Tensor | None, against: Tensor | None, 
 
 
 def _at_most(bound: Tensor, norm: Tensor) -> Tensor:
-    """The factor that brings ``norm`` down to ``bound``, 1 where it is not above."""
+    """The factor that brings ``norm`` down to ``bound``; 1 if it is not above."""
     return torch.where(norm > bound, bound / norm, 1.0)
 
 
 def clip_global(task: Gradients, transfer: Gradients, share: float) -> list[Tensor | None]:
-    """The same with one norm over all variables that the transfer reaches."""
+    """``clip_per_variable`` with one norm over all variables that the transfer reaches."""
     factor = _at_most(share * _norm(task, transfer), _norm(transfer, transfer))
     return [_plus(a, b, factor) for a, b in zip(task, transfer, strict=True)]
 
@@ -165,8 +176,8 @@ def clip_global(task: Gradients, transfer: Gradients, share: float) -> list[Tens
 def eq14_literal(task: Gradients, transfer: Gradients, epoch: float) -> list[Tensor | None]:
     """Eq. 13-14 as printed: a transfer gradient *smaller* than the task's is multiplied by 1/(1 + exp(p - tau)).
 
-    tau is the ratio of the norms over all variables that the transfer reaches, p the epoch. Kept to compare with: it
-    dims the transfer when it is small already, and to nothing as the epochs pass.
+    tau is the ratio of the norms over all variables that the transfer reaches, p the epoch. Kept for comparison: it
+    weakens the transfer when it is small already, and to nothing as the epochs pass.
     """
     a, b = _norm(task, transfer), _norm(transfer, transfer)
     tau = a / b

@@ -1,4 +1,4 @@
-"""Values that change over a stage: learning rates and weights of terms."""
+"""Values that change over a stage: learning rates and the weights of terms."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Constant:
 
     @property
     def smallest(self) -> float:
-        """The smallest value that it can take."""
+        """The smallest value."""
         return self.value
 
     def at(self, step: int, steps: int) -> float:
@@ -32,7 +32,7 @@ class Constant:
         return self.value
 
     def scaled(self, factor: float) -> Constant:
-        """Itself: nothing here is counted in steps."""
+        """Unchanged: nothing here is counted in steps."""
         return self
 
 
@@ -55,7 +55,7 @@ class Milestones:
 
     @property
     def smallest(self) -> float:
-        """The smallest value that it can take."""
+        """The smallest value."""
         return min(self.milestones.values())
 
     def at(self, step: int, steps: int) -> float:
@@ -63,9 +63,9 @@ class Milestones:
         return self.milestones[max(m for m in self.milestones if m <= step)]
 
     def scaled(self, factor: float) -> Milestones:
-        """All milestones at ``factor`` times their iteration, in their order and each at an iteration of its own.
+        """All milestones at ``factor`` times their iteration, in order and each at its own iteration.
 
-        Where rounding would bring two together the later one moves on, so a stage still begins with its first value.
+        Where rounding would merge two, the later one moves on, so that a stage still starts with its first value.
 
         >>> Milestones({0: 0.1, 100: 0.01, 150: 0.001}).scaled(0.001).milestones
         {0: 0.1, 1: 0.01, 2: 0.001}
@@ -91,16 +91,16 @@ class Linear:
 
     @property
     def smallest(self) -> float:
-        """The smallest value that it can take."""
+        """The smallest value."""
         return min(self.linear)
 
     def at(self, step: int, steps: int) -> float:
-        """The line's height, its ends at the first and the last step."""
+        """The line's value; its ends lie at the first and the last step."""
         first, last = self.linear
         return first + (last - first) * (step / max(1, steps - 1))
 
     def scaled(self, factor: float) -> Linear:
-        """Itself: it spans the stage whatever its length."""
+        """Unchanged: it spans the stage whatever its length."""
         return self
 
 
@@ -118,7 +118,7 @@ class Cosine:
 
     @property
     def smallest(self) -> float:
-        """The smallest value that it can take."""
+        """The smallest value."""
         return min(0.0, self.cosine)
 
     def at(self, step: int, steps: int) -> float:
@@ -129,12 +129,12 @@ class Cosine:
         return self.cosine * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1.0, steps - rise)))
 
     def scaled(self, factor: float) -> Cosine:
-        """Itself: it spans the stage whatever its length."""
+        """Unchanged: it spans the stage whatever its length."""
         return self
 
 
 def _as_schedule(value: Any) -> Any:
-    """A number is constant; a mapping whose keys are iterations is a row of milestones."""
+    """A number is constant; a mapping whose keys are iterations holds milestones."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return Constant(float(value))
     if isinstance(value, dict) and value and all(isinstance(key, int) for key in value):

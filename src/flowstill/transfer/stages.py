@@ -1,6 +1,6 @@
-"""Who moves on which loss, and how the losses' gradients meet: a stage is steps over a cycle of updates.
+"""Who moves on which loss, and how the losses' gradients are combined: a stage is steps over a cycle of updates.
 
-The constructors take short forms, which a ``__init__`` for type checkers spells out beside each class.
+The constructors take short forms, which each class spells out for type checkers in an ``__init__``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _as_term(value: Any) -> Any:
 
 
 def _as_tuple(value: Any) -> Any:
-    """One thing is short for a row of one."""
+    """A single item is short for a tuple of one."""
     return value if isinstance(value, (tuple, list)) else (value,)
 
 
@@ -201,7 +201,7 @@ Cycle = tuple[Annotated[tuple[Update, ...], BeforeValidator(_as_tuple)], ...]
 
 
 def _as_stage(value: Any) -> Any:
-    """Short form: ``task``, ``transfer``, ``rule``, ``lr`` and ``optimizer`` of one player called ``student``."""
+    """The short form: ``task``, ``transfer``, ``rule``, ``lr`` and ``optimizer`` of one player called ``student``."""
     if isinstance(value, ArgsKwargs):
         given = value.kwargs or {}
         return value if len(value.args) > 2 else ArgsKwargs(value.args, _as_stage(dict(given)))
@@ -273,7 +273,7 @@ class Stage:
 
     @property
     def rhythm(self) -> tuple[tuple[bool, bool], ...]:
-        """For each batch of the cycle, whether a task term and whether a transfer term sees it."""
+        """For each batch of the cycle, whether a task term sees it and whether a transfer term does."""
         return tuple((any(u.task for u in batch), any(u.transfer for u in batch)) for batch in self.cycle)
 
     @property
@@ -283,10 +283,10 @@ class Stage:
 
     @property
     def stores(self) -> bool:
-        """Whether what the teacher knows is kept on the disk."""
+        """Whether the teacher's knowledge is kept on disk."""
         return self.needs_teacher and isinstance(self.knowledge, Stored)
 
     @property
     def reads_sections(self) -> bool:
-        """Whether any term is built for the sections of the two networks."""
+        """Whether any term is built for sections of the two networks."""
         return any(term.knowledge.reads_sections for update in self.updates for term in update.terms)
