@@ -196,7 +196,7 @@ def test_a_batch_of_no_images(depth):
 
 
 def test_errors_say_what_is_wrong():
-    with pytest.raises(ShapeError, match=r"not \(2, 3, 4\)"):
+    with pytest.raises(ShapeError, match=r"Received: \(2, 3, 4\)"):
         truncated_svd(torch.zeros(2, 3, 4), 1)
     with pytest.raises(ShapeError, match=r"\(2, 3, 0, 4\)"):
         truncated_svd(torch.zeros(2, 3, 0, 4), 1)

@@ -278,5 +278,5 @@ def test_unknown_options_and_values_are_refused():
         Recoding(quantile=1.5)
     with pytest.raises(fs.RecipeError, match="'recode_soft'"):
         Recoding(mode="soft")
-    with pytest.raises(ValueError, match="2 thresholds, for 4 parameters"):
+    with pytest.raises(ValueError, match="Expected a state of 4 parameters"):
         Recoder(Recoding(), list(net.parameters())).load_state_dict({"rho": [torch.zeros(())] * 2})

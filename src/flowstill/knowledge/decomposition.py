@@ -26,10 +26,10 @@ from flowstill.transfer.knowledge import without_autocast
 
 Gradient = Literal["exact", "paper"]
 
-# The eps of the damping x / (x^2 + (eps s_1^2)^2). On maps of trained networks, 1e-4 in float32 costs up to a third of
-# the gradient of five vectors, 1e-6 less than a thousandth; the eigenvalues are good to a few 1e-7 s_1^2.
+# The eps of the damping x / (x^2 + (eps s_1^2)^2). On maps of trained networks, 1e-4 in float32 loses up to a third of
+# the gradient of five vectors, 1e-6 less than a thousandth; the eigenvalues are accurate to a few 1e-7 s_1^2.
 _DAMPING = {torch.float64: 1e-10, torch.float32: 1e-6}
-# A singular value below this share of the largest is made of rounding errors and counts as zero.
+# A singular value below this share of the largest consists of rounding errors and counts as zero.
 _NEGLIGIBLE = {torch.float64: 1e-6, torch.float32: 1e-5}
 
 
@@ -65,12 +65,13 @@ def truncated_svd(maps: Tensor, rank: int, *, gradient: Gradient = "exact") -> t
     """
     if maps.ndim != 4 or 0 in maps.shape[1:]:
         raise ShapeError(
-            f"A singular value decomposition needs maps (N, channels, height, width), not {tuple(maps.shape)}."
+            "A singular value decomposition needs non-empty maps (N, channels, height, width). "
+            f"Received: {tuple(maps.shape)}."
         )
     if rank < 1:
-        raise ValueError(f"rank {rank}: at least one singular vector is needed")
+        raise ValueError(f"Expected a rank of at least 1. Received: rank {rank}.")
     if gradient not in ("exact", "paper"):
-        raise ValueError(f"gradient {gradient!r}: choose 'exact' or 'paper'")
+        raise ValueError(f"Expected gradient 'exact' or 'paper'. Received: {gradient!r}.")
     matrices = maps.to(torch.promote_types(maps.dtype, torch.float32)).flatten(2)
     with without_autocast(maps.device):
         sigma, vectors = _TruncatedSVD.apply(matrices, min(rank, *matrices.shape[1:]), gradient)
@@ -89,16 +90,16 @@ class _TruncatedSVD(torch.autograd.Function):
         finite = trace.isfinite()
         limits = torch.finfo(gram.dtype)
         energy = torch.where(finite, trace.clamp_min(limits.tiny / limits.eps), 1)
-        if not finite.all():  # NaN shall come out, not an error of the eigensolver
+        if not finite.all():  # return NaN instead of failing in the eigensolver
             gram = torch.where(finite, gram, 0)
         gram = gram / energy
         values, rows = leading_pairs(gram, rank)
         inner = rows[:, :rank]
-        # Eigenvalues are good to eps s_1^2; the norm of M v (or M^T u) is good to eps s_1 and settles what is there.
+        # Eigenvalues are accurate to eps s_1^2. The norm of M v (or M^T u) is accurate to eps s_1, so it decides.
         outer = inner @ (matrices.mT if ctx.wide else matrices)
         norms = torch.linalg.vector_norm(outer, dim=2, keepdim=True)
-        there = (norms > _NEGLIGIBLE[gram.dtype] * norms[:, :1]) & (energy == trace)
-        right = torch.where(there, outer / norms if ctx.wide else inner, 0)
+        nonzero = (norms > _NEGLIGIBLE[gram.dtype] * norms[:, :1]) & (energy == trace)
+        right = torch.where(nonzero, outer / norms if ctx.wide else inner, 0)
         sigma = norms[..., 0].cummin(1).values
         if not finite.all():
             sigma, right = torch.where(finite[..., 0], sigma, torch.nan), torch.where(finite, right, torch.nan)
@@ -118,7 +119,7 @@ class _TruncatedSVD(torch.autograd.Function):
                 return _paper_gradient(norms, left, right, grad_vectors), None, None
             grad_rows = torch.where(right.any(2, keepdim=True), grad_vectors.mT, 0)
             across = grad_rows - (grad_rows * right).sum(2, keepdim=True) * right  # p_j
-            # Never zero, for there would be zero times infinity in a map of zeros.
+            # Never zero: a map of zeros would give zero times infinity.
             damping = _DAMPING[gram.dtype] * values[:, :1, None].clamp_min(torch.finfo(gram.dtype).eps)
             if ctx.wide:
                 solved = _through_rows(matrices, gram, energy, values, rows, across, damping)

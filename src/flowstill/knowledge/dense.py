@@ -169,7 +169,7 @@ def _flow(sections: Sequence[Section], span: Span) -> Shaped:
 
 @register_method(
     "dense",
-    transfers="FSP matrices between all pairs of sections' ends, before the task",
+    transfers="FSP matrices over all spans of sections, before the task",
     needs=SAME_CHANNELS,
     paper="Yeo et al. 2018",
     reconstruction=True,
@@ -180,7 +180,7 @@ def _before_task() -> tuple[Stage, ...]:
 
 @register_method(
     "dense-sequential",
-    transfers="the dense FSP matrices in steps, from the bottom of the network to its top",
+    transfers="FSP matrices over all spans of sections, in steps from the bottom to the top, before the task",
     needs=SAME_CHANNELS,
     paper="Yeo et al. 2018",
     reconstruction=True,

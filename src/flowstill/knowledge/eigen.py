@@ -36,8 +36,8 @@ def all_pairs(gram: Tensor) -> tuple[Tensor, Tensor]:
     """All eigenvalues (N, n), descending, and their vectors as rows (N, n, n)."""
     try:
         values, columns = torch.linalg.eigh(gram)
-    # In single precision LAPACK sometimes gives up on a matrix with many zeros.
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # torch's annotations leave it out
+    # In single precision LAPACK sometimes fails on a matrix with many zeros.
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # missing from torch's annotations
         wide, columns = torch.linalg.eigh(gram.double())
         values, columns = wide.to(gram.dtype), columns.to(gram.dtype)
     return values.flip(1), columns.mT.flip(1)
@@ -60,13 +60,15 @@ def _iterated(gram: Tensor, count: int, block: int) -> tuple[Tensor, Tensor]:
             continue
         values, rows, images = _ritz(rows, images)
         residual = torch.linalg.vector_norm(images - values[..., None] * rows, dim=2)[:, :count]
-        open_ = (residual > tolerance * values[:, :1]).any(1)
-        if int(open_.sum()) * 16 <= len(gram):  # decomposing the last few whole costs less than another cycle of all
+        unconverged = (residual > tolerance * values[:, :1]).any(1)
+        if int(unconverged.sum()) * 16 <= len(
+            gram
+        ):  # decomposing the last few fully costs less than another cycle for all
             break
         cut = values[:, -1]
-    if open_.any():
-        whole = all_pairs(gram[open_])
-        values[open_], rows[open_] = whole[0][:, :block], whole[1][:, :block]
+    if unconverged.any():
+        whole = all_pairs(gram[unconverged])
+        values[unconverged], rows[unconverged] = whole[0][:, :block], whole[1][:, :block]
     return values, rows
 
 
@@ -87,7 +89,7 @@ def _chebyshev(gram: Tensor, rows: Tensor, cut: Tensor, degree: int) -> Tensor:
 
     cut: (N,), an upper estimate of the largest eigenvalue that is not wanted.
     """
-    # A bound from below keeps the polynomial finite where a matrix has fewer eigenvalues than rows.
+    # A lower bound keeps the polynomial finite where a matrix has fewer nonzero eigenvalues than rows.
     twice = gram * (4 / cut.clamp_min(1e-3 / gram.shape[-1]))[:, None, None]
     twice.diagonal(dim1=1, dim2=2).sub_(2)  # 2 x, for x = 2 gram / cut - 1
     previous, current = rows, torch.baddbmm(rows, rows, twice, beta=0, alpha=0.5)
@@ -123,7 +125,7 @@ def damped_inverse(
         return _on_pairs(values, rows, values[:, :count], right, damping, offset)
     solved, settled = _on_complement(gram, values, rows, right)
     solved += _on_pairs(values[:, :count], rows[:, :count], values[:, :count], right, damping, offset)
-    # Where the last value that is wanted and the next nearly meet, damping matters outside the wanted pairs too.
+    # Where the last wanted value and the next nearly coincide, damping matters outside the wanted pairs too.
     hard = ~settled | (values[:, count - 1] - values[:, count] < 30 * damping[:, 0, 0])
     if hard.any():
         whole = all_pairs(gram[hard])
@@ -144,9 +146,9 @@ def _on_complement(gram: Tensor, values: Tensor, rows: Tensor, right: Tensor) ->
     # Without its first k pairs the Gram matrix lies below every value_j, so the systems are positive definite.
     rest = torch.baddbmm(gram, (wanted * at).mT, wanted, alpha=-1)
     right = right - right @ wanted.mT @ wanted
-    unit = right.abs().amax(2, keepdim=True).clamp_min(limits.tiny)  # the squares of a small gradient would be zero
+    unit = right.abs().amax(2, keepdim=True).clamp_min(limits.tiny)  # the squares of a small gradient would underflow
     right = right / unit
-    # The pairs that only come near are a good first guess for the slowest directions.
+    # The approximate pairs are a good first guess for the slowest directions.
     solved = (right @ near.mT / (at - values[:, None, count:]).clamp_min(limits.eps)) @ near
     residual = right - torch.baddbmm(at * solved, solved, rest, alpha=-1)
     direction, size = residual, residual.square().sum(2, keepdim=True)

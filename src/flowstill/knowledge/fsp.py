@@ -256,7 +256,7 @@ def _before_task() -> tuple[Stage, ...]:
 
 @register_method(
     "fsp-joint",
-    transfers="FSP matrices beside the task, their gradient clipped to the task's",
+    transfers="how features flow through each section (FSP matrices), together with the task and clipped to its gradient",
     needs=SAME_CHANNELS,
     paper="Yim et al. 2017; Lee et al. 2018",
 )
@@ -266,7 +266,7 @@ def _joint() -> tuple[Stage, ...]:
 
 @register_method(
     "fsp-shuffled",
-    transfers="FSP matrices with the teacher's channels in another order, for students that differ",
+    transfers="FSP matrices of the teacher with its channels reordered, so that students differ, before the task",
     needs=SAME_CHANNELS,
     paper="Yim et al. 2017",
 )

@@ -59,11 +59,13 @@ def find_groups(pairs: Pairs, setting: Setting, size: int) -> list[Group]:
     Raises:
         NetworkError: a section has no convolution modules.
     """
-    assert setting.teacher is not None
+    assert setting.teacher is not None  # checked by the knowledge that is built
     teacher = find_layers(setting.teacher, [pair.teacher for pair in pairs], setting.shape)
     student = find_layers(setting.student, [pair.student for pair in pairs], setting.shape)
-    found = []
-    for its, own in zip(teacher, student, strict=True):
-        groups = group_layers(its, size, at_most=len(own))
-        found += [Group(group, own[-(-j * len(own) // len(groups)) - 1]) for j, group in enumerate(groups, start=1)]
-    return found
+    groups = []
+    for layers_t, layers_s in zip(teacher, student, strict=True):
+        merged = group_layers(layers_t, size, at_most=len(layers_s))
+        for number, layer in enumerate(merged, start=1):
+            follower = -(-number * len(layers_s) // len(merged))  # ceil(j m / G), counted from 1
+            groups.append(Group(layer, layers_s[follower - 1]))
+    return groups

@@ -70,11 +70,11 @@ def blocks(network: nn.Module, section: Section, shape: Shape) -> list[tuple[Tap
     trunk = find_trunk(network, shape)
     end, last = _map_at(trunk, section.entry), _map_at(trunk, section.exit)
     run = next(run for run in trunk.runs() if last in run)
-    found: list[tuple[Tap, Shape]] = []
+    outputs: list[tuple[Tap, Shape]] = []
     while trunk.spatial(end.index, last.index):  # what follows the last spatial kernel belongs to its block
         before, end = end, trunk.first(run, end, last)
-        found.append((end.tap(before.index), end.shape))
-    return [*found[:-1], exit_]
+        outputs.append((end.tap(before.index), end.shape))
+    return [*outputs[:-1], exit_]
 
 
 def middle_block(network: nn.Module, section: Section, shape: Shape) -> tuple[Tap, Shape]:
@@ -85,8 +85,8 @@ def middle_block(network: nn.Module, section: Section, shape: Shape) -> tuple[Ta
     >>> middle_block(resnet26, fs.find_sections(resnet26, (3, 32, 32))[1], (3, 32, 32))
     (Tap(path='layer2.1', at='output'), (32, 16, 16))
     """
-    found = blocks(network, section, shape)
-    return found[(len(found) - 1) // 2]
+    outputs = blocks(network, section, shape)
+    return outputs[(len(outputs) - 1) // 2]
 
 
 class HintsLoss(MapsLoss):
@@ -187,7 +187,7 @@ HINTS, HINTS_LR = schedule((1e-4, 25_000), (1e-5, 35_000))
 
 @register_method(
     "fitnet",
-    transfers="the map of a middle layer, then soft logits beside the task",
+    transfers="the map of a middle layer, then soft logits together with the task",
     needs="sections; the same classes",
     paper="Romero et al. 2015; Yim et al. 2017",
 )
@@ -197,7 +197,7 @@ def _one_hint() -> tuple[Stage, ...]:
 
 @register_method(
     "fitnet3",
-    transfers="the maps of all sections' ends, then soft logits beside the task",
+    transfers="the maps at the ends of all sections, then soft logits together with the task",
     needs="sections; the same classes",
     paper="Romero et al. 2015; Yim et al. 2017",
 )

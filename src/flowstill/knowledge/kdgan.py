@@ -283,7 +283,7 @@ def with_adversaries(stage: Stage) -> Stage:
 
 @register_method(
     "kdgan",
-    transfers="labels that a discriminator takes for true ones, against a copy of the teacher",
+    transfers="labels that a discriminator takes for true ones, in a game with a copy of the teacher",
     needs="sections; the same classes",
     paper="Wang et al. 2018",
     reconstruction=True,

@@ -57,12 +57,12 @@ def _distance(student: Ends, teacher: Ends, beta: float) -> Tensor:
     """||DFV_T - DFV_S||^2."""
     (front, back), (front_t, back_t) = student, teacher
     m, n = front.shape[1], back.shape[1]
-    most = m * n // max(1, 2 * (m + n))  # with so many the factors would be no smaller
+    most = m * n // max(1, 2 * (m + n))  # with this many the factors would not be smaller
     terms = _terms(beta, torch.finfo(front.dtype).eps, most)
     if terms == most:
         return (rbf(front_t, back_t, beta) - rbf(front, back, beta)).square().sum()
     f, g, f_t, g_t = (_factors(one, beta, terms) for one in (front, back, front_t, back_t))
-    first = torch.eye(terms, dtype=f.dtype, device=f.device)[0]  # what the factor of j = 0 lacks
+    first = torch.eye(terms, dtype=f.dtype, device=f.device)[0]  # the 1 subtracted from the factor of j = 0
     # S - T = f g' - f_t g_t' = (f - f_t) g' + f_t (g - g_t)'
     fronts, backs = torch.cat([f - f_t, f_t + first], 3), torch.cat([g + first, g - g_t], 3)
     with without_autocast(front.device):
@@ -89,8 +89,8 @@ def _terms(beta: float, eps: float, most: int) -> int:
 def _factors(vectors: Tensor, beta: float, terms: int) -> Tensor:
     """(B, D, k) -> (B, k, D, terms): exp(-f^2 / beta) f^j (2 / beta)^(j / 2) / sqrt(j!), minus 1 for j = 0."""
     first = torch.expm1(vectors.square() / -beta)
-    found, last = [first], 1 + first
+    factors, last = [first], 1 + first
     for j in range(1, terms):
         last = last * vectors * math.sqrt(2 / (beta * j))
-        found.append(last)
-    return torch.stack(found, 3).transpose(1, 2)
+        factors.append(last)
+    return torch.stack(factors, 3).transpose(1, 2)

@@ -79,7 +79,7 @@ def _row(terms: TermsLike) -> Sequence[TermLike]:
 
 @register_method(
     "kr",
-    transfers="what groups of layers do, by one layer each that the student follows with sparse gradients",
+    transfers="what groups of layers do, each learnt by one layer that the student follows with sparse gradients",
     needs=ANY_CHANNELS,
     paper=LIU,
     reconstruction=True,
@@ -89,7 +89,11 @@ def _sparse() -> tuple[Stage]:
 
 
 @register_method(
-    "kr-dense", transfers="the same with gradients as they are", needs=ANY_CHANNELS, paper=LIU, reconstruction=True
+    "kr-dense",
+    transfers="what groups of layers do, each learnt by one layer that the student follows with full gradients",
+    needs=ANY_CHANNELS,
+    paper=LIU,
+    reconstruction=True,
 )
 def _dense() -> tuple[Stage]:
     return alternating(steps=TASK, lr=REPRESENT_LR, match_lr=MATCH_LR, recode=None)
@@ -97,7 +101,7 @@ def _dense() -> tuple[Stage]:
 
 @register_method(
     "kr-kdgan",
-    transfers="the same as kr, and labels that a discriminator takes for true ones",
+    transfers="what groups of layers do, each learnt by one layer, and labels that a discriminator takes for true ones",
     needs="sections; the same classes",
     paper=LIU,
     reconstruction=True,

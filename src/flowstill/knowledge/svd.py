@@ -98,10 +98,10 @@ def match(teacher: Tensor, student: Tensor, matching: Matching = "greedy") -> tu
     """
     if teacher.shape[:2] != student.shape[:2] or teacher.shape[2] > student.shape[2]:
         raise ShapeError(
-            f"Singular vectors {tuple(teacher.shape)} of the teacher cannot be aligned with the student's "
-            f"{tuple(student.shape)}: images and channels must agree, and the student needs at least as many vectors."
+            f"Expected singular vectors of the same images and channels, and at least as many of the student's. Received: "
+            f"teacher {tuple(teacher.shape)}, student {tuple(student.shape)}."
         )
-    with without_autocast(student.device):  # bfloat16 does not tell 0.700 from 0.701
+    with without_autocast(student.device):  # bfloat16 cannot tell 0.700 from 0.701
         cosines = teacher.detach().mT @ student.detach()
     chosen = cosines.abs().argmax(2) if matching == "greedy" else _hungarian(cosines.abs())
     vectors = student.gather(2, chosen[:, None].expand(-1, student.shape[1], -1))
@@ -232,22 +232,22 @@ class SVDLoss(Loss):
         return torch.stack(losses).sum()
 
     def _module(
-        self, front: tuple[Tensor, Tensor], own_front: Tensor, back: tuple[Tensor, Tensor], own_back: Tensor
+        self, front_t: tuple[Tensor, Tensor], front_s: Tensor, back_t: tuple[Tensor, Tensor], back_s: Tensor
     ) -> Tensor:
         """One module's loss, with as many vectors as all four maps have."""
         options = self.options
-        k = min(options.rank, *(vectors.shape[2] for vectors in (front[0], back[0], own_front, own_back)))
-        ends = [self._features(*front, own_front, k), self._features(*back, own_back, k)]
+        k = min(options.rank, *(vectors.shape[2] for vectors in (front_t[0], back_t[0], front_s, back_s)))
+        ends = [self._features(*front_t, front_s, k), self._features(*back_t, back_s, k)]
         # If one vector of a pair has no energy, both become zero: equal features give equal DFVs and no gradient.
         energetic = torch.stack([(f != 0).any(1, keepdim=True) for end in ends for f in end]).all(0)
-        (front_t, front_s), (back_t, back_s) = ([torch.where(energetic, f, 0) for f in end] for end in ends)
-        loss = dfv_loss((front_s, back_s), (front_t, back_t), options.beta, options.reduction)
+        (f_t, f_s), (b_t, b_s) = ([torch.where(energetic, f, 0) for f in end] for end in ends)
+        loss = dfv_loss((f_s, b_s), (f_t, b_t), options.beta, options.reduction)
         return loss * k**0.5 if options.sqrt_rank else loss
 
-    def _features(self, vectors: Tensor, weights: Tensor, own: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def _features(self, vectors: Tensor, weights: Tensor, student: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """F_T and F_S of one map, Eq. 3-8: (B, D, k) each."""
-        vectors, weights = vectors[..., :k].to(own), feature_weights(weights[:, :k].to(own))[:, None]
-        aligned, signs = match(vectors, own[..., : k + 1], self.options.alignment)
+        vectors, weights = vectors[..., :k].to(student), feature_weights(weights[:, :k].to(student))[:, None]
+        aligned, signs = match(vectors, student[..., : k + 1], self.options.alignment)
         if self.options.signs == "official":
             return weights * signs * vectors, weights * aligned
         return weights * vectors, weights * signs * aligned
@@ -266,7 +266,7 @@ VECTORS_LR = schedule((1e-2, 5_250), (1e-3, 10_500), (1e-4, 15_750), (1e-5, 21_0
 
 @register_method(
     "svd",
-    transfers="how the singular vectors of each section's two ends relate, before the task",
+    transfers="how the singular vectors at the two ends of each section relate, before the task",
     needs=SAME_CHANNELS,
     paper="Lee et al. 2018",
 )
@@ -276,7 +276,8 @@ def _before_task() -> tuple[Stage, ...]:
 
 @register_method(
     "svd-joint",
-    transfers="the same beside the task, its gradient clipped to the task's",
+    transfers="how the singular vectors at the two ends of each section relate, together with the task and clipped to its "
+    "gradient",
     needs=SAME_CHANNELS,
     paper="Lee et al. 2018",
 )

@@ -13,8 +13,8 @@ from flowstill.data.batch import Batch
 from flowstill.errors import DataError, RecipeError, ShapeError, TapError
 from flowstill.features.sections import Pairs
 from flowstill.features.taps import Reading, Tap
-from flowstill.schema import is_specification, validated
 from flowstill.schema.registry import Registry
+from flowstill.transfer.named import add_specification, read_specification
 
 Target = Any  # a tensor, or a tuple or dict of tensors
 Network = Literal["teacher", "student"]
@@ -250,24 +250,10 @@ def register(cls: K) -> K:
         >>> parse_knowledge("norms")
         Norms(name='norms')
     """
-    if not (isinstance(cls, type) and issubclass(cls, Knowledge) and is_specification(cls)):
-        raise RecipeError(
-            f"Expected a subclass of Knowledge under @register and @specification. Received: {cls!r}. "
-            "Write @register above @specification."
-        )
-    KNOWLEDGE.add(getattr(cls, "name", ""), cls, cls.__module__)
+    add_specification(KNOWLEDGE, Knowledge, cls, "@register")
     return cls
 
 
 def parse_knowledge(value: Any) -> Knowledge:
     """Read ``"fsp"``, ``{"name": "fsp", "weighting": "sum"}`` or a Knowledge itself."""
-    if isinstance(value, Knowledge):
-        return value
-    if isinstance(value, str):
-        value = {"name": value}
-    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-        raise RecipeError(
-            "expected a knowledge's name or a mapping with a key 'name', such as {name: fsp, weighting: sum}, "
-            f"got {value!r}"
-        )
-    return validated(KNOWLEDGE.find(value["name"]), value)
+    return read_specification(KNOWLEDGE, Knowledge, value, "{name: fsp, weighting: sum}")

@@ -62,9 +62,9 @@ class Method:
     def stages(self, sections: int) -> Stages:
         """The stages for networks that pair in this many sections."""
         given: dict[str, Any] = {"sections": sections, "name": self.name}
-        taken = inspect.signature(self.make).parameters
-        made = self.make(**{key: value for key, value in given.items() if key in taken})
-        return (made,) if isinstance(made, Stage) else tuple(made)
+        parameters = inspect.signature(self.make).parameters
+        stages = self.make(**{key: value for key, value in given.items() if key in parameters})
+        return (stages,) if isinstance(stages, Stage) else tuple(stages)
 
 
 METHODS: Registry[Method] = Registry("method", "flowstill.knowledge")
@@ -97,7 +97,7 @@ def register_method(
         ['joint']
     """
     if not names or not all(isinstance(name, str) for name in names):
-        raise RecipeError("Expected the method's name: @register_method('mine').")
+        raise RecipeError(f"Expected a method's name, as in @register_method('mine'). Received: {names!r}.")
 
     def decorate(make: F) -> F:
         if not callable(make):
@@ -105,8 +105,8 @@ def register_method(
         for parameter in inspect.signature(make).parameters.values():
             if parameter.name not in ("sections", "name") and parameter.default is parameter.empty:
                 raise RecipeError(
-                    f"{names[0]}: a method's function may take 'sections' and 'name'. Received: {parameter.name!r}. "
-                    "Give the others a default."
+                    f"{names[0]}: expected a function of 'sections' and 'name', or of neither. "
+                    f"Received the parameter {parameter.name!r}. Give it a default."
                 )
         line = transfers if transfers is not None else (make.__doc__ or "").strip().partition("\n")[0].rstrip(".")
         for name in names:

@@ -125,7 +125,8 @@ def blocks(
     count = len(transfers)
     if not 0 < count <= steps:
         raise RecipeError(
-            f"blocks: {count} transfers cannot share {steps} steps; give at least one transfer, and a step for each."
+            f"blocks: {count} transfers cannot share {steps} steps; "
+            "list at least one transfer, and at least one step for each."
         )
     lr = Constant(lr) if isinstance(lr, (int, float)) else lr
     shares = [(number + 1) * steps // count - number * steps // count for number in range(count)]

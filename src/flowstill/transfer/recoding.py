@@ -97,7 +97,7 @@ class Recoder:
     def __init__(self, recoding: Recoding, parameters: Sequence[nn.Parameter]) -> None:
         self.recoding = recoding
         self.parameters: list[nn.Parameter] = []
-        self.rho: list[Tensor] = []  # epsilon = softplus(rho); -inf, an epsilon of 0, where none was set yet
+        self.rho: list[Tensor] = []  # epsilon = softplus(rho); -inf, an epsilon of 0, before it is set
         self.add(parameters)
 
     def add(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -158,14 +158,14 @@ class Recoder:
             ]
             if not terms:
                 raise ValueError(
-                    "double_backward differentiates the gradients: make them with loss.backward(create_graph=True)."
+                    "double_backward differentiates the gradients; compute them with loss.backward(create_graph=True)."
                 )
             total = self.recoding.strength * torch.stack(terms).sum()
-        added = torch.autograd.grad(total, [self.parameters[number] for number in present], allow_unused=True)
+        extra = torch.autograd.grad(total, [self.parameters[number] for number in present], allow_unused=True)
         penalised = [None if gradient is None else gradient.detach() for gradient in gradients]
-        for number, more in zip(present, added, strict=True):
+        for number, addition in zip(present, extra, strict=True):
             gradient = penalised[number]
-            penalised[number] = gradient if gradient is None or more is None else gradient + more
+            penalised[number] = gradient if gradient is None or addition is None else gradient + addition
         return penalised
 
     def state_dict(self) -> dict[str, Any]:
@@ -175,7 +175,9 @@ class Recoder:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from ``state``. Raises: ValueError if it has a different number of parameters."""
         if len(state["rho"]) != len(self.rho):
-            raise ValueError(f"the state holds {len(state['rho'])} thresholds, for {len(self.rho)} parameters")
+            raise ValueError(
+                f"Expected a state of {len(self.rho)} parameters. Received: {len(state['rho'])} thresholds."
+            )
         self.rho = [saved.to(rho) for saved, rho in zip(state["rho"], self.rho, strict=True)]
 
 
@@ -212,7 +214,7 @@ class SparseRecoding(torch.optim.Optimizer):
         return getattr(self.optimizer, name)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Without the step that a scheduler may have put here, which would go on stepping the original.
+        # A scheduler may have set an instance attribute 'step', which would keep stepping the original: drop it.
         return {"optimizer": self.optimizer, "recoder": self.recoder}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

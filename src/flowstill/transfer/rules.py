@@ -14,9 +14,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from flowstill.errors import RecipeError
-from flowstill.schema import is_specification, specification, validated
+from flowstill.schema import specification
 from flowstill.schema.registry import Registry
+from flowstill.transfer.named import add_specification, read_specification
 
 Gradients = Sequence[Tensor | None]  # one for each of a player's parameters, None where a loss does not reach it
 
@@ -68,26 +68,13 @@ def register_rule(cls: R) -> R:
     Raises:
         RecipeError: not a ``@specification`` of a ``Rule`` with a name, or the name is taken.
     """
-    if not (isinstance(cls, type) and issubclass(cls, Rule) and is_specification(cls)):
-        raise RecipeError(
-            f"Expected a subclass of Rule under @register_rule and @specification. Received: {cls!r}. "
-            "Write @register_rule above @specification."
-        )
-    RULES.add(getattr(cls, "name", ""), cls, cls.__module__)
+    add_specification(RULES, Rule, cls, "@register_rule")
     return cls
 
 
 def parse_rule(value: Any) -> Rule:
     """Read ``"adaptive_clip"``, ``{"name": "adaptive_clip", "mode": "global"}`` or a Rule itself."""
-    if isinstance(value, Rule):
-        return value
-    if isinstance(value, str):
-        value = {"name": value}
-    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-        raise RecipeError(
-            "a rule is a name or a mapping with a key 'name', such as {name: adaptive_clip, mode: global}"
-        )
-    return validated(RULES.find(value["name"]), value)
+    return read_specification(RULES, Rule, value, "{name: adaptive_clip, mode: global}")
 
 
 @register_rule
@@ -194,8 +181,8 @@ def _norm(gradients: Gradients, among: Gradients) -> Tensor:
     """One L2 norm over the variables where ``among`` has a gradient."""
     norms = [
         torch.linalg.vector_norm(g)
-        for g, here in zip(gradients, among, strict=True)
-        if g is not None and here is not None
+        for g, other in zip(gradients, among, strict=True)
+        if g is not None and other is not None
     ]
     return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
 

@@ -19,7 +19,7 @@ from flowstill.transfer.rules import Rule, Sum, parse_rule
 from flowstill.transfer.schedules import Constant, Schedule, ScheduleLike
 
 Role = Literal["student", "adapters", "aggregate", "discriminator", "teacher_copy"]
-PLAYER_KEYS = ("lr", "optimizer")  # what a stage in short form says of its one player
+PLAYER_KEYS = ("lr", "optimizer")  # a short stage's options of its one player
 UPDATE_KEYS = ("task", "transfer", "rule", "update_batchnorm")  # and of its one update
 
 
@@ -39,7 +39,7 @@ def _as_tuple(value: Any) -> Any:
     return value if isinstance(value, (tuple, list)) else (value,)
 
 
-# Stages' and jobs' names become names of files.
+# Stages' and jobs' names are used as file names.
 Name = Annotated[
     str,
     Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_. -]*$", description="a name of letters, digits, spaces, '_', '-' and '.'"),
@@ -91,7 +91,7 @@ class Optimizer:
 
     def __post_init__(self) -> None:
         if self.nesterov and (self.name != "sgd" or self.momentum == 0):
-            raise ValueError("nesterov needs the optimiser sgd with a momentum above 0")
+            raise ValueError("nesterov needs the optimiser sgd, with a momentum above 0")
 
 
 @specification
@@ -123,7 +123,7 @@ class Player:
 
     def __post_init__(self) -> None:
         if self.lr.smallest < 0:
-            raise ValueError(f"a learning rate is at least 0, not {self.lr.smallest:g}")
+            raise ValueError(f"expected a learning rate of at least 0, got {self.lr.smallest:g}")
 
 
 @specification
