@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from flowstill.nets.spec import Net
     from flowstill.recipes.load import load_recipe
     from flowstill.recipes.recipe import Data, Job, Player, Recipe, Stage, Term, Update
+    from flowstill.reports.columns import register_column
     from flowstill.runs import Run
     from flowstill.schema import specification
     from flowstill.transfer.knowledge import Knowledge, Loss, Setting, register
@@ -83,6 +84,7 @@ _HOMES = {
     "flowstill.nets.spec": ("Net",),
     "flowstill.recipes.load": ("load_recipe",),
     "flowstill.recipes.recipe": ("Data", "Job", "Player", "Recipe", "Stage", "Term", "Update"),
+    "flowstill.reports.columns": ("register_column",),
     "flowstill.runs": ("Run",),
     "flowstill.schema": ("specification",),
     "flowstill.transfer.knowledge": ("Knowledge", "Loss", "Setting", "register"),
@@ -170,6 +172,7 @@ __all__ = [
     "nst_loss",
     "pair_sections",
     "register",
+    "register_column",
     "register_method",
     "register_procedure",
     "register_rule",

@@ -1,4 +1,4 @@
-"""Files that are either wholly there or not at all."""
+"""Files written whole or not at all, and folders locked against other processes."""
 
 from __future__ import annotations
 
@@ -8,26 +8,28 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]  # a module's name may not be None; whoever uses it asks first
+LOCK = ".lock"  # file that ``alone_in`` locks
 
 
 def atomic_write(path: str | Path, data: bytes | Callable[[Path], None]) -> None:
-    """Put ``data`` at ``path`` so that a reader, or a power cut, sees the old file or the new one, never a part.
+    """Write ``data`` to ``path`` so that a reader, or a power cut, sees the old file or the new one, never a part.
 
-    The bytes go to a hidden temporary file in the same folder, reach the disk (fsync), and take the name in one step.
-    The folder must exist.
+    The bytes go to a hidden temporary file in the same folder, reach the disk (fsync), and are renamed in one step. The
+    temporary file is removed if anything fails.
 
-    data: the bytes, or a function that writes the file whose path it is given.
-    Raises: OSError, as ``open`` does; whatever ``data`` raises. The temporary file is gone either way.
+    Args:
+        path: the file; its folder must exist.
+        data: the bytes, or a function that writes the file at the path it is given.
 
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     atomic_write(Path(folder, "note"), b"all of it")
-    ...     os.listdir(folder)
-    ['note']
+    Raises:
+        OSError: as ``open`` does. Whatever ``data`` raises is passed on.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     atomic_write(Path(folder, "note"), b"all of it")
+        ...     os.listdir(folder)
+        ['note']
     """
     target = Path(path)
     partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
@@ -40,27 +42,35 @@ def atomic_write(path: str | Path, data: bytes | Callable[[Path], None]) -> None
         os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)
-    if os.name != "nt":  # Windows opens no folders
+    if os.name != "nt":  # Windows cannot open folders
         _to_disk(target.parent)
 
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[bool]:
-    """Hold ``folder`` against other processes that ask the same way; gives False if one of them holds it.
+    """Lock ``folder`` against other processes that use this function.
 
-    The hold ends with the process, however that ends. Where the system knows no such locks, everybody is let in.
+    The lock ends with the process, however it ends. Its file, ``LOCK``, stays in the folder: if it were removed, two
+    processes could hold locks on two files of the same name.
+
+    Args:
+        folder: an existing folder.
+
+    Yields:
+        True while this process holds the lock; False if another one holds it.
     """
-    if fcntl is None:
-        yield True
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
+    from filelock import FileLock, Timeout  # not needed at start-up
+
+    lock = FileLock(folder / LOCK)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield True
-    except BlockingIOError:
+        lock.acquire(blocking=False)
+    except Timeout:
         yield False
+        return
+    try:
+        yield True
     finally:
-        os.close(descriptor)
+        lock.release()
 
 
 def _to_disk(path: Path) -> None:

@@ -64,7 +64,7 @@ WRONG = {
     "precision": (["train", "digits", "--precision", "bf17"], "'bf16'"),
     "weights": (["train", "digits", "--set", "teacher.weights=teacher.safetensors"], r"teacher\.safetensors"),
     "what to list": (["list", "net"], "'nets'"),
-    "run folder": (["evaluate", "nowhere"], "no such folder"),
+    "run folder": (["evaluate", "nowhere"], "does not exist"),
     "inspected network": (["inspect", "resnet9"], "resnet8"),
     "paired network": (["inspect", "resnet8", "--against", "timm:resnet81"], "resnet18"),
     "image size": (["inspect", "resnet8", "--image-size", "0x3"], "--image-size '0x3'"),

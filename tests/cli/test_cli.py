@@ -17,7 +17,7 @@ import torch
 
 from flowstill.cli import main
 from flowstill.recipes.load import dump_recipe, load_recipe
-from flowstill.runs import Run, RunWriter
+from flowstill.runs import JobSummary, Run, RunWriter, Summary
 
 TINY = """
 name: tiny
@@ -231,8 +231,8 @@ def test_the_demo_shows_a_finished_run_again(here, capsys):
     writer = RunWriter.create("runs/digits")
     digits = load_recipe("digits")
     writer.write_recipe(dump_recipe(digits))
-    jobs = {name: {} for name in digits.jobs} | {"student": {"accuracy": 98.76}}
-    writer.write_summary({"finished": True, "jobs": jobs})
+    jobs = {name: JobSummary() for name in digits.jobs} | {"student": JobSummary(accuracy=98.76)}
+    writer.write_summary(Summary(finished=True, jobs=jobs))
     assert main(["demo"]) == 0
     shown = capsys.readouterr().out
     assert "finished already" in shown

@@ -9,13 +9,17 @@ import pytest
 from flowstill.papers.paired import Difference, baselines, paired_differences, shown, write_paired
 from flowstill.recipes.load import load_recipe
 from flowstill.recipes.recipe import Net, Weights
+from flowstill.runs import JobSummary, Summary
 
 RECIPE = load_recipe("fsp-table3")
 
 
 def summaries(**accuracies):
     count = len(next(iter(accuracies.values())))
-    return {3 + n: {"jobs": {job: {"accuracy": values[n]} for job, values in accuracies.items()}} for n in range(count)}
+    return {
+        3 + n: Summary(jobs={job: JobSummary(accuracy=values[n]) for job, values in accuracies.items()})
+        for n in range(count)
+    }
 
 
 def test_a_taught_network_is_held_against_the_same_network_alone():
@@ -42,7 +46,7 @@ def test_three_networks_are_held_against_three():
 
 def test_a_row_with_taught_and_untaught_variants_is_taken_apart():
     recipe = load_recipe("svd-table4")
-    runs = {0: {"jobs": {name: {"accuracy": 60.0 + n} for n, name in enumerate(recipe.jobs)}}}
+    runs = {0: Summary(jobs={name: JobSummary(accuracy=60.0 + n) for n, name in enumerate(recipe.jobs)})}
     found = paired_differences(recipe, ("vgg_student_pool",), runs)
     assert {d.baseline for d in found} == {"vgg_student_pool_none"}
     assert [d.row for d in found] == [f"vgg_student_pool_{rank}" for rank in (1, 2, 4, 8, 16)]

@@ -26,6 +26,7 @@ from flowstill.papers.teachers import teacher_key, trained_by_itself
 from flowstill.recipes.check import check
 from flowstill.recipes.dry import dry
 from flowstill.recipes.load import load_recipe
+from flowstill.runs import JobSummary, Scores, Summary
 from support.compared_runs import PLAIN, rows, stop_at
 
 TINY = """
@@ -91,10 +92,10 @@ def test_a_shared_beginning_is_counted_once(tiny):
 def test_cells_are_what_their_columns_say(tiny):
     recipe = load_recipe(tiny)
     jobs = {
-        "fsp_1": {"accuracy": 60.0, "parameters": 120_000, "macs": 3_000_000, "top5": 90.0},
-        "fsp_2": {"accuracy": 63.0},
+        "fsp_1": JobSummary(accuracy=60.0, parameters=120_000, macs=3_000_000, top5=90.0),
+        "fsp_2": JobSummary(accuracy=63.0),
     }
-    summary = {"jobs": jobs, "ensembles": {"fsp": {"accuracy": 65.0}}}
+    summary = Summary(jobs=jobs, ensembles={"fsp": Scores(accuracy=65.0)})
     expected = {
         "net1": 60.0,
         "net2": 63.0,
@@ -111,16 +112,14 @@ def test_cells_are_what_their_columns_say(tiny):
         "unheard": None,
     }
     assert {column: cell(recipe, summary, "fsp", column) for column in expected} == expected
-    assert cell(recipe, {}, "fsp", "average") is None
+    assert cell(recipe, Summary(), "fsp", "average") is None
 
 
 def test_a_variant_that_is_asked_for_by_itself_has_its_accuracy(tiny):
     printed = Printed("A paper, Table 9", ("1", "2"), {"fsp": (60.0, 62.0)})
-    runs = [
-        SimpleNamespace(
-            summary={"jobs": {"fsp_1": {"accuracy": 64.0}, "fsp_2": {"accuracy": 61.0}, "kd": {"accuracy": 70.0}}}
-        )
-    ]
+    accuracies = {"fsp_1": 64.0, "fsp_2": 61.0, "kd": 70.0}
+    jobs = {name: JobSummary(accuracy=accuracy) for name, accuracy in accuracies.items()}
+    runs = [SimpleNamespace(summary=Summary(jobs=jobs))]
     table = make_table(replace(plan_table(tiny, rows=["fsp_2", "kd"]), printed=printed), runs)
     assert lines(table)[1:] == [("fsp_2 *", "62.00", "61.00", "-1.00"), ("kd", "–", "70.00", "–")]
     table = make_table(replace(plan_table(tiny, rows=["fsp", "kd"]), printed=printed), runs)

@@ -1,8 +1,8 @@
 """The table and the page: every number shown is in the run folder, and the page needs nothing else."""
 
-import json
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from rich.console import Console
 
 from flowstill.errors import RunError
 from flowstill.reports import results, results_tables, table_text, write_report
-from flowstill.runs import Run, RunWriter
+from flowstill.runs import JobSummary, Run, RunWriter, Scores, Summary
 
 STAGES = {"teacher": {"task": 40}, "alone": {"task": 40}, "student": {"transfer": 20, "task": 40}}
 ACCURACY = {"teacher": 91.234, "alone": 86.5, "student": 88.75}
@@ -52,28 +52,27 @@ def make_run(path: Path, done: tuple[str, ...] = tuple(STAGES), **changes) -> Ru
                     writer.metrics.log(job, stage, step, {"test/accuracy": 50.0 + step / 2})
     writer.metrics.close()
     jobs = {
-        job: {
-            "accuracy": ACCURACY[job],
-            "parameters": 366938 if job == "teacher" else 75290,
-            "macs": 12_240_000,
-            "steps": sum(STAGES[job].values()),
-            "seconds": 100.2,
-            "labels": 200 if job == "student" else None,
-        }
+        job: JobSummary(
+            accuracy=ACCURACY[job],
+            parameters=366938 if job == "teacher" else 75290,
+            macs=12_240_000,
+            steps=sum(STAGES[job].values()),
+            seconds=100.2,
+            labels=200 if job == "student" else None,
+        )
         for job in done
     }
     finished = len(done) == len(STAGES)
-    ensembles = {"both": {"accuracy": 89.0}} if finished else {}
     writer.write_summary(
-        {
-            "finished": finished,
-            "jobs": jobs,
-            "ensembles": ensembles,
-            "device": "cpu",
-            "seed": 3,
-            "precision": {"dtype": "bf16", "layout": "channels_last"},
-            "versions": {"torch": "9.8.7"},
-        }
+        Summary(
+            finished=finished,
+            jobs=jobs,
+            ensembles={"both": Scores(accuracy=89.0)} if finished else {},
+            device="cpu",
+            seed=3,
+            precision={"dtype": "bf16", "layout": "channels_last"},
+            versions={"torch": "9.8.7"},
+        )
     )
     return Run.open(path)
 
@@ -276,14 +275,13 @@ def test_the_page_shows_the_run_as_it_is_now(tmp_path):
     run = make_run(tmp_path / "run", done=("teacher",))
     assert not run.finished
     assert "not finished" in write_report(run).read_text(encoding="utf-8")
-    summary = json.loads((run.path / "summary.json").read_text())
-    jobs = {name: summary["jobs"]["teacher"] for name in run.jobs}
-    measured = {"jobs": jobs, "ensembles": {"both": {"accuracy": 89.0}}}
-    RunWriter(run.path).write_summary({**summary, **measured, "finished": True})
+    jobs = dict.fromkeys(run.jobs, run.summary.jobs["teacher"])
+    done = replace(run.summary, jobs=jobs, ensembles={"both": Scores(accuracy=89.0)}, finished=True)
+    RunWriter(run.path).write_summary(done)
     assert "not finished" not in write_report(run).read_text(encoding="utf-8")
 
 
 def test_no_run_no_page(tmp_path):
-    with pytest.raises(RunError, match="no run folder"):
+    with pytest.raises(RunError, match="not a run folder"):
         write_report(tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,7 @@
 """Measurements: kept exactly, and after a kill as if it had not been."""
 
 import math
+import threading
 import time
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from flowstill.errors import RunError
-from flowstill.runs import MetricsLog, Run
+from flowstill.runs import MetricsLog, Run, RunWriter
 
 
 def log_steps(log: MetricsLog, steps: range) -> None:
@@ -89,5 +90,28 @@ def test_truncating_to_nothing_and_beyond_the_end(tmp_path):
     log_steps(log, range(1, 2))
     end = log.position()
     assert [row.step for row in Run(tmp_path).metrics()] == [1, 1]
-    with pytest.raises(RunError, match="shorter"):
+    with pytest.raises(RunError, match=r"at least 83 bytes.*Received: 82"):
         log.truncate(end + 1)
+
+
+def test_no_thread_is_left_when_a_job_or_the_log_ends(tmp_path):
+    before = threading.active_count()
+    with MetricsLog(tmp_path) as log:
+        for job in ("teacher", "student"):
+            for stage in ("one", "two"):
+                log.log(job, stage, 1, {"lr": 0.1})
+        full = threading.active_count()
+        log.end_job("teacher")
+        assert before < threading.active_count() < full
+        log.log("teacher", "two", 2, {"lr": 0.1})  # opens again
+    assert threading.active_count() == before
+    with pytest.raises(ZeroDivisionError), RunWriter(tmp_path) as writer:
+        writer.metrics.log("teacher", "two", 3, {"lr": 1 / 0})
+    with RunWriter(tmp_path) as writer:
+        writer.metrics.log("teacher", "two", 3, {"lr": 0.1})
+    assert threading.active_count() == before
+    assert events(tmp_path / "tensorboard/teacher/two", "lr") == [
+        (1, pytest.approx(0.1)),
+        *[(s, pytest.approx(0.1)) for s in (2, 3)],
+    ]
+    assert [row.step for row in Run(tmp_path).metrics() if row.job == "teacher"] == [1, 1, 2, 3]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import yaml
 
 from flowstill.errors import RunError
 from flowstill.nets import create
-from flowstill.runs import Run, RunWriter
+from flowstill.runs import JobSummary, Run, RunWriter, Scores, Summary
 
 RECIPE = {
     "name": "small",
@@ -52,10 +53,10 @@ def test_a_folder_with_anything_else_is_left_alone(tmp_path, resume):
 @pytest.mark.parametrize("lacks", ["jobs", "ensembles"])
 def test_a_run_is_finished_when_all_that_its_recipe_asks_for_is_measured(tmp_path, lacks):
     writer = make_run(tmp_path / "run", {**RECIPE, "ensembles": {"both": {"jobs": ["student"]}}})
-    done = {"finished": True, "jobs": {"student": {}}, "ensembles": {"both": {}}}
+    done = Summary(finished=True, jobs={"student": JobSummary()}, ensembles={"both": Scores()})
     writer.write_summary(done)
     assert Run.open(tmp_path / "run").finished
-    writer.write_summary({**done, lacks: {}})
+    writer.write_summary(replace(done, **{lacks: {}}))
     assert not Run.open(tmp_path / "run").finished
 
 
@@ -70,9 +71,9 @@ def test_an_empty_folder_starts_and_leftovers_of_a_kill_go(tmp_path, resume):
 
 def test_what_is_no_run_folder_says_what_is_missing_and_what_is_near(tmp_path):
     make_run(tmp_path / "digits")
-    with pytest.raises(RunError, match=r"no such folder.*Did you mean '.*digits'"):
+    with pytest.raises(RunError, match=r"does not exist.*Did you mean '.*digits'"):
         Run.open(tmp_path / "digit")
-    with pytest.raises(RunError, match=r"no recipe\.yaml.*holds the runs '.*digits'"):
+    with pytest.raises(RunError, match=r"no recipe\.yaml.*contains the runs '.*digits'"):
         Run.open(tmp_path)
     with pytest.raises(RunError, match="a file, not a folder"):
         Run.open(tmp_path / "digits" / "recipe.yaml")
@@ -83,12 +84,12 @@ def test_what_is_no_run_folder_says_what_is_missing_and_what_is_near(tmp_path):
 def test_a_run_before_its_first_summary_is_unfinished(tmp_path):
     writer = make_run(tmp_path / "run")
     run = Run.open(tmp_path / "run")
-    assert (run.summary, run.finished, run.jobs, run.metrics()) == ({}, False, ("student",), [])
+    assert (run.summary, run.finished, run.jobs, run.metrics()) == (Summary(), False, ("student",), [])
     assert writer.load_state() is None
-    writer.write_summary({"finished": True, "b": 1, "a": [2], "jobs": {"student": {}}})
+    writer.write_summary(Summary(finished=True, jobs={"student": JobSummary()}))
     assert Run.open(tmp_path / "run").finished
     text = (tmp_path / "run" / "summary.json").read_text()
-    assert list(json.loads(text)) == ["a", "b", "finished", "jobs"]
+    assert list(json.loads(text)) == sorted(Summary())
 
 
 @pytest.mark.parametrize(("name", "content"), [("summary.json", "{"), ("summary.json", "[]"), ("recipe.yaml", "a: [")])
@@ -138,7 +139,7 @@ def test_a_broken_or_malicious_state_is_refused_and_runs_nothing(tmp_path, kind)
         path.write_bytes(
             {"pickle": trap, "noise": b"\x00\xff" * 99, "cut": whole[: len(whole) // 2], "empty": b""}[kind]
         )
-    with pytest.raises(RunError, match=r"state\.pt.*is no state to resume from"):
+    with pytest.raises(RunError, match=r"Cannot resume from .*state\.pt"):
         writer.load_state()
     assert not sprung.exists()
 
@@ -210,13 +211,13 @@ def make(num_classes, in_channels):
 def test_a_killed_writer_leaves_a_readable_folder(tmp_path):
     script = """
 import sys, torch
-from flowstill.runs import RunWriter
+from flowstill.runs import RunWriter, Summary
 writer = RunWriter.create(sys.argv[1])
 writer.write_recipe("name: killed\\njobs: {student: {network: {name: resnet8, options: {}}}}\\n")
 for step in range(1, 10**9):
     writer.metrics.log("student", "task", step, {"lr": step})
     writer.save_state({"step": step, "metrics": writer.metrics.position(), "w": torch.full((20000,), float(step))})
-    writer.write_summary({"finished": False, "step": step, "padding": "x" * 5000})
+    writer.write_summary(Summary(seed=step, command="x" * 5000))
 """
     folder = tmp_path / "run"
     process = subprocess.Popen([sys.executable, "-c", script, str(folder)])
@@ -232,7 +233,7 @@ for step in range(1, 10**9):
     state = writer.load_state()
     assert state is not None
     assert torch.equal(state["w"], torch.full((20000,), float(state["step"])))
-    assert run.summary["step"] in (state["step"], state["step"] - 1)
+    assert run.summary.seed in (state["step"], state["step"] - 1)
     assert [row.step for row in run.metrics()][: state["step"]] == list(range(1, state["step"] + 1))
     writer.metrics.truncate(state["metrics"])
     assert [row.step for row in run.metrics()] == list(range(1, state["step"] + 1))

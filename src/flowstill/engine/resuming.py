@@ -33,8 +33,8 @@ def forget_stages(folder: Path, jobs: tuple[str, ...]) -> None:
 
 def has_all(run: Run, recipe: Recipe) -> bool:
     """Whether a run is finished and has all that a recipe asks for."""
-    jobs, ensembles = (run.summary.get(part, {}).keys() for part in ("jobs", "ensembles"))
-    return run.finished and jobs >= recipe.jobs.keys() and ensembles >= recipe.ensembles.keys()
+    done = run.summary
+    return run.finished and done.jobs.keys() >= recipe.jobs.keys() and done.ensembles.keys() >= recipe.ensembles.keys()
 
 
 def past_run(recipe: Recipe, out: Path, networks: Mapping[str, nn.Module] | None = None) -> Run | None:
@@ -59,7 +59,7 @@ def conflicts(recipe: Recipe, out: Path, networks: Mapping[str, nn.Module] | Non
     for part in ("name", "seed", "data"):
         if getattr(before, part) != getattr(recipe, part):
             yield f"{str(out)!r} was started with another recipe: its {part!r} differs. {fix}"
-    for part, names in (("jobs", there.begun), ("ensembles", tuple(run.summary.get("ensembles", {})))):
+    for part, names in (("jobs", there.begun), ("ensembles", tuple(run.summary.ensembles))):
         then, now = getattr(before, part), getattr(recipe, part)
         for name in names:
             if name not in now:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import Any
 
@@ -16,29 +15,24 @@ from flowstill.engine.seeds import derive, random_states
 from flowstill.engine.stage import StageRun
 from flowstill.nets import build, load_weights
 from flowstill.recipes.recipe import AfterStage, Job, Weights
+from flowstill.runs import JobSummary, Scores, Summary
 
 
 class Session:
     """All jobs of a run, to their end."""
 
-    def __init__(self, context: Context, summary: dict[str, Any]) -> None:
+    def __init__(self, context: Context, summary: Summary) -> None:
         self.context, self.summary = context, summary
         self.recipe, self.writer = context.recipe, context.writer
         self.networks: dict[str, nn.Module] = {}  # those that are finished
 
     def run(self) -> None:
         """All jobs to their end, from the saved state on if there is one."""
-        try:
-            self._run()
-        finally:
-            self.writer.close()
-
-    def _run(self) -> None:
         context = self.context
         state = self.writer.load_state()
         if state is not None:
-            self.summary = json.loads(state["summary"])
-        grown = state is None and bool(self.summary["jobs"])  # it was finished, and has got more jobs since
+            self.summary = Summary.from_json(state["summary"])
+        grown = state is None and bool(self.summary.jobs)  # it was finished, and has got more jobs since
         if context.writes and not grown:
             self.writer.metrics.truncate(state["metrics"] if state else 0)
         begun = tuple(state["group"]) if state else ()
@@ -51,11 +45,11 @@ class Session:
                 self._run_group(group, state if group == begun else None)
                 self._save(group)
             for name, ensemble in self.recipe.ensembles.items():
-                if name in self.summary["ensembles"]:
+                if name in self.summary.ensembles:
                     continue
                 members = [self.network(job) for job in ensemble.jobs]
-                self.summary["ensembles"][name] = context.record.ensemble(members, ensemble.mean)
-        self.summary["finished"] = True
+                self.summary.ensembles[name] = Scores(**context.record.ensemble(members, ensemble.mean))
+        self.summary.finished = True
         context.stores.remove()
         if context.writes:
             self.writer.metrics.flush()
@@ -64,7 +58,7 @@ class Session:
 
     def _groups_left(self, begun: tuple[str, ...]) -> list[tuple[str, ...]]:
         """What is still to be run: first the group that the saved state is of, then the others without what is done."""
-        over = {*self.summary["jobs"], *begun}
+        over = {*self.summary.jobs, *begun}
         left = [tuple(name for name in group if name not in over) for group in self.recipe.groups()]
         return [group for group in (begun, *left) if group]
 
@@ -128,20 +122,21 @@ class Session:
         last, reached = (stages[-1].name, stages[-1].steps) if stages else ("", 0)
         scores = self.context.record.score(name, last, reached, network) if plan.measured else {}
         paper = self.recipe.paper.accuracy.get(name) if self.recipe.paper else None
-        self.summary["jobs"][name] = {
+        self.summary.jobs[name] = JobSummary(
             **scores,
-            "network": job.network.name,
-            "about": job.about,
-            "labels": (job.labels or self.recipe.data.labels) if stages else None,
-            "parameters": plan.counts.parameters,
-            "macs": plan.counts.macs,
-            "steps": steps,
-            "seconds": round(seconds, 2),
-            "teacher": job.teacher,
-            **({"paper": paper} if paper is not None else {}),
-        }
+            network=job.network.name,
+            about=job.about,
+            labels=(job.labels or self.recipe.data.labels) if stages else None,
+            parameters=plan.counts.parameters,
+            macs=plan.counts.macs,
+            steps=steps,
+            seconds=round(seconds, 2),
+            teacher=job.teacher,
+            paper=paper,
+        )
         self.networks[name] = network
         if self.context.writes:
+            self.writer.metrics.end_job(name)
             self.writer.save_network(name, network.state_dict())
         result = f"{scores['accuracy']:.2f} %" if scores else "not measured, as it has other classes than the data,"
         self.context.progress.say(f"{name}: {result} after {steps} updates, {seconds:.0f} s")
@@ -162,7 +157,7 @@ class Session:
             self.writer.metrics.flush()
             self.writer.save_state(
                 {
-                    "summary": json.dumps(self.summary),
+                    "summary": self.summary.to_json(),
                     "metrics": self.writer.metrics.position(),
                     "group": list(group) if stage else [],
                     "seconds": seconds,

@@ -34,7 +34,7 @@ from flowstill.recipes.check import JobPlan, check
 from flowstill.recipes.load import dump_recipe, load_recipe
 from flowstill.recipes.recipe import Recipe
 from flowstill.reports import write_report
-from flowstill.runs import Run, RunWriter
+from flowstill.runs import Run, RunWriter, Summary
 
 if TYPE_CHECKING:
     from flowstill.data import ImageData
@@ -97,7 +97,7 @@ def train(
         data.labelled_rows(job.labels)  # raises if there are not so many
     networks = networks or {}
     plans = check(recipe, data.shape, len(data.classes), networks, data.rows)
-    done = past.summary.get("jobs", {}) if past else {}
+    done = past.summary.jobs if past else {}
     left = [plan for name, plan in plans.items() if name not in done]
     refuse_if_full((file for plan in left for files in plan.stored.values() for file in files), Path(out))
     facts = past.recipe["run"] if past else None
@@ -141,12 +141,13 @@ def _work(fabric: Fabric, work: Work, out: Path, progress: bool | None, data: Im
     data = data or open_data(recipe.data, seed=recipe.seed)
     summary = _blank_summary(recipe, work.precision, fabric)
     past = Run.open(out).summary
-    if past.get("finished"):  # its recipe has got more jobs since
-        summary |= {part: past[part] for part in ("jobs", "ensembles")}
+    if past.finished:  # its recipe has got more jobs since
+        summary.jobs, summary.ensembles = past.jobs, past.ensembles
     devices = [fabric.device] if fabric.device.type == "cuda" else []
     # The seeds set along the way stay in here.
-    with torch.random.fork_rng(devices=devices), Progress(progress if fabric.global_rank == 0 else False) as shown:
-        Session(Context(fabric, work, data, RunWriter(out), shown), summary).run()
+    shows = progress if fabric.global_rank == 0 else False
+    with torch.random.fork_rng(devices=devices), Progress(shows) as shown, RunWriter(out) as writer:
+        Session(Context(fabric, work, data, writer, shown), summary).run()
     if fabric.world_size > 1:  # its threads, left running, can abort a process that is done
         fabric.barrier()
         torch.distributed.destroy_process_group()
@@ -198,19 +199,16 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: there[name] for name in packages if name in there}}
 
 
-def _blank_summary(recipe: Recipe, precision: Precision, fabric: Fabric) -> dict[str, Any]:
-    return {
-        "recipe": recipe.name,
-        "finished": False,
-        "seed": recipe.seed,
-        "device": str(fabric.device.type),
-        "devices": fabric.world_size,
-        "precision": {"dtype": precision.dtype, "layout": precision.layout},
-        "versions": _versions(),
-        "jobs": {},
-        "ensembles": {},
-        "command": shlex.join(["flowstill", *sys.argv[1:]]) if Path(sys.argv[0]).name == "flowstill" else "",
-    }
+def _blank_summary(recipe: Recipe, precision: Precision, fabric: Fabric) -> Summary:
+    return Summary(
+        recipe=recipe.name,
+        seed=recipe.seed,
+        device=str(fabric.device.type),
+        devices=fabric.world_size,
+        precision={"dtype": precision.dtype, "layout": precision.layout},
+        versions=_versions(),
+        command=shlex.join(["flowstill", *sys.argv[1:]]) if Path(sys.argv[0]).name == "flowstill" else "",
+    )
 
 
 def evaluate(
@@ -229,7 +227,7 @@ def evaluate(
     precision = Precision(**run.recipe["run"]["precision"])
     fabric = make_fabric(choose_device(device), 1, precision)
     last = precision.layout == "channels_last"
-    unmeasured = {name for name, row in run.summary.get("jobs", {}).items() if "accuracy" not in row}
+    unmeasured = {name for name, row in run.summary.jobs.items() if row.accuracy is None}
     trained = [name for name in recipe.jobs if (run.path / f"{name}.safetensors").exists() and name not in unmeasured]
     networks = {name: placed(run.network(name, trust_code=trust_code), fabric, precision) for name in trained}
     if not networks:

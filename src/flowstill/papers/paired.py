@@ -9,12 +9,12 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from flowstill.files import atomic_write
 from flowstill.papers.rows import cell, jobs_of
 from flowstill.papers.table import markdown_table
 from flowstill.recipes.recipe import AfterStage, Recipe
+from flowstill.runs import Summary
 
 SURE = 0.95  # how often an interval covers the mean, were the differences normal
 
@@ -83,9 +83,7 @@ def _apart(recipe: Recipe, rows: Sequence[str]) -> Iterator[str]:
         yield from (row,) if len({_taught(recipe, name) for name in jobs}) == 1 else jobs
 
 
-def paired_differences(
-    recipe: Recipe, rows: Sequence[str], summaries: Mapping[int, Mapping[str, Any]]
-) -> tuple[Difference, ...]:
+def paired_differences(recipe: Recipe, rows: Sequence[str], summaries: Mapping[int, Summary]) -> tuple[Difference, ...]:
     """Of each taught row to each of its baselines among the rows. summaries: seed -> that of its run."""
     found, rows = [], tuple(_apart(recipe, rows))
     for row in rows:

@@ -7,13 +7,13 @@ variants, the jobs ``ROW_COLUMN``.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
 
 from flowstill.errors import RecipeError, did_you_mean
 from flowstill.papers.printed import ACCURACY
 from flowstill.recipes.recipe import AfterStage, Recipe
+from flowstill.runs import JobSummary, Scores, Summary
 
 MEASURED = frozenset(
     (ACCURACY, "average", "ensemble", "top1_error", "top5_error", "total_iterations", "params_million", "flops_million")
@@ -87,39 +87,36 @@ def _is_measured(column: str) -> bool:
     return column in MEASURED or bool(re.fullmatch(r"net\d+", column))
 
 
-def cell(recipe: Recipe, summary: Mapping[str, Any], row: str, column: str) -> float | None:
+def cell(recipe: Recipe, summary: Summary, row: str, column: str) -> float | None:
     """What stands in a row's column, None where it is not measured.
 
     summary: of a run of the recipe. column: ``accuracy``, ``net1`` ..., ``average``, ``ensemble``, ``top1_error``,
     ``top5_error`` (in percent), ``total_iterations``, ``params_million``, ``flops_million`` (twice the
     multiply-accumulates), or a variant, whose job is ``ROW_COLUMN``.
     """
-    done, jobs = summary.get("jobs", {}), jobs_of(recipe, row)
     variant = f"{row}_{column}"
     if variant in recipe.jobs:
-        return _number(done.get(variant, {}).get("accuracy"))
-    accuracies = [done.get(job, {}).get("accuracy") for job in jobs]
-    first = done.get(jobs[0], {})
+        return summary.jobs.get(variant, JobSummary()).accuracy
+    jobs = jobs_of(recipe, row)
+    done = [summary.jobs.get(job, JobSummary()) for job in jobs]
+    first, accuracies = done[0], [one.accuracy for one in done]
     match column:
         case "total_iterations":
             return float(updates_of(recipe, jobs))
         case "ensemble":
-            return _number(summary.get("ensembles", {}).get(row, {}).get("accuracy"))
+            return summary.ensembles.get(row, Scores()).accuracy
         case "accuracy" | "average":
-            return None if None in accuracies else sum(accuracies) / len(accuracies)
+            measured = [accuracy for accuracy in accuracies if accuracy is not None]
+            return sum(measured) / len(measured) if len(measured) == len(accuracies) else None
         case "params_million":
-            return first["parameters"] / 1e6 if "parameters" in first else None
+            return None if first.parameters is None else first.parameters / 1e6
         case "flops_million":
-            return 2 * first["macs"] / 1e6 if "macs" in first else None
+            return None if first.macs is None else 2 * first.macs / 1e6
         case "top1_error":
-            return None if accuracies[0] is None else 100 - accuracies[0]
+            return None if first.accuracy is None else 100 - first.accuracy
         case "top5_error":
-            return 100 - first["top5"] if "top5" in first else None
+            return None if first.top5 is None else 100 - first.top5
     if match := re.fullmatch(r"net(\d+)", column):
         number = int(match[1]) - 1
-        return _number(accuracies[number]) if number < len(accuracies) else None
+        return accuracies[number] if number < len(accuracies) else None
     return None
-
-
-def _number(value: Any) -> float | None:
-    return None if value is None else float(value)

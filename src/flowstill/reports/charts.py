@@ -1,4 +1,4 @@
-"""Curves as SVG that goes into the page itself: text and grid take their colours from it, in light and in dark."""
+"""Curves as inline SVG: text and grid inherit the colours of the page, light or dark."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from flowstill.runs import Measurement, Run
 
-# Mid-tones, told apart by the colour-blind too, that stand out on white as on near black.
+# Mid-tones that the colour-blind can tell apart, visible on white and on near black.
 COLOURS = ("#3b82c4", "#d9771f", "#2f9e6e", "#b05fc4", "#d1495b", "#1f9aa8", "#98861a", "#7a7f87")
 GREY = "#888c94"
 ACCURACY = "test/accuracy"
@@ -22,7 +22,7 @@ def colours(names: Sequence[str]) -> dict[str, str]:
 
 
 def accuracy_chart(run: Run, metrics: Sequence[Measurement]) -> str:
-    """Test accuracy over each job's updates, all stages in a row; empty text if nothing was measured."""
+    """Test accuracy over each job's updates, across its stages; an empty string if nothing was measured."""
     curves: dict[str, Curve] = {}
     starts = {job: stage_starts(run.recipe, job) for job in run.jobs}
     for row in metrics:
@@ -46,9 +46,10 @@ def accuracy_chart(run: Run, metrics: Sequence[Measurement]) -> str:
 
 
 def loss_charts(run: Run, metrics: Sequence[Measurement]) -> list[dict[str, Any]]:
-    """One chart for each stage that trained: the losses of its terms on a logarithmic scale.
+    """One chart for each trained stage: the losses of its terms on a logarithmic scale.
 
-    Each is a mapping with ``job``, ``stage``, ``svg`` and ``legend``, the terms' names with their colours.
+    Returns:
+        Mappings with ``job``, ``stage``, ``svg`` and ``legend``, which is term -> colour.
     """
     stages: dict[tuple[str, str], dict[str, Curve]] = {}
     for row in metrics:
@@ -63,7 +64,7 @@ def loss_charts(run: Run, metrics: Sequence[Measurement]) -> list[dict[str, Any]
 
 
 def _terms(curves: Mapping[str, Curve]) -> dict[str, Curve]:
-    """The terms' curves; their sum only where there are several to add."""
+    """The terms' curves, and their sum if there are several."""
     terms = {name: curve for name, curve in curves.items() if name != "loss"}
     return dict(curves) if len(terms) != 1 else terms
 
@@ -85,7 +86,7 @@ def _loss_chart(job: str, stage: str, curves: Mapping[str, Curve], palette: Mapp
 
 
 def stage_starts(recipe: Mapping[str, Any], job: str) -> dict[str, int]:
-    """How many updates of a job come before each of its stages."""
+    """Stage -> number of the job's updates before it."""
     starts, total = {}, 0
     for stage in recipe["jobs"][job].get("stages") or ():
         starts[stage["name"]] = total
@@ -94,7 +95,7 @@ def stage_starts(recipe: Mapping[str, Any], job: str) -> dict[str, int]:
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:
-    """A transparent figure, in inches, with quiet axes."""
+    """A transparent figure, its size in inches, with plain axes."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -107,12 +108,12 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(GREY)
     axes.tick_params(which="both", color=GREY, labelsize=9)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # there are no half updates
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # updates are whole
     return figure, axes
 
 
 def _svg(figure: Any, salt: str, label: str) -> str:
-    """The figure as an ``<svg>`` element that scales with the page and whose identifiers clash with no other's."""
+    """The figure as an ``<svg>`` element that scales with the page and has unique identifiers."""
     import matplotlib
     from markupsafe import escape
 
@@ -122,7 +123,7 @@ def _svg(figure: Any, salt: str, label: str) -> str:
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' id="[a-zA-Z0-9]+_\d+"', "", svg)  # names of groups, to which nothing refers
+    svg = re.sub(r' id="[a-zA-Z0-9]+_\d+"', "", svg)  # group names that nothing refers to
     svg = re.sub(r'(<svg[^>]*?) (?:width|height)="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) (?:width|height)="[^"]*"', r"\1", svg, count=1)
     return svg.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)

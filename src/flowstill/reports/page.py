@@ -7,6 +7,7 @@ from pathlib import Path
 from flowstill.files import atomic_write
 from flowstill.reports import text
 from flowstill.reports.charts import ACCURACY, accuracy_chart, colours, loss_charts
+from flowstill.reports.columns import shown_columns
 from flowstill.reports.results import baseline, results, verdict
 from flowstill.runs import Run
 
@@ -14,12 +15,20 @@ NAME = "report.html"
 
 
 def write_report(run: Run | str | Path) -> Path:
-    """Write ``report.html`` into the run folder and return its path; an unfinished run gives a report so far.
+    """Write ``report.html`` into the run folder; an unfinished run gives a report of the results so far.
 
-    The page holds all that it shows: no script, no font and no picture is fetched.
-    Raises: RunError if it is no run folder.
+    The page is self-contained: it fetches no script, font or picture.
+
+    Args:
+        run: a run or its folder, which is read again.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        RunError: not a run folder.
     """
-    run = Run.open(run.path if isinstance(run, Run) else run)  # read anew: the run may have gone on since it was opened
+    run = Run.open(run.path if isinstance(run, Run) else run)  # it may have progressed since it was opened
     path = run.path / NAME
     atomic_write(path, render(run).encode())
     return path
@@ -37,10 +46,12 @@ def render(run: Run) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {name: getattr(text, name) for name in ("count", "short", "percent", "points", "duration")}
     metrics = run.metrics()
     losses = [{**chart, "svg": Markup(chart["svg"])} for chart in loss_charts(run, metrics)]
     palette = colours(run.jobs)
+    rows = results(run)
+    columns = shown_columns(rows)
+    columns.pop("about")  # shown below the job's name
     measured = {job: palette[job] for job in run.jobs if any(m.job == job and m.metric == ACCURACY for m in metrics)}
     return environment.get_template(NAME).render(
         recipe=run.recipe,
@@ -48,8 +59,10 @@ def render(run: Run) -> str:
         finished=run.finished,
         facts=_facts(run),
         verdict=verdict(run),
-        rows=results(run),
-        baseline=baseline(run),
+        rows=rows,
+        columns=list(columns.values()),
+        gain_over=baseline(run) if "gain" in columns else None,
+        paper=run.recipe["paper"]["title"] if "paper" in columns else None,
         colours=palette,
         measured=measured,
         accuracy=Markup(accuracy_chart(run, metrics)),
@@ -59,18 +72,18 @@ def render(run: Run) -> str:
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:
-    """What else tells one run from another: data, device, number format, seed, time."""
+    """Data, batch size, device, precision, seed and time, as far as they are known."""
     summary, data = run.summary, run.recipe.get("data") or {}
-    seconds = [job["seconds"] for job in summary.get("jobs", {}).values() if "seconds" in job]
-    precision = summary.get("precision") or {}
-    formats = {"32": "float32", "bf16": "bfloat16"}, {"channels_last": "channels last", "contiguous": "channels first"}
-    precise = [names.get(precision.get(key, ""), "") for key, names in zip(("dtype", "layout"), formats, strict=True)]
+    seconds = [job.seconds for job in summary.jobs.values() if job.seconds is not None]
+    dtype = {"32": "float32", "bf16": "bfloat16"}.get(summary.precision.get("dtype", ""), "")
+    layouts = {"channels_last": "channels last", "contiguous": "channels first"}
+    layout = layouts.get(summary.precision.get("layout", ""), "")
     facts = {
         "Data": data.get("name"),
-        "Batch": data.get("batch"),
-        "Device": summary.get("device"),
-        "Precision": ", ".join(filter(None, precise)),
-        "Seed": summary.get("seed", run.recipe.get("seed")),
+        "Batch size": data.get("batch"),
+        "Device": summary.device,
+        "Precision": ", ".join(filter(None, (dtype, layout))),
+        "Seed": run.recipe.get("seed") if summary.seed is None else summary.seed,
         "Time": text.duration(sum(seconds)) if seconds else None,
     }
     return [(name, str(value)) for name, value in facts.items() if value not in (None, "")]

@@ -6,15 +6,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flowstill.runs import Run
+from flowstill.runs import JobSummary, Run, Scores
 
 
 @dataclass(frozen=True)
 class Result:
-    """One row of the table: a job, or an ensemble of jobs. None stands for what is not known (yet).
+    """One row of the results: a job, or an ensemble of jobs. None: not known (yet).
 
-    labels: labelled images of the task, None for all. macs: multiply-accumulates for one image. accuracy, paper: in
-    percent. gain: percentage points over the baseline, on the test images.
+    Attributes:
+        name: of the job or ensemble.
+        network: its name; empty for an ensemble.
+        about: the recipe's sentence about it.
+        labels: number of labelled images of the task; None for all.
+        steps: updates over all stages.
+        parameters: of the network.
+        macs: multiply-accumulates for one image.
+        seconds: training time.
+        accuracy: on the test images, in percent.
+        paper: the accuracy that the paper prints, in percent.
+        gain: percentage points over the baseline.
+        loss: mean cross-entropy on the test images.
+        top5: on the test images, in percent.
+        teacher: name of the job that taught it.
     """
 
     name: str
@@ -28,16 +41,17 @@ class Result:
     accuracy: float | None = None
     paper: float | None = None
     gain: float | None = None
+    loss: float | None = None
+    top5: float | None = None
+    teacher: str | None = None
 
 
 def results(run: Run) -> list[Result]:
     """The jobs in the recipe's order, then the ensembles."""
     jobs: Mapping[str, Any] = run.recipe.get("jobs", {})
     paper: Mapping[str, Any] = (run.recipe.get("paper") or {}).get("accuracy") or {}
-    done: Mapping[str, Any] = run.summary.get("jobs", {})
-    together: Mapping[str, Any] = run.summary.get("ensembles", {})
     base = baseline(run)
-    reference: float | None = done.get(base, {}).get("accuracy") if base else None
+    reference = run.summary.jobs.get(base or "", JobSummary()).accuracy
 
     def gain(name: str, accuracy: float | None) -> float | None:
         if accuracy is None or reference is None or name == base or name in _teachers(jobs):
@@ -46,39 +60,48 @@ def results(run: Run) -> list[Result]:
 
     rows = []
     for name, job in jobs.items():
-        known = done.get(name, {})
+        done = run.summary.jobs.get(name, JobSummary())
         rows.append(
             Result(
                 name,
                 network=job["network"]["name"],
-                about=known.get("about") or job.get("about") or "",
-                labels=known.get("labels"),
-                steps=known.get("steps"),
-                parameters=known.get("parameters"),
-                macs=known.get("macs"),
-                seconds=known.get("seconds"),
-                accuracy=known.get("accuracy"),
+                about=done.about or job.get("about") or "",
+                labels=done.labels,
+                steps=done.steps,
+                parameters=done.parameters,
+                macs=done.macs,
+                seconds=done.seconds,
+                accuracy=done.accuracy,
                 paper=paper.get(name),
-                gain=gain(name, known.get("accuracy")),
+                gain=gain(name, done.accuracy),
+                loss=done.loss,
+                top5=done.top5,
+                teacher=job.get("teacher"),
             )
         )
     for name, ensemble in (run.recipe.get("ensembles") or {}).items():
-        accuracy = together.get(name, {}).get("accuracy")
+        scores = run.summary.ensembles.get(name, Scores())
         members: Sequence[str] = ensemble.get("jobs", ())
         rows.append(
             Result(
                 name,
                 about=f"{', '.join(members)} together",
-                accuracy=accuracy,
+                accuracy=scores.accuracy,
                 paper=paper.get(name),
-                gain=gain(name, accuracy),
+                gain=gain(name, scores.accuracy),
+                loss=scores.loss,
+                top5=scores.top5,
             )
         )
     return rows
 
 
 def baseline(run: Run) -> str | None:
-    """The job that others are held against: the first that has no teacher and is none, if any job has a teacher."""
+    """The job that others are compared with: the first that neither has a teacher nor is one.
+
+    Returns:
+        Its name; None if no job has a teacher, or every job without one teaches.
+    """
     jobs: Mapping[str, Any] = run.recipe.get("jobs", {})
     teachers = _teachers(jobs)
     return next(
@@ -91,18 +114,18 @@ def _teachers(jobs: Mapping[str, Any]) -> set[str]:
 
 
 def verdict(run: Run) -> list[str]:
-    """A sentence for each taught job that is done: how good it is, beside its teacher and the baseline."""
+    """One sentence for each finished job with a teacher, comparing it with the teacher and the baseline."""
     rows = {row.name: row for row in results(run)}
     base, sentences = baseline(run), []
-    for name, job in run.recipe.get("jobs", {}).items():
-        row, teacher = rows[name], rows.get(job.get("teacher") or "")
+    for row in rows.values():
+        teacher = rows.get(row.teacher or "")
         if row.accuracy is None or teacher is None:
             continue
-        text = f"{name} ({row.network}), taught by {teacher.name} ({teacher.network}), reaches {row.accuracy:.2f} %"
+        text = f"{row.name} ({row.network}), taught by {teacher.name} ({teacher.network}), reaches {row.accuracy:.2f} %"
         if row.gain is not None:
             text += f", {abs(row.gain):.2f} points {'above' if row.gain >= 0 else 'below'} {base}"
         if teacher.accuracy is not None:
-            text += f"; the teacher has {teacher.accuracy:.2f} %"
+            text += f"; the teacher reaches {teacher.accuracy:.2f} %"
         if row.parameters and teacher.parameters and teacher.parameters > row.parameters:
             text += f" with {teacher.parameters / row.parameters:.1f} times the parameters"
         sentences.append(text + ".")

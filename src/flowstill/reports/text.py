@@ -1,4 +1,4 @@
-"""Numbers as people read them; None is a dash."""
+"""Numbers formatted for people; None becomes a dash."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ DASH = "–"
 
 
 def count(value: int | None) -> str:
-    """Whole numbers, in groups of three.
+    """A whole number, its digits in groups of three.
 
-    >>> count(366938), count(None)
-    ('366,938', '–')
+    Example:
+        >>> count(366938), count(None)
+        ('366,938', '–')
     """
     return DASH if value is None else f"{value:,}"
 
 
 def short(value: float | None) -> str:
-    """Large counts with three digits or so.
+    """A large count, to about three digits.
 
-    >>> short(54_710_000), short(940), short(4_089_284_608)
-    ('54.7M', '940', '4.09G')
+    Example:
+        >>> short(54_710_000), short(940), short(4_089_284_608)
+        ('54.7M', '940', '4.09G')
     """
     if value is None:
         return DASH
@@ -30,10 +32,11 @@ def short(value: float | None) -> str:
 
 
 def percent(value: float | None) -> str:
-    """Accuracy, to two places.
+    """An accuracy, to two places.
 
-    >>> percent(91.908)
-    '91.91'
+    Example:
+        >>> percent(91.908)
+        '91.91'
     """
     return DASH if value is None else f"{value:.2f}"
 
@@ -41,17 +44,19 @@ def percent(value: float | None) -> str:
 def points(value: float | None) -> str:
     """A difference, with its sign.
 
-    >>> points(3.171), points(-0.5)
-    ('+3.17', '−0.50')
+    Example:
+        >>> points(3.171), points(-0.5)
+        ('+3.17', '−0.50')
     """
     return DASH if value is None else f"{value:+.2f}".replace("-", "−")
 
 
 def duration(seconds: float | None) -> str:
-    """Hours, minutes, seconds, the leading ones left out.
+    """Hours, minutes and seconds, without leading zeros.
 
-    >>> duration(12.3), duration(100.2), duration(8640)
-    ('12 s', '1:40', '2:24:00')
+    Example:
+        >>> duration(12.3), duration(100.2), duration(8640)
+        ('12 s', '1:40', '2:24:00')
     """
     if seconds is None:
         return DASH

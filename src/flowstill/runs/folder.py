@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import yaml
 
 from flowstill.errors import RunError, did_you_mean
 from flowstill.runs.metrics import METRICS, Measurement, read_metrics
+from flowstill.runs.summary import Summary
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,9 +19,12 @@ RECIPE, SUMMARY = "recipe.yaml", "summary.json"
 
 
 class Run:
-    """A run folder, finished or not, as it is on the disk when it is opened.
+    """A run folder, finished or not, with the content it had when it was opened.
 
-    recipe: the resolved recipe as plain data. summary: what is known of each job so far.
+    Attributes:
+        path: the folder.
+        recipe: the resolved recipe as plain data.
+        summary: what is known of each job so far.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -30,61 +33,82 @@ class Run:
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
-        """The run in folder ``path``. Raises: RunError naming what is missing and the nearest run folder."""
+        """Open the run in folder ``path``.
+
+        Raises:
+            RunError: not a run folder; the text names what is missing and the nearest run folder.
+        """
         path = Path(path)
         if is_run(path):
             return cls(path)
         if not path.exists():
-            missing = "there is no such folder"
+            reason = "the folder does not exist"
         elif not path.is_dir():
-            missing = "it is a file, not a folder"
+            reason = "it is a file, not a folder"
         else:
-            missing = f"it has no {RECIPE}"
-        raise RunError(f"{str(path)!r} is no run folder: {missing}. {_nearest_run(path)}".rstrip())
+            reason = f"it has no {RECIPE}"
+        raise RunError(f"{str(path)!r} is not a run folder: {reason}. {_nearest_run(path)}".rstrip())
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
-        """The resolved recipe. Raises: RunError if it cannot be read."""
-        return self._mapping(RECIPE, yaml.safe_load, yaml.YAMLError)
+        """The resolved recipe.
 
-    @cached_property
-    def summary(self) -> dict[str, Any]:
-        """What ``summary.json`` says; empty before the first is written. Raises: RunError if it cannot be read."""
-        if not (self.path / SUMMARY).exists():
-            return {}
-        return self._mapping(SUMMARY, json.loads, json.JSONDecodeError)
-
-    def _mapping(self, name: str, parse: Any, broken: type[Exception]) -> dict[str, Any]:
+        Raises:
+            RunError: the file cannot be read.
+        """
         try:
-            value = parse((self.path / name).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, broken) as error:
-            raise RunError(f"{str(self.path / name)!r} cannot be read: {error}") from None
+            value = yaml.safe_load(self._text(RECIPE))
+        except yaml.YAMLError as error:
+            raise RunError(f"{str(self.path / RECIPE)!r} cannot be read: {error}") from None
         if not isinstance(value, dict):
             raise RunError(
-                f"{str(self.path / name)!r} holds {type(value).__name__}, not a mapping; it was changed by hand."
+                f"{str(self.path / RECIPE)!r}: expected a mapping. Received: {type(value).__name__}. "
+                "It was edited by hand; restore it."
             )
         return value
 
+    @cached_property
+    def summary(self) -> Summary:
+        """What ``summary.json`` says; blank before the first one is written.
+
+        Raises:
+            RunError: the file cannot be read.
+        """
+        path = self.path / SUMMARY
+        return Summary.from_json(self._text(SUMMARY), str(path)) if path.exists() else Summary()
+
+    def _text(self, name: str) -> str:
+        try:
+            return (self.path / name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RunError(f"{str(self.path / name)!r} cannot be read: {error}") from None
+
     @property
     def finished(self) -> bool:
-        """Whether every job ran to its end and every ensemble was measured."""
-        done = (set(self.recipe.get(part) or ()) <= set(self.summary.get(part, ())) for part in ("jobs", "ensembles"))
-        return bool(self.summary.get("finished")) and all(done)
+        """Whether every job was trained and every ensemble measured."""
+        summary, recipe = self.summary, self.recipe
+        jobs, ensembles = (set(recipe.get(part) or ()) for part in ("jobs", "ensembles"))
+        return summary.finished and jobs <= summary.jobs.keys() and ensembles <= summary.ensembles.keys()
 
     @property
     def jobs(self) -> tuple[str, ...]:
-        """The jobs' names, in the recipe's order."""
+        """Names of the jobs, in the recipe's order."""
         return tuple(self.recipe.get("jobs", {}))
 
     def metrics(self) -> list[Measurement]:
-        """All measurements in the order in which they were made. A last line cut off by a kill is left out."""
+        """All measurements in the order in which they were made. A last line that a kill cut off is dropped."""
         return read_metrics(self.path / METRICS)
 
     def network(self, job: str = "student", *, trust_code: bool = False) -> nn.Module:
-        """The network that ``job`` trained, in eval mode, on the CPU; where one was given as an object, that object.
+        """The network that ``job`` trained, in eval mode, on the CPU; if it was given as an object, that object.
 
-        trust_code: allow a network that the recipe takes from a Python file; building it runs that file.
-        Raises: RunError if there is no such job or it is not trained yet; NetworkError if file and network differ.
+        Args:
+            job: name of the job.
+            trust_code: allow a network that the recipe takes from a Python file; building it runs that file.
+
+        Raises:
+            RunError: unknown job, or not trained yet.
+            NetworkError: the weights do not fit the network.
         """
         import torch
 
@@ -96,23 +120,23 @@ class Run:
             raise RunError(f"{str(self.path)!r} has no job {job!r}. {did_you_mean(job, self.jobs)}")
         weights = self.path / f"{job}.safetensors"
         if not weights.is_file():
-            raise RunError(
-                f"Job {job!r} has no network yet: there is no {str(weights)!r}. Finish the run with --resume."
-            )
+            raise RunError(f"Job {job!r} has no network yet: no file {str(weights)!r}. Finish the run with --resume.")
         try:
             spec, data = Net(**self.recipe["jobs"][job]["network"]), self.recipe["run"]["data"]
             classes, channels = data["classes"], data["channels"]
         except (KeyError, TypeError) as error:
-            raise RunError(f"{str(self.path / RECIPE)!r} was changed by hand: {error} is missing or wrong.") from None
+            raise RunError(
+                f"{str(self.path / RECIPE)!r}: {error} is missing or wrong. It was edited by hand; restore it."
+            ) from None
         if needs_trust(spec.name) and not trust_code:
             raise RunError(
                 f"Building {spec.name!r} runs a Python file; allow that with --trust-code (trust_code=True)."
             )
-        with torch.random.fork_rng(devices=[]):  # the fresh weights, soon replaced, are drawn from it
+        with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then replaced
             return build(spec, num_classes=classes, in_channels=channels, weights=weights).eval()
 
     def keep(self, job: str, network: nn.Module) -> None:
-        """Let ``network(job)`` give this very object, which holds the job's weights already."""
+        """Let ``network(job)`` return this very object, which holds the job's weights already."""
         self._objects[job] = network
 
     @property
@@ -130,9 +154,9 @@ def is_run(path: str | Path) -> bool:
 
 
 def _nearest_run(path: Path) -> str:
-    """A sentence that offers the runs inside ``path``, or those beside it."""
+    """A sentence that offers the runs inside ``path``, or the nearest one beside it."""
     inside = [p.name for p in sorted(path.iterdir()) if is_run(p)] if path.is_dir() else []
     if inside:
-        return f"It holds the runs {', '.join(repr(str(path / name)) for name in inside[:5])}."
+        return f"It contains the runs {', '.join(repr(str(path / name)) for name in inside[:5])}."
     beside = [str(p) for p in sorted(path.parent.iterdir()) if is_run(p)] if path.parent.is_dir() else []
-    return did_you_mean(str(path), beside) if beside else "`flowstill train RECIPE --out FOLDER` makes one."
+    return did_you_mean(str(path), beside) if beside else "Create one with `flowstill train RECIPE --out FOLDER`."

@@ -6,7 +6,7 @@ import csv
 import io
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from flowstill.errors import RunError
 
@@ -17,7 +17,15 @@ METRICS, EVENTS = "metrics.csv", "tensorboard"
 
 
 class Measurement(NamedTuple):
-    """One row of ``metrics.csv``. ``step`` counts the updates of its stage done so far."""
+    """One row of ``metrics.csv``.
+
+    Attributes:
+        job: name of the job.
+        stage: name of its stage.
+        step: updates of the stage done so far.
+        metric: such as ``train/labels`` or ``test/accuracy``.
+        value: the number.
+    """
 
     job: str
     stage: str
@@ -27,9 +35,12 @@ class Measurement(NamedTuple):
 
 
 def read_metrics(path: Path) -> list[Measurement]:
-    """The rows of a metrics file; none if there is no file.
+    """Read the rows of a metrics file; none if the file does not exist.
 
-    A last line that a kill cut off is left out. Raises: RunError if a row is not one.
+    A last line that a kill cut off is dropped.
+
+    Raises:
+        RunError: a row does not have the expected columns.
     """
     if not path.exists():
         return []
@@ -38,18 +49,27 @@ def read_metrics(path: Path) -> list[Measurement]:
     try:
         return [Measurement(job, stage, int(step), metric, float(value)) for job, stage, step, metric, value in rows]
     except ValueError as error:
-        raise RunError(f"{str(path)!r}: a row is not {','.join(Measurement._fields)} ({error}).") from None
+        raise RunError(f"{str(path)!r}: expected rows of {','.join(Measurement._fields)} ({error}).") from None
 
 
 class MetricsLog:
-    """Measurements as rows of ``metrics.csv`` and as TensorBoard events, one folder of events for each stage."""
+    """Writes measurements as rows of ``metrics.csv`` and as TensorBoard events, one folder of events per stage.
+
+    A context manager: leaving it closes all files and ends TensorBoard's threads.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / METRICS
         self._events = folder / EVENTS
         self._writers: dict[tuple[str, str], SummaryWriter] = {}
-        self._kept: dict[tuple[str, str], int] | None = None  # after truncate: each stage's last step that counts
+        self._kept: dict[tuple[str, str], int] | None = None  # after truncate: each stage's last valid step
         self._file: io.BufferedWriter | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def log(self, job: str, stage: str, step: int, values: dict[str, float]) -> None:
         """Add ``{metric: value}`` after ``step`` updates of the stage."""
@@ -71,36 +91,44 @@ class MetricsLog:
             writer.flush()
 
     def position(self) -> int:
-        """The file's length in bytes, everything so far being on the disk: where a state saved now would resume."""
+        """Write everything to the disk and return the file's length in bytes, which a saved state stores."""
         self.flush()
         file = self._open()
         os.fsync(file.fileno())
         return file.tell()
 
     def truncate(self, position: int) -> None:
-        """Forget what was logged after ``position`` (0: everything), in both places. Raises: RunError."""
+        """Drop what was logged after ``position`` (0: everything) from both the file and the events.
+
+        Raises:
+            RunError: the file is shorter than ``position``.
+        """
         self.close()
         length = self.path.stat().st_size if self.path.exists() else 0
         if length < position:
             raise RunError(
-                f"{str(self.path)!r} is shorter than when the run's state was saved: it was changed since. "
-                "Put the old file back, or train anew in another --out."
+                f"{str(self.path)!r}: expected at least {position} bytes, as when the run's state was saved. "
+                f"Received: {length}. Restore the file, or start over in another --out."
             )
         if length:
             os.truncate(self.path, position)
         self._kept = {(row.job, row.stage): row.step for row in read_metrics(self.path)}
 
+    def end_job(self, job: str) -> None:
+        """Close the job's TensorBoard events, which hold a thread per stage; logging opens them again."""
+        for key in [key for key in self._writers if key[0] == job]:
+            self._writers.pop(key).close()
+
     def close(self) -> None:
-        """Close the files; logging opens them again."""
-        for writer in self._writers.values():
-            writer.close()
-        self._writers.clear()
+        """Close all files; logging opens them again."""
+        for job, _ in list(self._writers):
+            self.end_job(job)
         if self._file is not None:
             self._file.close()
             self._file = None
 
     def _open(self) -> io.BufferedWriter:
-        """The CSV file, opened to append; a new one begins with its header."""
+        """The CSV file, opened to append; a new one starts with its header."""
         if self._file is None:
             self._file = self.path.open("ab")
             if self._file.tell() == 0:
@@ -108,7 +136,7 @@ class MetricsLog:
         return self._file
 
     def _writer(self, job: str, stage: str) -> SummaryWriter:
-        """The stage's TensorBoard events; after a truncation they begin by purging what was forgotten."""
+        """The stage's TensorBoard events; after a truncation they start by purging what was dropped."""
         from torch.utils.tensorboard import SummaryWriter
 
         if (job, stage) not in self._writers:
