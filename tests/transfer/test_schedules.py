@@ -8,7 +8,7 @@ import torch
 from torch.optim import lr_scheduler
 
 from flowstill.errors import RecipeError
-from flowstill.transfer.schedules import Constant, Cosine, Linear, Milestones
+from flowstill.transfer.schedules import Constant, Cosine, Linear, Milestones, multiplied
 
 STEPS = 40
 
@@ -114,3 +114,13 @@ def test_cosine_stays_between_zero_and_its_peak(warmup, steps):
 def test_warm_up_is_a_share_below_one(warmup):
     with pytest.raises(RecipeError, match=r"Cosine\.warmup"):
         Cosine(0.1, warmup)
+
+
+@pytest.mark.parametrize(
+    "schedule", [Constant(0.7), Milestones({0: 0.7, 40: 0.07}), Linear((0.7, 0.3)), Cosine(0.7, 0.2)]
+)
+def test_multiplied_schedules_keep_their_course(schedule):
+    small = multiplied(schedule, 0.01)
+    assert type(small) is type(schedule)
+    assert values(small) == pytest.approx([0.01 * value for value in values(schedule)], rel=1e-9)
+    assert multiplied(Constant(0.7), 0.01) == Constant(0.007)  # where 0.7 * 0.01 is 0.006999999999999999
