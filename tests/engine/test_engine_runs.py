@@ -315,8 +315,8 @@ def test_a_player_with_nothing_to_move_is_refused(tmp_path):
     ("change", "message"),
     [
         (lambda: Optimizer(momentum=0.0, nesterov=True), "nesterov needs"),
-        (lambda: Player(lr=-0.1), "at least 0, not -0.1"),
-        (lambda: Player(lr=Milestones({0: 0.1, 5: -1})), "at least 0, not -1"),
+        (lambda: Player(lr=-0.1), "at least 0, got -0.1"),
+        (lambda: Player(lr=Milestones({0: 0.1, 5: -1})), "at least 0, got -1"),
     ],
 )
 def test_values_that_would_fail_in_the_middle_are_refused_at_once(change, message):

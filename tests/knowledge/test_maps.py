@@ -8,8 +8,9 @@ import torch
 
 import flowstill as fs
 from flowstill.errors import RecipeError
-from flowstill.knowledge.maps import MapsLoss, max_pooled, precise, same_size
+from flowstill.knowledge.maps import MapsLoss, precise, same_size
 from flowstill.knowledge.numbered import check_in_range, check_numbers
+from flowstill.knowledge.products import max_pooled
 from flowstill.transfer import recoding, rules, schedules, stages
 from flowstill.transfer.knowledge import KNOWLEDGE
 

@@ -32,9 +32,8 @@ from flowstill.errors import ShapeError
 from flowstill.features.sections import Pairs, Section
 from flowstill.features.taps import Flow, Reading
 from flowstill.knowledge.flows import Shaped, Weighting, check_channels, flow_weights, taps_of
-from flowstill.knowledge.maps import max_pooled
 from flowstill.knowledge.numbered import check_in_range, check_numbers, end_below
-from flowstill.knowledge.products import mean_products
+from flowstill.knowledge.products import max_pooled, mean_products
 from flowstill.knowledge.shuffling import Orders, Shuffle, drawn_orders, shuffled
 from flowstill.schema import specification
 from flowstill.transfer.knowledge import Knowledge, Loss, Setting, register

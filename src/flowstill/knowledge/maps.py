@@ -25,20 +25,6 @@ def same_size(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     return pooled[0], pooled[1]
 
 
-def max_pooled(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Max-pool (N, C, H, W) to (N, C, *size); maps of that size are returned unchanged."""
-    (high, wide), (height, width) = maps.shape[2:], size
-    if (high, wide) == size:
-        return maps
-    if maps.device.type == "cpu" and not maps.requires_grad:
-        # On CPUs max_pool2d is vectorised only for channels-last: half the time, copy included. With a gradient the copy
-        # gains nothing, since that gradient is channels-last and the network's others are not.
-        maps = maps.contiguous(memory_format=torch.channels_last)
-    if high % height == 0 and wide % width == 0:
-        return F.max_pool2d(maps, (high // height, wide // width))
-    return F.adaptive_max_pool2d(maps, size)
-
-
 def maps_at(taps: Sequence[Tap], reading: Reading) -> tuple[Tensor, ...]:
     """The maps at these taps, without their graph."""
     return tuple(reading[tap].detach() for tap in taps)

@@ -1,4 +1,4 @@
-"""The products of two feature maps over their positions, at little more than the cost of reading the maps."""
+"""Max-pooling and the products of two feature maps, at little more than the cost of reading them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from flowstill.transfer.knowledge import without_autocast
 
@@ -89,3 +90,17 @@ def _gradient(maps: Tensor, others: Tensor, grad: Tensor) -> Tensor:
     channels_last = maps.is_contiguous(memory_format=torch.channels_last)
     gradient: Tensor = product(others.mT, grad.mT).mT if channels_last else product(grad, others)
     return gradient.to(maps.dtype).reshape(maps.shape)
+
+
+def max_pooled(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Max-pool (N, C, H, W) to (N, C, *size); maps of that size are returned unchanged."""
+    (high, wide), (height, width) = maps.shape[2:], size
+    if (high, wide) == size:
+        return maps
+    if maps.device.type == "cpu" and not maps.requires_grad:
+        # On CPUs max_pool2d is vectorised only for channels-last: half the time, copy included. With a gradient the copy
+        # gains nothing, since that gradient is channels-last and the network's others are not.
+        maps = maps.contiguous(memory_format=torch.channels_last)
+    if high % height == 0 and wide % width == 0:
+        return F.max_pool2d(maps, (high // height, wide // width))
+    return F.adaptive_max_pool2d(maps, size)
