@@ -173,8 +173,7 @@ seed: true
         "r.yaml:17: jobs.student.stages[2].task[1]: Unknown knowledge 'lables'. Did you mean 'labels'?",
         "r.yaml:18: jobs.student.stages[2].task[2].wieght: unknown key. Did you mean 'weight'?",
         f"r.yaml:19: jobs.student.stages[2].transfer.weight: {schedule}, got 'much'",
-        "r.yaml:20: jobs.student.stages[2].rule: expected 'sum' or 'adaptive_clip', got 'adaptive'. "
-        "Did you mean 'adaptive_clip'?",
+        "r.yaml:20: jobs.student.stages[2].rule: Unknown rule 'adaptive'. Did you mean 'adaptive_clip'?",
         "r.yaml:21: jobs.student.stages[3]: 'players' is missing",
         "r.yaml:21: jobs.student.stages[3].lr: this stage has 'players' or 'cycle', so the key goes inside them",
         "r.yaml:22: jbs: unknown key. Did you mean 'jobs'?",

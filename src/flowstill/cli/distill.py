@@ -17,6 +17,7 @@ from flowstill.cli.options import (
     Seed,
     Settings,
     TrustCode,
+    Uses,
     whole_number,
 )
 
@@ -52,6 +53,7 @@ def distill(
     device: Device = "auto",
     devices: Devices = 1,
     precision: PrecisionOption = Precision.auto,
+    uses: Uses = None,
     trust_code: TrustCode = False,
 ) -> None:
     """Let a large trained network teach a small one, by a method's name.
@@ -74,6 +76,7 @@ def distill(
         seed=seed or 0,
         data_root=data_root,
         set=tuple(settings or ()),
+        uses=tuple(uses or ()),
         trust_code=trust_code,
     )
     train_and_show(

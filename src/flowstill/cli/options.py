@@ -54,7 +54,13 @@ DataRoot = Annotated[
     str | None, typer.Option(metavar="FOLDER", help="Where data sets lie, such as FOLDER/cifar10/train.parquet.")
 ]
 TrustCode = Annotated[
-    bool, typer.Option("--trust-code", help="Allow networks that the recipe takes from Python files.")
+    bool, typer.Option("--trust-code", help="Run the Python files that the recipe uses or takes networks from.")
+]
+Uses = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--uses", metavar="FILE", help="Import this Python file or module first: it may add methods. Repeatable."
+    ),
 ]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Try each stage for two steps on made-up images, and keep nothing.")

@@ -21,6 +21,7 @@ from flowstill.recipes.load import load_recipe
 from flowstill.recipes.methods import method_recipe, usual_data
 from flowstill.recipes.recipe import Job, Recipe, Stage
 from flowstill.runs import Run, is_run
+from flowstill.schema.code import import_used
 from flowstill.transfer.methods import find_method
 
 Given = nn.Module | Net | str
@@ -40,6 +41,7 @@ def distill(
     seed: int = 0,
     data_root: str | Path | None = None,
     set: Sequence[str] | str = (),
+    uses: Sequence[str] | str = (),
     trust_code: bool = False,
     resume: bool = False,
     device: str = "auto",
@@ -65,6 +67,7 @@ def distill(
         alone: train the student's network by itself as well, for as many updates, to compare with.
         scale: stretches all schedules; 1 is the papers' budget for CIFAR-10, 85 000 updates of 256 images with FSP.
         set: changes of single values, such as ``student.stages.transfer.lr=0.01``. data_root: where data sets lie.
+        uses: installed modules and Python files to import first, such as one that registers the method.
         resume, device, devices, precision, progress, on_step: of ``train``.
 
     Returns: the finished Run; ``run.student`` is the student's network, the object itself if one was given.
@@ -82,6 +85,7 @@ def distill(
         seed=seed,
         data_root=data_root,
         set=set,
+        uses=uses,
         trust_code=trust_code,
     )
     folder = Path(out or Path("runs", recipe.name))
@@ -126,9 +130,12 @@ def distillation(
     seed: int = 0,
     data_root: str | Path | None = None,
     set: Sequence[str] | str = (),
+    uses: Sequence[str] | str = (),
     trust_code: bool = False,
 ) -> Recipe:
     """The recipe that ``distill`` trains; the arguments are its own. Raises: FlowstillError."""
+    used = (uses,) if isinstance(uses, str) else tuple(uses)
+    import_used(used)
     changes = (set,) if isinstance(set, str) else tuple(set)
     if teacher is student and isinstance(teacher, nn.Module):
         raise RecipeError(
@@ -148,7 +155,7 @@ def distillation(
     def recipe(stages: tuple[Stage, ...], changes: Sequence[str]) -> Recipe:
         both = any(update.task and update.transfer for stage in stages for update in stage.updates)
         seen = replace(data, unlabelled=data.batch) if labels and both and not data.unlabelled else data
-        made = method_recipe(name, stages, its, taught, seen, alone_too=alone, seed=seed)
+        made = replace(method_recipe(name, stages, its, taught, seen, alone_too=alone, seed=seed), uses=used)
         return load_recipe(made, set=changes, scale=scale, data_root=data_root, trust_code=trust_code)
 
     if not isinstance(method, str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -53,9 +54,14 @@ def conflicts(recipe: Recipe, out: Path, networks: Mapping[str, nn.Module] | Non
     or as objects (``networks``), must hold the weights that they held. Others may be new, changed or gone.
     """
     run, there = Run.open(out), RunWriter(out).progress()
-    before = load_recipe(out / RECIPE, trust_code=True)
-    before = replace(before, data=replace(before.data, root=recipe.data.root))  # the same images may lie elsewhere
     fix = "Resume with the options it was started with, or give another --out."
+    used = run.recipe.get("uses") or []
+    if gone := {Path(name).name for name in used} - {Path(name).name for name in recipe.uses}:
+        yield f"{str(out)!r} was started with another recipe: its 'uses' names {', '.join(sorted(gone))}. {fix}"
+        return
+    # Files may have moved, and a run folder's word runs no code: what is used is what this recipe uses.
+    before = load_recipe(out / RECIPE, set=[f"uses={json.dumps(recipe.uses)}"], trust_code=True)
+    before = replace(before, data=replace(before.data, root=recipe.data.root))  # the same images may lie elsewhere
     for part in ("name", "seed", "data"):
         if getattr(before, part) != getattr(recipe, part):
             yield f"{str(out)!r} was started with another recipe: its {part!r} differs. {fix}"

@@ -35,6 +35,8 @@ from flowstill.recipes.load import dump_recipe, load_recipe
 from flowstill.recipes.recipe import Recipe
 from flowstill.reports import write_report
 from flowstill.runs import Run, RunWriter, Summary
+from flowstill.runs.folder import RECIPE
+from flowstill.schema.code import import_used
 
 if TYPE_CHECKING:
     from flowstill.data import ImageData
@@ -61,7 +63,8 @@ def train(
     recipe has got since are trained beside those that are there.
 
     Args:
-        recipe: a Recipe, the name of a packaged one, or the path of a YAML file.
+        recipe: a Recipe, the name of a packaged one, or the path of a YAML file. The files that a Recipe object ``uses``
+            are trusted.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``. devices: so many processes share each batch (DDP).
         precision: ``auto`` measures which is quickest and keeps to it; ``32``; ``bf16``.
         progress: None shows a progress bar if standard error is a terminal.
@@ -78,6 +81,7 @@ def train(
             raise RecipeError(
                 f"{', '.join(options)}: these change a recipe that is loaded by name, not a Recipe object."
             )
+        import_used(recipe.uses)
     else:
         recipe = load_recipe(recipe, **options)
     if not recipe.jobs:
@@ -129,10 +133,30 @@ def train(
             _work(make_fabric(device, 1, chosen), work, writer.path, progress, data)
         else:
             # As a partial: Fabric walks through arguments, and stops at frozen dataclasses.
-            make_fabric(device, devices, chosen).launch(partial(_work, work=work, out=writer.path, progress=progress))
+            spawned = partial(_spawned_work, Used(recipe.uses), work=work, out=writer.path, progress=progress)
+            make_fabric(device, devices, chosen).launch(spawned)
     run = Run.open(out)
     write_report(run)
     return run
+
+
+class Used:
+    """What a recipe uses, imported wherever this is made or unpickled.
+
+    As the first argument of a spawned process it is unpickled before the recipe, whose classes are defined there.
+    """
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
+        import_used(names)
+
+    def __reduce__(self) -> tuple[type[Used], tuple[tuple[str, ...]]]:
+        return Used, (self.names,)
+
+
+def _spawned_work(used: Used, fabric: Fabric, **arguments: Any) -> None:
+    """The part of a process that was spawned, with what the recipe uses imported."""
+    _work(fabric, **arguments)
 
 
 def _work(fabric: Fabric, work: Work, out: Path, progress: bool | None, data: ImageData | None = None) -> None:
@@ -214,14 +238,26 @@ def _blank_summary(recipe: Recipe, precision: Precision, fabric: Fabric) -> Summ
 def evaluate(
     run: Run | str | Path, *, device: str = "auto", data_root: str | None = None, trust_code: bool = False
 ) -> dict[str, dict[str, float]]:
-    """Measure a run's networks anew on the test images, at the precision they were trained in.
+    """Measure a run's networks again on the test images, at the precision they were trained in.
 
-    A teacher of other classes than the data's is left out, as it was when it taught.
-    Returns: job -> accuracy (top-1, percent), loss, and top5 where there are more than 5 classes.
-    Raises: RunError if a network is missing, DataError if the images are.
+    A teacher trained on other classes than the data's is left out, as it was while training.
+
+    Args:
+        run: the run, or its folder.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        data_root: where data sets lie, if not where the recipe says.
+        trust_code: allow the Python files that the run's recipe ``uses`` or takes networks from; their code runs.
+
+    Returns:
+        job -> accuracy (top-1, percent), loss, and top5 where there are more than 5 classes.
+
+    Raises:
+        RunError: a network is missing, or comes from a file without ``trust_code``.
+        RecipeError: the recipe uses a file without ``trust_code``, or one that is missing or fails.
+        DataError: the images are missing.
     """
     run = run if isinstance(run, Run) else Run.open(run)
-    recipe = load_recipe(run.path / "recipe.yaml", trust_code=True)
+    recipe = load_recipe(run.path / RECIPE, trust_code=trust_code)
     spec = replace(recipe.data, root=data_root) if data_root else recipe.data
     data = open_data(spec, seed=recipe.seed)
     precision = Precision(**run.recipe["run"]["precision"])

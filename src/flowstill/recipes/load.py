@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -18,6 +19,7 @@ from flowstill.recipes.recipe import Recipe, Stage
 from flowstill.recipes.scaling import scaled
 from flowstill.recipes.shorthand import SHORTHAND, expand, jobs_as_mappings
 from flowstill.schema import validated
+from flowstill.schema.code import import_code, located
 from flowstill.schema.problems import Loc, Problem, Problems
 from flowstill.transfer.knowledge import Knowledge
 from flowstill.transfer.stages import PLAYER_KEYS, UPDATE_KEYS
@@ -55,10 +57,12 @@ def load_recipe(
     420
     """
     if isinstance(source, Recipe):
-        document = read_yaml(dump_recipe(source), f"the recipe {source.name!r}")
+        document, folder, trust_used = read_yaml(dump_recipe(source), f"the recipe {source.name!r}"), "", True
     else:
-        document = _read(*_find(source))
-    _change(document, set, seed, data_root)
+        file, title = _find(source)
+        document, folder, trust_used = _read(file, title), os.path.dirname(source), trust_code
+    _import_used(document, [change for change in set if _is_of_uses(change)], folder, trust_used)
+    _change(document, [change for change in set if not _is_of_uses(change)], seed, data_root)
     if not 0 < scale <= MOST_SCALE:
         document.problems.append((Place("--scale"), f"expected a number above 0, at most {MOST_SCALE}, got {scale}"))
     recipe = _checked(document)
@@ -102,6 +106,34 @@ def _read(file: Traversable | Path, source: str) -> Document:
         raise RecipeError(document.text() or expected)
     document.data.pop("run", None)  # what a run noted beside its recipe
     return document
+
+
+def _is_of_uses(change: str) -> bool:
+    """Whether a ``PATH=VALUE`` changes what the recipe uses."""
+    return re.match(r"\s*uses\s*[=.\[]", change) is not None
+
+
+def _import_used(document: Document, changes: Sequence[str], folder: str, trust_code: bool) -> None:
+    """Import what a recipe ``uses``, before anything else in it is looked up by name.
+
+    Files become absolute paths, looked for in ``folder``, the recipe file's, first.
+
+    Raises:
+        RecipeError: one of them may not be imported, or cannot be.
+    """
+    for change in changes:
+        override(document, change)
+    names = document.data.get("uses")
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return  # the schema says what is wrong with it
+    document.data["uses"] = [located(name, folder) for name in names]
+    for number, name in enumerate(document.data["uses"]):
+        try:
+            import_code(name, trust_code=trust_code)
+        except RecipeError as error:
+            document.say(("uses", number), str(error))
+            raise RecipeError(document.text()) from error
 
 
 def _change(document: Document, changes: Sequence[str], seed: int | None, data_root: str | Path | None) -> None:

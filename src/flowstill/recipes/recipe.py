@@ -14,6 +14,7 @@ from flowstill.data.spec import Augment, Data
 from flowstill.errors import did_you_mean
 from flowstill.nets.spec import Net
 from flowstill.schema import specification
+from flowstill.schema.code import located
 from flowstill.schema.problems import Loc, Problem, Problems
 from flowstill.transfer.rules import AdaptiveClip, Rule, Sum
 from flowstill.transfer.schedules import Constant, Cosine, Linear, Milestones, Schedule
@@ -43,6 +44,21 @@ __all__ = [
     "Term",
     "Update",
     "Weights",
+]
+
+
+def _as_names(value: Any) -> Any:
+    """One name is short for a list of one; files become absolute paths."""
+    names = (value,) if isinstance(value, str) else value
+    if not isinstance(names, (list, tuple)):
+        return names
+    return tuple(located(name) if isinstance(name, str) else name for name in names)
+
+
+Uses = Annotated[
+    tuple[Annotated[str, Field(min_length=1)], ...],
+    BeforeValidator(_as_names),
+    Field(description="names of installed modules and paths of Python files"),
 ]
 
 
@@ -148,6 +164,23 @@ class Recipe:
     about: str = ""
     paper: Paper | None = None
     figure: Literal["curves", "kernels", "penalty", "samples"] | None = None
+    uses: Uses = ()
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            name: str,
+            data: Data,
+            jobs: Mapping[str, Job] = ...,
+            ensembles: Mapping[str, Ensemble] = ...,
+            together: Sequence[Sequence[str]] = (),
+            seed: int = 0,
+            about: str = "",
+            paper: Paper | None = None,
+            figure: Literal["curves", "kernels", "penalty", "samples"] | None = None,
+            uses: Sequence[str] | str = (),
+        ) -> None: ...
 
     def __post_init__(self) -> None:
         if not self.jobs and self.figure not in ("penalty", "samples"):

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from flowstill.errors import RunError, did_you_mean
+from flowstill.errors import NetworkError, RecipeError, RunError, did_you_mean
 from flowstill.runs.metrics import METRICS, Measurement, read_metrics
 from flowstill.runs.summary import Summary
+from flowstill.schema.code import import_code
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from flowstill.nets import Net
 
 RECIPE, SUMMARY = "recipe.yaml", "summary.json"
 
@@ -102,12 +105,14 @@ class Run:
     def network(self, job: str = "student", *, trust_code: bool = False) -> nn.Module:
         """The network that ``job`` trained, in eval mode, on the CPU; if it was given as an object, that object.
 
+        What the recipe ``uses`` is imported only for a network that is not known without it.
+
         Args:
-            job: name of the job.
-            trust_code: allow a network that the recipe takes from a Python file; building it runs that file.
+            job: the job's name.
+            trust_code: allow a network from a Python file that the recipe names or ``uses``; its code runs.
 
         Raises:
-            RunError: unknown job, or not trained yet.
+            RunError: there is no such job, it is not trained yet, or it needs a file and ``trust_code`` is not given.
             NetworkError: the weights do not fit the network.
         """
         import torch
@@ -132,8 +137,33 @@ class Run:
             raise RunError(
                 f"Building {spec.name!r} runs a Python file; allow that with --trust-code (trust_code=True)."
             )
+        if not needs_trust(spec.name):
+            self._import_used(spec, trust_code)
         with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then replaced
             return build(spec, num_classes=classes, in_channels=channels, weights=weights).eval()
+
+    def _import_used(self, spec: Net, trust_code: bool) -> None:
+        """Import what the recipe ``uses`` if the network has no meaning without it.
+
+        Raises:
+            RunError: one of them may not be imported, or cannot be.
+        """
+        import torch
+
+        from flowstill.nets import build
+
+        used = self.recipe.get("uses") or ()
+        if not used:
+            return
+        try:
+            with torch.device("meta"):
+                build(spec)
+        except NetworkError:
+            try:
+                for name in used:
+                    import_code(name, trust_code=trust_code)
+            except RecipeError as error:
+                raise RunError(f"{str(self.path / RECIPE)!r} uses code to build {spec.name!r}: {error}") from error
 
     def keep(self, job: str, network: nn.Module) -> None:
         """Let ``network(job)`` return this very object, which holds the job's weights already."""

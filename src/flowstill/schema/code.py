@@ -4,42 +4,99 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import os
 import sys
 import traceback
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from flowstill.errors import FlowstillError, RecipeError, nearest
 
-_RUN: dict[str, tuple[bytes, types.ModuleType]] = {}  # a file's module by its name, and the text that made it
+_RUN: dict[str, tuple[bytes, types.ModuleType]] = {}  # module name -> the file's text when it ran, and the module
 
 
-def import_code(name: str) -> types.ModuleType:
-    """Import what a recipe ``uses``: ``path/file.py``, or the name of an installed module.
+def is_file(name: str) -> bool:
+    """Whether a name in ``uses`` is a Python file, not a module.
+
+    >>> is_file("losses/mine.py"), is_file("mine.losses")
+    (True, False)
+    """
+    return name.endswith(".py")
+
+
+def located(name: str, folder: str | os.PathLike[str] = "") -> str:
+    """A file's absolute path, looked for in ``folder`` first, then in the working directory; a module's name as given.
+
+    >>> located("mine.losses"), os.path.isabs(located("mine.py"))
+    ('mine.losses', True)
+    """
+    if not is_file(name):
+        return name
+    path = os.path.expanduser(name)
+    beside = os.path.join(folder, path)
+    return os.path.abspath(beside if os.path.isfile(beside) else path)
+
+
+def import_used(names: Sequence[str]) -> None:
+    """Import all that a recipe ``uses``, files too: call this where the user trusts them.
 
     Raises:
-        RecipeError: there is no such file or module, or its own code fails (named with file and line).
+        RecipeError: as ``import_code`` does.
     """
-    if name.endswith(".py"):
-        return import_file(Path(name).expanduser(), RecipeError)
+    for name in names:
+        import_code(name, trust_code=True)
+
+
+def import_code(name: str, *, trust_code: bool) -> types.ModuleType:
+    """Import one thing that a recipe ``uses``: ``path/file.py``, or the name of an installed module.
+
+    A file that is imported as a module already is not run a second time under another name.
+
+    Args:
+        name: the path or the module's name.
+        trust_code: whether the user allows files to run. Modules, which they installed, need no permission.
+
+    Raises:
+        RecipeError: a file without ``trust_code``, no such file or module, or its own code fails (with file and line).
+    """
+    if not is_file(name):
+        return _import_module(name)
+    if not trust_code:
+        raise RecipeError(
+            f"{name!r} is a Python file, whose code would run. Allow that with --trust-code (trust_code=True)."
+        )
+    path = Path(name).expanduser()
+    return _imported_already(path) or import_file(path, RecipeError)
+
+
+def _import_module(name: str) -> types.ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise RecipeError(f"The module {name!r} needs {error.name!r}, which is not installed.") from error
         raise RecipeError(
-            f"There is no module {name!r}. Expected the name of an installed module, or a path that ends in '.py'."
+            f"No module {name!r}. Expected the name of an installed module, or a path that ends in '.py'."
         ) from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RecipeError(f"The module {name!r} cannot be imported: {type(error).__name__}: {error}") from error
 
 
-def import_file(path: Path, error: type[FlowstillError]) -> types.ModuleType:
-    """Run a Python file as a module of a private name, without leaving compiled files beside it.
+def _imported_already(path: Path) -> types.ModuleType | None:
+    """The module that Python's own import, or a script's start, made of this file."""
+    file = os.path.realpath(path)
+    for name, module in list(sys.modules.items()):
+        if name not in _RUN and file == os.path.realpath(vars(module).get("__file__") or ""):
+            return module
+    return None
 
-    A file whose text is as it was is not run again. The file's code can do anything: call this on the user's word.
+
+def import_file(path: Path, error: type[FlowstillError]) -> types.ModuleType:
+    """Run a Python file as a module with a private name, without leaving compiled files beside it.
+
+    A file whose text has not changed does not run again. The file's code can do anything: ask the user first.
 
     Raises:
         FlowstillError: of the type ``error``: there is no such file, or its code fails.
@@ -60,13 +117,17 @@ def import_file(path: Path, error: type[FlowstillError]) -> types.ModuleType:
     def execute() -> None:
         exec(compile(text, str(path), "exec", dont_inherit=True), module.__dict__)
 
-    run_code(execute, path, f"{path} cannot be imported", error)
+    try:
+        run_code(execute, path, f"{path} cannot be imported", error)
+    except BaseException:
+        del sys.modules[name]
+        raise
     _RUN[name] = text, module
     return module
 
 
 def run_code(call: Callable[[], Any], path: Path, what: str, error: type[FlowstillError]) -> Any:
-    """Run the user's code; an error in it is told with the last line of the file that it passed through.
+    """Run the user's code. An error in it is reported with the last line of the file that it passed through.
 
     Raises:
         FlowstillError: of the type ``error``; its text begins with ``what``.

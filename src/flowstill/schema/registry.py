@@ -7,6 +7,7 @@ import importlib
 import importlib.metadata
 import logging
 import pkgutil
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, TypeVar
 
@@ -51,7 +52,8 @@ class Registry(Mapping[str, T]):
         taken = self._origins.get(name, origin)
         if taken != origin:
             raise self.error(
-                f"There is already a {self.kind} {name!r}, from {taken}; {origin} registers another. Rename one of them."
+                f"There is already a {self.kind} {name!r}, from {_place(taken)}; {_place(origin)} registers another. "
+                "Rename one of them."
             )
         self._entries[name], self._origins[name] = value, origin
 
@@ -82,6 +84,13 @@ class Registry(Mapping[str, T]):
         for home in self.homes:
             import_modules(home)
         import_entry_points()
+
+
+def _place(origin: str) -> str:
+    """The file of a module that a recipe uses by its path, which has a private name; another module's name."""
+    if not origin.startswith("_"):
+        return origin
+    return getattr(sys.modules.get(origin), "__file__", None) or origin
 
 
 @functools.cache
