@@ -1,4 +1,4 @@
-"""What stands for groups of the teacher's layers, and its losses, spec (e)."""
+"""The layers that represent groups of the teacher's, and their losses."""
 
 import pytest
 import torch
@@ -60,9 +60,9 @@ def test_psi_equals_the_loops(width, options):
     given = {name: value for name, value in options.items() if name != "layers"}
     expected, features = psi_by_loops(teacher, loss, reading, **given)
     assert float(loss.compare(Reading(images), loss.target(reading)).detach()) == pytest.approx(expected, rel=1e-9)
-    for ours, theirs in zip(matching.target(reading), features, strict=True):
-        assert ours.flatten().tolist() == pytest.approx(
-            [v for maps in theirs for v in oracle.flat(maps)], rel=1e-9, abs=1e-12
+    for computed, by_loops in zip(matching.target(reading), features, strict=True):
+        assert computed.flatten().tolist() == pytest.approx(
+            [v for maps in by_loops for v in oracle.flat(maps)], rel=1e-9, abs=1e-12
         )
 
 
@@ -138,7 +138,7 @@ def test_w_has_the_students_width_and_no_relu_behind_a_linear_bottleneck():
 
 
 def test_maps_of_other_sizes_are_pooled():
-    """An unpadded teacher: its groups end in maps that a padded convolution does not give."""
+    """An unpadded teacher: its groups end in maps that a padded convolution does not produce."""
     torch.manual_seed(0)
     teacher = nn.Sequential(
         *(m for i, o in ((3, 4), (4, 4), (4, 4)) for m in (nn.Conv2d(i, o, 3), nn.BatchNorm2d(o), nn.ReLU())),
@@ -164,8 +164,8 @@ def test_float32_out_of_bfloat16_autocast():
     images = torch.randn(4, 3, 16, 16)
 
     def values():
-        reading, own = read(teacher, loss.teacher_taps, images), read(student, matching.student_taps, images)
-        return [module.compare(own, module.target(reading)).detach() for module in (loss, matching)]
+        reading, reading_s = read(teacher, loss.teacher_taps, images), read(student, matching.student_taps, images)
+        return [module.compare(reading_s, module.target(reading)).detach() for module in (loss, matching)]
 
     exact = values()
     with torch.autocast("cpu", torch.bfloat16):

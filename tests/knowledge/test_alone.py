@@ -19,7 +19,7 @@ NEEDS_BATCH = ["kdgan", "labels"]
 
 
 class Named(nn.Module):
-    """A small network whose modules are called by its own name, so that its taps are no other network's."""
+    """A small network whose modules carry its name, so that no other network has the same taps."""
 
     def __init__(self, name, width=4, blocks=2):
         super().__init__()
@@ -64,7 +64,7 @@ def batch():
 
 
 def build(name, teacher, student):
-    """The loss, and all that it trains beside the student."""
+    """The loss that this knowledge builds by default."""
     pairs, setting = pair_sections(teacher, student, SHAPE), fs.Setting(teacher, student, SHAPE, CLASSES)
     if name == "aggregated":
         KNOWLEDGE.find("aggregation")().build(pairs, setting)
@@ -73,8 +73,8 @@ def build(name, teacher, student):
 
 def readings(loss, teacher, student, images):
     with torch.no_grad():
-        read = fs.Tapped(teacher, loss.teacher_taps)(images)
-    return read, fs.Tapped(student, loss.student_taps)(images)
+        reading_t = fs.Tapped(teacher, loss.teacher_taps)(images)
+    return reading_t, fs.Tapped(student, loss.student_taps)(images)
 
 
 @pytest.mark.parametrize("name", KNOWLEDGE)
@@ -98,29 +98,29 @@ def test_a_few_steps_of_a_plain_loop_lower_it(name, teacher, student, batch):
 @pytest.mark.parametrize("name", KNOWLEDGE)
 def test_it_is_what_the_engine_computes_and_survives_a_deep_copy(name, teacher, student, batch):
     loss = build(name, teacher, student)
-    read, own = readings(loss, teacher, student, batch.images)
-    expected = loss.compare(own, loss.target(read, batch))
-    assert torch.equal(loss(read, own, batch), expected)
-    assert torch.equal(copy.deepcopy(loss)(read, own, batch), expected)
+    reading_t, reading_s = readings(loss, teacher, student, batch.images)
+    expected = loss.compare(reading_s, loss.target(reading_t, batch))
+    assert torch.equal(loss(reading_t, reading_s, batch), expected)
+    assert torch.equal(copy.deepcopy(loss)(reading_t, reading_s, batch), expected)
 
 
 @pytest.mark.parametrize("name", [name for name in KNOWLEDGE if name not in NEEDS_BATCH])
 def test_it_can_be_compiled(name, teacher, student, batch):
     loss = build(name, teacher, student)
-    read, own = readings(loss, teacher, student, batch.images)
+    reading_t, reading_s = readings(loss, teacher, student, batch.images)
     torch.compiler.reset()
-    compiled = torch.compile(lambda read, own: loss(read, own), backend="eager")
-    torch.testing.assert_close(compiled(read, own), loss(read, own))
+    compiled = torch.compile(lambda reading_t, reading_s: loss(reading_t, reading_s), backend="eager")
+    torch.testing.assert_close(compiled(reading_t, reading_s), loss(reading_t, reading_s))
 
 
 @pytest.mark.parametrize("name", [name for name in KNOWLEDGE if name not in ("labels", "soft_logits", "aggregation")])
 def test_swapped_readings_are_refused(name, teacher, student, batch):
     loss = build(name, teacher, student)
-    read, own = readings(loss, teacher, student, batch.images)
+    reading_t, reading_s = readings(loss, teacher, student, batch.images)
     with pytest.raises(
         TapError, match=rf"{type(loss).__name__} expects \(teacher_reading, student_reading\)"
     ) as caught:
-        loss(own, read, batch)
+        loss(reading_s, reading_t, batch)
     assert str(caught.value).endswith("Swap the two.")
 
 
@@ -129,8 +129,8 @@ def test_what_is_missing_is_named_where_swapping_cannot_be_told(name, teacher, s
     """Logits look the same from both networks; readings without them do not."""
     loss = build(name, teacher, student)
     bare = fs.Reading(batch.images)
-    _, own = readings(loss, teacher, student, batch.images)
-    cases = {"labels": (None, bare), "soft_logits": (bare, own), "aggregation": (bare, own)}
+    _, reading_s = readings(loss, teacher, student, batch.images)
+    cases = {"labels": (None, bare), "soft_logits": (bare, reading_s), "aggregation": (bare, reading_s)}
     role = "student" if name == "labels" else "teacher"
     with pytest.raises(TapError, match=f"The {role}'s reading lacks '(logits|t_.*)'. Read it with Tapped"):
         loss(*cases[name], batch)
@@ -140,14 +140,14 @@ def test_what_is_missing_is_named_where_swapping_cannot_be_told(name, teacher, s
 @pytest.mark.parametrize("wrong", [torch.zeros(2, 4), "a network", 3])
 def test_what_is_not_a_reading_is_refused(name, wrong, teacher, student, batch):
     loss = build(name, teacher, student)
-    read, own = readings(loss, teacher, student, batch.images)
+    reading_t, reading_s = readings(loss, teacher, student, batch.images)
     kind = type(wrong).__name__
     fix = "Pass None" if name == "labels" else r"Read it with Tapped\(teacher, loss.teacher_taps"
     with pytest.raises(TapError, match=f"Received as teacher: {kind}. {fix}"):
-        loss(wrong, own, batch)
+        loss(wrong, reading_s, batch)
     fix = "Pass None" if name == "aggregation" else r"Read it with Tapped\(student, loss.student_taps"
     with pytest.raises(TapError, match=f"Received as student: {kind}. {fix}"):
-        loss(read, wrong, batch)
+        loss(reading_t, wrong, batch)
 
 
 @pytest.mark.parametrize("name", [name for name in KNOWLEDGE if KNOWLEDGE[name].needs_teacher])
@@ -169,23 +169,29 @@ def test_a_missing_batch_is_named(name, teacher, student, batch):
 
 
 def test_losses_are_built_without_a_specification(teacher, student, batch):
-    """By the taps' names, with the papers' constants."""
-    read = fs.Tapped(teacher, ["t_relu02", "t_relu12"])(batch.images)
-    own = fs.Tapped(student, ["s_relu01", "s_relu11"])(batch.images)
-    ends = list(read.maps), list(own.maps)
-    expected = sum(fs.attention_loss(own[s], read[t]) for t, s in zip(*ends, strict=True))
-    torch.testing.assert_close(fs.AttentionLoss(*ends)(read, own), 500 * expected)
+    """From the names of the taps, with the papers' constants."""
+    reading_t = fs.Tapped(teacher, ["t_relu02", "t_relu12"])(batch.images)
+    reading_s = fs.Tapped(student, ["s_relu01", "s_relu11"])(batch.images)
+    ends = list(reading_t.maps), list(reading_s.maps)
+    expected = sum(fs.attention_loss(reading_s[s], reading_t[t]) for t, s in zip(*ends, strict=True))
+    torch.testing.assert_close(fs.AttentionLoss(*ends)(reading_t, reading_s), 500 * expected)
     torch.testing.assert_close(
-        fs.NSTLoss(["t_relu12"], ["s_relu11"])(read, own), 25 * fs.nst_loss(own["s_relu11"], read["t_relu12"])
+        fs.NSTLoss(["t_relu12"], ["s_relu11"])(reading_t, reading_s),
+        25 * fs.nst_loss(reading_s["s_relu11"], reading_t["t_relu12"]),
     )
-    torch.testing.assert_close(fs.SoftLogitsLoss()(read, own), fs.soft_logits_loss(own.logits, read.logits))
+    torch.testing.assert_close(
+        fs.SoftLogitsLoss()(reading_t, reading_s), fs.soft_logits_loss(reading_s.logits, reading_t.logits)
+    )
     flows = [fs.Flow(*taps) for taps in ends]
-    matrices = [fs.fsp_matrix(reading[f.front], reading[f.back]) for reading, f in zip((read, own), flows, strict=True)]
+    matrices = [
+        fs.fsp_matrix(reading[f.front], reading[f.back])
+        for reading, f in zip((reading_t, reading_s), flows, strict=True)
+    ]
     loss = FSPLoss(flows[:1], flows[1:], [2.0])
-    torch.testing.assert_close(loss(read, own), fs.fsp_loss(matrices[1:], matrices[:1], [2.0]))
+    torch.testing.assert_close(loss(reading_t, reading_s), fs.fsp_loss(matrices[1:], matrices[:1], [2.0]))
 
 
-# What a specification needs is refused by one kind of error with one sentence, whichever it is.
+# The same fault raises the same kind of error with the same sentence, whatever the knowledge.
 
 
 @pytest.mark.parametrize("name", KNOWLEDGE)

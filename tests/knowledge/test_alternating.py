@@ -1,4 +1,4 @@
-"""Knowledge representing's two steps in turn: what moves and what stays, spec (e)."""
+"""Knowledge representing's two steps in turn: what moves and what stays."""
 
 import pytest
 import torch
@@ -35,23 +35,23 @@ def test_step_a_moves_student_and_w_and_step_b_the_student_alone():
     (stage,) = alternating(steps=4, lr=0.05, match_lr=0.05)
     runner, teacher, student = start(stage)
     aggregate = runner.module.losses[1].aggregate
-    its, own, w = kept(teacher), kept(student), kept(aggregate)
+    teacher_before, student_before, w = kept(teacher), kept(student), kept(aggregate)
     losses = step(runner, teacher, 0, batch())
     assert set(losses) == {"labels", "aggregation"}
-    assert moved(its, teacher) == set()
-    assert moved(own, student) >= {"conv1.weight", "layer3.0.conv2.weight", "fc.weight", "bn1.running_mean"}
+    assert moved(teacher_before, teacher) == set()
+    assert moved(student_before, student) >= {"conv1.weight", "layer3.0.conv2.weight", "fc.weight", "bn1.running_mean"}
     assert moved(w, aggregate) >= {
         "layers.0.conv.weight",
         "layers.0.bn.running_mean",
         "layers.0.identity.weight",
         "layers.5.bn.bias",
     }
-    own, w = kept(student), kept(aggregate)
+    student_before, w = kept(student), kept(aggregate)
     losses = step(runner, teacher, 1, batch())
     assert set(losses) == {"aggregated"}
-    assert moved(its, teacher) == set()
+    assert moved(teacher_before, teacher) == set()
     assert moved(w, aggregate) == set()
-    after = moved(own, student)
+    after = moved(student_before, student)
     assert "conv1.weight" in after
     assert not any(name.startswith("fc") or "running" in name or "tracked" in name for name in after)
 
@@ -68,7 +68,7 @@ def test_step_b_follows_w_as_step_a_left_it():
     inputs = read(teacher, taps, given.images)
     twin = fs.create("resnet8", width=(3, 8, 12)).train()
     twin.load_state_dict(student.state_dict())
-    own = read(twin, matching.student_taps, given.images)
+    student_before = read(twin, matching.student_taps, given.images)
     expected = 0.0
     for group, layer in zip(matching._aggregate[0].groups, matching._aggregate[0].layers, strict=True):
         maps = layer.conv(inputs[group.teacher.before.tap])
@@ -76,7 +76,7 @@ def test_step_b_follows_w_as_step_a_left_it():
         maps = (
             (maps - mean) / (variance + 1e-5).sqrt() * layer.bn.weight.view(-1, 1, 1) + layer.bn.bias.view(-1, 1, 1)
         ).relu()
-        expected += float((maps - own[group.student.after.tap]).square().mean().detach())
+        expected += float((maps - student_before[group.student.after.tap]).square().mean().detach())
     assert float(value) == pytest.approx(expected, rel=1e-4)
 
 
@@ -92,7 +92,7 @@ def test_a_gamma_of_zero_leaves_w_where_it_is():
 
 
 def test_gamma_and_w_do_not_reach_the_student_in_step_a():
-    """Eq. 9's second term is of the teacher and W~ alone."""
+    """Eq. 9's second term involves only the teacher and W~."""
     students = []
     for gamma in (0.0, 3.0):
         (stage,) = alternating(steps=4, lr=0.05, match_lr=0.05, gamma=gamma)
@@ -124,10 +124,10 @@ def test_without_w_or_recoding_the_student_goes_elsewhere():
 def test_step_b_passes_only_what_lies_above_the_threshold():
     (stage,) = alternating(steps=4, lr=0.05, match_lr=0.05, optimizer=Optimizer(momentum=0.0, weight_decay=0.0))
     runner, teacher, student = start(stage)
-    own = kept(student)
+    student_before = kept(student)
     step(runner, teacher, 1, batch())
     weight = "layer3.0.conv1.weight"
-    still = float((student.state_dict()[weight] == own[weight]).float().mean())
+    still = float((student.state_dict()[weight] == student_before[weight]).float().mean())
     assert 0.3 < still < 0.91
 
 

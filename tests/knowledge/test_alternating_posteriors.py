@@ -1,4 +1,4 @@
-"""What joins the prediction's loss in step A of knowledge representing: soft labels, NST, KDGAN; spec (e)."""
+"""What joins the prediction's loss in step A of knowledge representing: soft labels, NST, KDGAN;."""
 
 import pytest
 import torch
@@ -112,21 +112,21 @@ def selective(maps):
     return torch.einsum("bcp,bcq->bpq", rows, rows) / rows.shape[1]
 
 
-def added_by_hand(name, course, images, seen, own):
-    """The posterior's loss from its formula; ``seen`` and ``own`` are the readings of teacher and student."""
+def added_by_hand(name, course, images, reading_t, reading_s):
+    """The posterior's loss from its formula; ``reading_t`` and ``reading_s`` are the readings of teacher and student."""
     if name == "soft labels":
-        return -(seen.logits.softmax(1) * own.logits.log_softmax(1)).sum(1).mean()
+        return -(reading_t.logits.softmax(1) * reading_s.logits.log_softmax(1)).sum(1).mean()
     if name == "nst":
-        distance = (selective(own["layer3"]) - selective(seen["layer3"])).square().sum((1, 2)).mean()
+        distance = (selective(reading_s["layer3"]) - selective(reading_t["layer3"])).square().sum((1, 2)).mean()
         return 50 / 2 * distance
     assert name == "kdgan"
     noise = gumbel_noise(SEED, STEP, batch().index, 10, 2 * 2).float()  # the student's side, C's samples
     temperature = 1 - 0.9 * STEP / (STEPS - 1)
-    sample = ((own.logits + noise) / temperature).softmax(1)
-    score = course.setting.shared["discriminator"](seen["layer3"].mean((2, 3)), sample)
-    theirs = course.setting.shared["teacher_copy"](images).detach()
-    p, log_p = (theirs / 4).softmax(1), (theirs / 4).log_softmax(1)
-    divergence = (p * (log_p - (own.logits / 4).log_softmax(1))).sum(1).mean()
+    sample = ((reading_s.logits + noise) / temperature).softmax(1)
+    score = course.setting.shared["discriminator"](reading_t["layer3"].mean((2, 3)), sample)
+    copy_logits = course.setting.shared["teacher_copy"](images).detach()
+    p, log_p = (copy_logits / 4).softmax(1), (copy_logits / 4).log_softmax(1)
+    divergence = (p * (log_p - (reading_s.logits / 4).log_softmax(1))).sum(1).mean()
     return 0.5 * (1 - score.sigmoid()).log().mean() + 16 * divergence
 
 
@@ -139,9 +139,11 @@ def test_step_a_is_that_on_the_labels_and_the_posterior_together(name):
     course.play("discriminator", "teacher_copy")
     given = batch()
     with torch.no_grad():
-        seen = Tapped(course.teacher, ["layer3"])(given.images)
-    own = Tapped(twin, ["layer3"])(given.images)
-    loss = F.cross_entropy(own.logits, given.labels) + added_by_hand(name, course, given.images, seen, own)
+        reading_t = Tapped(course.teacher, ["layer3"])(given.images)
+    reading_s = Tapped(twin, ["layer3"])(given.images)
+    loss = F.cross_entropy(reading_s.logits, given.labels) + added_by_hand(
+        name, course, given.images, reading_t, reading_s
+    )
     gradients = torch.autograd.grad(loss, list(twin.parameters()))
     course.play("aggregate")
     for (path, parameter), start, gradient in zip(

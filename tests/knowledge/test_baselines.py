@@ -1,4 +1,4 @@
-"""Soft logits, attention transfer and NST against naive loops, spec (f)."""
+"""Soft logits, attention transfer and NST against naive loops."""
 
 import math
 
@@ -62,9 +62,11 @@ def test_other_classes_are_refused():
 
 
 @pytest.mark.parametrize(("function", "naive"), [(attention_loss, oracle.attention), (nst_loss, oracle.nst)])
-@pytest.mark.parametrize(("ours", "theirs"), [((3, 4, 4), (3, 4, 4)), ((2, 4, 6), (5, 2, 3)), ((9, 2, 2), (4, 4, 4))])
-def test_map_losses_equal_the_loops(function, naive, ours, theirs):
-    student, teacher = draw(2, *ours), draw(2, *theirs, seed=1)
+@pytest.mark.parametrize(
+    ("shape_s", "shape_t"), [((3, 4, 4), (3, 4, 4)), ((2, 4, 6), (5, 2, 3)), ((9, 2, 2), (4, 4, 4))]
+)
+def test_map_losses_equal_the_loops(function, naive, shape_s, shape_t):
+    student, teacher = draw(2, *shape_s), draw(2, *shape_t, seed=1)
     assert float(function(student, teacher)) == pytest.approx(naive(student.tolist(), teacher.tolist()), rel=1e-10)
 
 
@@ -122,19 +124,19 @@ def nst_pair(student_width, **options):
 @pytest.mark.parametrize(("sections", "names"), [("last", ["layer3"]), ("all", ["layer1", "layer2", "layer3"])])
 @pytest.mark.parametrize("width", [(2, 3, 4), (3, 5, 9)])
 def test_nst_of_the_chosen_sections_equals_the_loops(sections, names, strength, width):
-    loss, its, own = nst_pair(width, sections=sections, strength=strength)
+    loss, reading_t, reading_s = nst_pair(width, sections=sections, strength=strength)
     assert [str(tap) for tap in loss.teacher_taps] == [str(tap) for tap in loss.student_taps] == names
-    expected = strength / 2 * sum(oracle.nst(own[name].tolist(), its[name].tolist()) for name in names)
-    assert float(loss.compare(own, loss.target(its))) == pytest.approx(expected, rel=1e-10)
+    expected = strength / 2 * sum(oracle.nst(reading_s[name].tolist(), reading_t[name].tolist()) for name in names)
+    assert float(loss.compare(reading_s, loss.target(reading_t))) == pytest.approx(expected, rel=1e-10)
 
 
 @pytest.mark.parametrize("sections", ["last", "all"])
 def test_nst_of_a_network_with_itself_is_nothing_in_any_order_of_channels(sections):
-    loss, its, _ = nst_pair((2, 3, 4), sections=sections)
+    loss, reading_t, _ = nst_pair((2, 3, 4), sections=sections)
     orders = {"layer1": [1, 0], "layer2": [2, 0, 1], "layer3": [3, 1, 0, 2]}
-    permuted = Reading(its.images, None, {tap: its[tap][:, orders[str(tap)]] for tap in loss.student_taps})
-    assert float(loss.compare(its, loss.target(its))) == pytest.approx(0, abs=1e-14)
-    assert float(loss.compare(permuted, loss.target(its))) == pytest.approx(0, abs=1e-14)
+    permuted = Reading(reading_t.images, None, {tap: reading_t[tap][:, orders[str(tap)]] for tap in loss.student_taps})
+    assert float(loss.compare(reading_t, loss.target(reading_t))) == pytest.approx(0, abs=1e-14)
+    assert float(loss.compare(permuted, loss.target(reading_t))) == pytest.approx(0, abs=1e-14)
 
 
 @pytest.mark.parametrize("scale", [1e-8, 1e-4, 1e4, 1e8])
@@ -157,10 +159,10 @@ def test_nst_does_not_depend_on_the_maps_scale(shape, scale):
 def test_nst_is_at_least_zero_on_many_random_maps(kind):
     generator = torch.Generator().manual_seed(3)
     for _ in range(200):
-        side, ours, theirs = (int(torch.randint(1, high, (), generator=generator)) for high in (6, 12, 12))
+        side, shape_s, shape_t = (int(torch.randint(1, high, (), generator=generator)) for high in (6, 12, 12))
         student, teacher = (
             torch.randn(2, channels, side, side, generator=generator, dtype=torch.float64)
-            for channels in (ours, theirs)
+            for channels in (shape_s, shape_t)
         )
         if kind != "normal":
             student, teacher = student.relu(), teacher.relu()

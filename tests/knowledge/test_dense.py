@@ -1,4 +1,4 @@
-"""Dense flows and their steps: oracles (b) of the specification, weights, and what is refused."""
+"""Dense flows and their steps against loops, their weights, and what is refused."""
 
 import re
 from itertools import pairwise

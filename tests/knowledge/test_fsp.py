@@ -1,4 +1,4 @@
-"""FSP against the paper: oracles (a) 1-13 of the specification, and what they must refuse."""
+"""FSP against the paper: 13 numbered checks, and the wrong variants that they must refuse."""
 
 import copy
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""The gradient of FSP matrices: in each map's own type and memory layout, and as exact as these allow."""
+"""The gradient of FSP matrices: in each map's type and memory layout, as exact as these allow."""
 
 from itertools import product
 
@@ -45,10 +45,10 @@ def test_each_map_gets_its_own_kind_of_gradient(front_type, back_type, tolerance
     weight = draw(2, m, n, seed=2) - 0.5
     matrix = fsp_matrix(front, back)
     found = torch.autograd.grad((matrix * weight.to(matrix.dtype)).sum(), (front, back))
-    for maps, ours, exact in zip((front, back), found, by_hand(front.detach(), back.detach(), weight), strict=True):
-        assert ours.dtype == maps.dtype
-        assert ours.stride() == maps.stride()
-        assert float((ours.double() - exact).norm() / exact.norm()) < tolerance
+    for maps, gradient, exact in zip((front, back), found, by_hand(front.detach(), back.detach(), weight), strict=True):
+        assert gradient.dtype == maps.dtype
+        assert gradient.stride() == maps.stride()
+        assert float((gradient.double() - exact).norm() / exact.norm()) < tolerance
 
 
 @pytest.mark.parametrize("dtype", HALF)
@@ -89,9 +89,9 @@ def test_transforms_of_functions():
     def loss(one, other):
         return fsp_matrix(one[None], other[None]).square().sum()
 
-    ours = torch.func.vmap(torch.func.grad(loss))(front, back)
+    gradient = torch.func.vmap(torch.func.grad(loss))(front, back)
     for number in range(4):
-        torch.testing.assert_close(ours[number], torch.func.grad(loss)(front[number], back[number]))
+        torch.testing.assert_close(gradient[number], torch.func.grad(loss)(front[number], back[number]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -64,7 +64,7 @@ def test_shared_students_begin_alike_and_end_apart(run):
 
 
 def test_a_continued_teacher_starts_where_the_teacher_ended(run):
-    """Four updates take it less far than another beginning would be."""
+    """Four updates move it less than another initialisation would."""
     assert not same(weights(run, "teacher_continued_1"), weights(run, "teacher_continued_2"))
     far = torch.dist(fs.create("resnet8", 10, 1, width=0.5).conv1.weight, weights(run, "teacher")["conv1.weight"])
     near = torch.dist(weights(run, "teacher_continued_1")["conv1.weight"], weights(run, "teacher")["conv1.weight"])
@@ -83,7 +83,7 @@ def test_separate_students_have_shuffles_of_their_own(run):
 
 @pytest.mark.parametrize("name", ["shared", "separate", "teachers"])
 def test_ensembles_are_results_of_the_run(run, name):
-    """Held against the members' outputs, averaged here."""
+    """Compared with the members' averaged outputs."""
     ensemble = run.recipe["ensembles"][name]
     data, right = open_data(DATA), 0
     networks = [run.network(job) for job in ensemble["jobs"]]

@@ -1,4 +1,4 @@
-"""FitNet hints: which layers, how they are compared, and the second stage's weight, spec (f)."""
+"""FitNet hints: which layers, how they are compared, and the second stage's weight."""
 
 import pytest
 import torch
@@ -102,18 +102,20 @@ def test_taps_by_hand_are_taken_as_they_are():
 
 
 @pytest.mark.parametrize("summed", [False, True])
-@pytest.mark.parametrize(("ours", "theirs"), [((3, 4, 4), (3, 4, 4)), ((2, 4, 4), (5, 2, 2)), ((4, 2, 3), (3, 4, 6))])
-def test_loss_equals_the_loops(summed, ours, theirs):
-    teacher, student = (fs.create("resnet8", width=(2, shape[0], shape[0])) for shape in (theirs, ours))
+@pytest.mark.parametrize(
+    ("shape_s", "shape_t"), [((3, 4, 4), (3, 4, 4)), ((2, 4, 4), (5, 2, 2)), ((4, 2, 3), (3, 4, 6))]
+)
+def test_loss_equals_the_loops(summed, shape_s, shape_t):
+    teacher, student = (fs.create("resnet8", width=(2, shape[0], shape[0])) for shape in (shape_t, shape_s))
     loss = build(teacher, student, sum=summed).double()
     (regressor,) = loss.regressors
-    assert isinstance(regressor, nn.Identity) == (ours[0] == theirs[0])
-    weights = () if ours[0] == theirs[0] else (regressor.weight[:, :, 0, 0].tolist(), regressor.bias.tolist())
-    guided, hint = draw(2, *ours), draw(2, *theirs, seed=1)
-    (own,), (its,) = loss.student_taps, loss.teacher_taps
-    target = loss.target(Reading(guided, None, {its: hint}))
+    assert isinstance(regressor, nn.Identity) == (shape_s[0] == shape_t[0])
+    weights = () if shape_s[0] == shape_t[0] else (regressor.weight[:, :, 0, 0].tolist(), regressor.bias.tolist())
+    guided, hint = draw(2, *shape_s), draw(2, *shape_t, seed=1)
+    (tap_s,), (tap_t,) = loss.student_taps, loss.teacher_taps
+    target = loss.target(Reading(guided, None, {tap_t: hint}))
     expected = oracle.hint(guided.tolist(), hint.tolist(), *(weights or (None, None)), summed=summed)
-    assert float(loss.compare(Reading(guided, None, {own: guided}), target).detach()) == pytest.approx(
+    assert float(loss.compare(Reading(guided, None, {tap_s: guided}), target).detach()) == pytest.approx(
         expected, rel=1e-10
     )
 
@@ -123,10 +125,10 @@ def test_three_losses_are_summed_and_equal_networks_cost_nothing():
     network, other = (fs.create("resnet8", width=0.5).eval() for _ in range(2))
     loss, images = build(network, network, layers="sections"), torch.randn(3, 3, 16, 16)
     with torch.no_grad():
-        own, its = (Tapped(net, loss.student_taps)(images) for net in (network, other))
-    assert float(loss.compare(own, loss.target(own))) == 0.0
-    expected = sum(float((own[tap] - its[tap]).square().mean()) for tap in ("layer1", "layer2", "layer3"))
-    assert float(loss.compare(own, loss.target(its))) == pytest.approx(expected, rel=1e-5)
+        reading_s, reading_t = (Tapped(net, loss.student_taps)(images) for net in (network, other))
+    assert float(loss.compare(reading_s, loss.target(reading_s))) == 0.0
+    expected = sum(float((reading_s[tap] - reading_t[tap]).square().mean()) for tap in ("layer1", "layer2", "layer3"))
+    assert float(loss.compare(reading_s, loss.target(reading_t))) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(("layers", "summed"), [((1,), False), ((2,), True), ((2, 0), False), ((0, 1, 2), True)])
@@ -139,13 +141,15 @@ def test_chosen_sections_equal_the_loops(layers, summed):
     names = [f"layer{number + 1}" for number in layers]
     assert paths(loss.teacher_taps) == paths(loss.student_taps) == names
     with torch.no_grad():
-        own, its = (Tapped(net, names, until="taps")(images) for net in (student, teacher))
+        reading_s, reading_t = (Tapped(net, names, until="taps")(images) for net in (student, teacher))
     expected = 0.0
     for name, regressor in zip(names, loss.regressors, strict=True):
         assert isinstance(regressor, nn.Identity) == (name == "layer2")
         weights = () if name == "layer2" else (regressor.weight[:, :, 0, 0].tolist(), regressor.bias.tolist())
-        expected += oracle.hint(own[name].tolist(), its[name].tolist(), *(weights or (None, None)), summed=summed)
-    assert float(loss.compare(own, loss.target(its)).detach()) == pytest.approx(expected, rel=1e-10)
+        expected += oracle.hint(
+            reading_s[name].tolist(), reading_t[name].tolist(), *(weights or (None, None)), summed=summed
+        )
+    assert float(loss.compare(reading_s, loss.target(reading_t)).detach()) == pytest.approx(expected, rel=1e-10)
 
 
 def test_gradients():
@@ -157,11 +161,11 @@ def test_gradients():
 def test_float32_out_of_bfloat16_autocast():
     torch.manual_seed(0)
     loss = build(fs.create("resnet14"), fs.create("resnet8", width=0.5))
-    (own,) = loss.student_taps
+    (tap_s,) = loss.student_taps
     guided, hint = draw(4, 16, 8, 8).float(), draw(4, 32, 8, 8, seed=1).float()
-    exact = loss.compare(Reading(guided, None, {own: guided}), (hint,)).detach()
+    exact = loss.compare(Reading(guided, None, {tap_s: guided}), (hint,)).detach()
     with torch.autocast("cpu", torch.bfloat16):
-        half = loss.compare(Reading(guided, None, {own: guided.bfloat16()}), (hint.bfloat16(),)).detach()
+        half = loss.compare(Reading(guided, None, {tap_s: guided.bfloat16()}), (hint.bfloat16(),)).detach()
     assert half.dtype == torch.float32
     assert float(half) == pytest.approx(float(exact), rel=0.02)
 
@@ -256,6 +260,6 @@ def test_second_stage_is_ce_plus_lambda_h_with_lambda_from_4_to_1(step, weight):
     logits = twin.train()(images)
     soft_part = -((reading.logits / 3).softmax(1) * (logits / 3).log_softmax(1)).sum(1).mean()
     (nn.functional.cross_entropy(logits, labels) + weight * soft_part).backward()
-    for own, by_hand in zip(student.parameters(), twin.parameters(), strict=True):
+    for parameter, by_hand in zip(student.parameters(), twin.parameters(), strict=True):
         expected = by_hand.detach() - 0.1 * (by_hand.grad + 1e-4 * by_hand.detach())
-        torch.testing.assert_close(own.detach(), expected, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(parameter.detach(), expected, rtol=1e-4, atol=1e-6)

@@ -1,4 +1,4 @@
-"""KDGAN: the three sides' losses, the noise and the stage, against loops and theory, spec (f)."""
+"""KDGAN: the three sides' losses, the noise and the stage, against loops and theory."""
 
 from dataclasses import replace
 
@@ -116,9 +116,9 @@ def test_each_side_equals_the_loops(side, alpha):
     )
     loss, given = losses[side], batch()
     given.labels[[1, 4]] = -1
-    reading, own = read(teacher, given.images, loss.teacher_taps), read(student.eval(), given.images)
+    reading, reading_s = read(teacher, given.images, loss.teacher_taps), read(student.eval(), given.images)
     target = loss.target(reading, given)
-    theirs = read(shared["teacher_copy"], given.images).logits
+    copy_logits = read(shared["teacher_copy"], given.images).logits
     d = shared["discriminator"].double()
     weights = (d.first.weight.tolist(), d.first.bias.tolist(), d.second.weight[0].tolist(), d.second.bias.item())
     d.float()
@@ -129,8 +129,8 @@ def test_each_side_equals_the_loops(side, alpha):
     ]
     expected = oracle.side(
         side,
-        own.logits.tolist(),
-        theirs.tolist(),
+        reading_s.logits.tolist(),
+        copy_logits.tolist(),
         features,
         given.labels.tolist(),
         noise,
@@ -142,7 +142,7 @@ def test_each_side_equals_the_loops(side, alpha):
         3.0,
         0.6,
     )
-    assert float(loss.compare(own, target).detach()) == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert float(loss.compare(reading_s, target).detach()) == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize(("alpha", "matters"), [(1.0, {"student"}), (0.0, {"teacher"}), (0.5, {"student", "teacher"})])
@@ -157,9 +157,11 @@ def test_alpha_says_whose_samples_the_discriminator_sees(alpha, matters):
 
     def learnt(**instead):
         target = loss.target(read(teacher, given.images, loss.teacher_taps), given)
-        own = read(student, given.images)
+        reading_s = read(student, given.images)
         target = target._replace(teacher=instead.get("teacher", target.teacher))
-        value = loss.compare(replace(own, logits=instead["student"]) if "student" in instead else own, target)
+        value = loss.compare(
+            replace(reading_s, logits=instead["student"]) if "student" in instead else reading_s, target
+        )
         return [value.detach(), *torch.autograd.grad(value, list(shared["discriminator"].parameters()))]
 
     before = learnt()
@@ -173,10 +175,10 @@ def test_with_alpha_one_the_teachers_copy_deceives_nobody(gamma):
     """What is left of its side is gamma L_DS^T, and the labels."""
     teacher, student, losses, shared = built(alpha=1.0, gamma=gamma, teacher_labels=0.0)
     loss, given = losses["teacher"], batch()
-    own = read(student.eval(), given.images)
-    value = loss.compare(own, loss.target(read(teacher, given.images, loss.teacher_taps), given))
-    theirs = read(shared["teacher_copy"], given.images).logits
-    expected = gamma * soft_logits(theirs.tolist(), own.logits.tolist(), 4.0, "kl", True)
+    reading_s = read(student.eval(), given.images)
+    value = loss.compare(reading_s, loss.target(read(teacher, given.images, loss.teacher_taps), given))
+    copy_logits = read(shared["teacher_copy"], given.images).logits
+    expected = gamma * soft_logits(copy_logits.tolist(), reading_s.logits.tolist(), 4.0, "kl", True)
     assert float(value.detach()) == pytest.approx(expected, rel=1e-4, abs=1e-7)
 
 
@@ -220,8 +222,11 @@ def test_float32_out_of_bfloat16_autocast():
     given = batch()
 
     def values():
-        reading, own = read(teacher, given.images, losses["student"].teacher_taps), read(student.eval(), given.images)
-        return [loss.compare(own, loss.target(reading, given)).detach() for loss in losses.values()]
+        reading, reading_s = (
+            read(teacher, given.images, losses["student"].teacher_taps),
+            read(student.eval(), given.images),
+        )
+        return [loss.compare(reading_s, loss.target(reading, given)).detach() for loss in losses.values()]
 
     exact = values()
     with torch.autocast("cpu", torch.bfloat16):

@@ -1,4 +1,4 @@
-"""The game of KDGAN within the engine: who moves, what each part does, exact resumption, spec (f)."""
+"""The game of KDGAN within the engine: who moves, what each part does, exact resumption."""
 
 from dataclasses import replace
 
@@ -159,9 +159,9 @@ def right(real, drawn):
 
 
 def test_the_discriminator_beats_chance_on_images_it_has_not_seen():
-    """It tells true labels from wrong ones, and from samples of C and T, which learn all the while.
+    """It tells true labels from wrong ones, and from samples of C and T, which keep learning meanwhile.
 
-    T without labels of its own: with them all three soon agree on these images, and nothing is left to tell.
+    T trains without labels: with them all three soon agree on these images, and cannot be told apart.
     """
     teacher, student, *data = learnt()
     frozen = kept(teacher)
@@ -173,7 +173,7 @@ def test_the_discriminator_beats_chance_on_images_it_has_not_seen():
 
 
 def test_the_discriminator_sees_through_a_poor_classifier():
-    """A student that has learnt nothing: on unseen images nearly all of its labels are told from the true ones."""
+    """An untrained student: on unseen images nearly all of its labels are told from the true ones."""
     teacher, student, *data = learnt()
     student.eval()
     blind = trained_game(0.0, 1, (), teacher, student, *data)
@@ -241,7 +241,7 @@ def test_a_recipe_is_checked_without_memory_and_survives_yaml(teacher_file, tmp_
 
 
 def test_a_run_resumes_bit_for_bit_and_leaves_the_teacher(teacher_file, tmp_path):
-    """D, T, their optimisers and the noise go on where they were."""
+    """D, T, their optimisers and the noise continue where they stopped."""
     given = recipe(teacher_file)
     whole = fs.train(given, tmp_path / "whole", **PLAIN)
     assert_same(resumed(given, tmp_path / "part", ("student", "adversarial", 3)), whole)

@@ -22,7 +22,7 @@ def reading(logits):
 
 
 def cross_entropy(logits, labels, smoothing):
-    """Mean over the known labels of -sum_c q_c log p_c, where q gives ``smoothing`` to all classes evenly."""
+    """Mean over the known labels of -sum_c q_c log p_c, where q spreads ``smoothing`` evenly over all classes."""
     total, known = 0.0, 0
     for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
         if label == -1:

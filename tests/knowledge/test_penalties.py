@@ -1,4 +1,4 @@
-"""Penalties on the weights: L2 and L1, beside what the labels ask for."""
+"""Penalties on the weights, L2 and L1, in addition to the labels' loss."""
 
 import pytest
 import torch
@@ -18,12 +18,16 @@ def network():
 @pytest.mark.parametrize("decay", ["all", "weights"])
 def test_the_l1_term_is_the_gradient_of_the_sum_of_sizes(decay):
     """Two steps against autograd of |w| summed over what is decayed."""
-    ours, plain = network(), network()
+    stepped, plain = network(), network()
     with torch.no_grad():
-        for one in (ours, plain):
+        for one in (stepped, plain):
             one[1].bias.copy_(torch.tensor([0.5, -0.25, 0.0]))  # sign(0) is 0
     spec = Optimizer("sgd", momentum=0.9, weight_decay=0.02, l1=0.3, decay=decay)
+<<<<<<< HEAD
     mover = ActivePlayer(Player(optimizer=spec, lr=Constant(0.1)), list(ours.parameters()))
+=======
+    mover = Mover(Player(optimizer=spec, lr=Constant(0.1)), list(stepped.parameters()))
+>>>>>>> d72044f (Tests of knowledge and transfer: plain names and English)
     momentum = [torch.zeros_like(p) for p in plain.parameters()]
     for step in range(2):
         given = [torch.full_like(p, 0.01 * (step + 1)) for p in plain.parameters()]
@@ -35,7 +39,7 @@ def test_the_l1_term_is_the_gradient_of_the_sum_of_sizes(decay):
             for p, g, more, m in zip(plain.parameters(), given, gradients, momentum, strict=True):
                 m.mul_(0.9).add_(g + (0 if more is None else more))
                 p.sub_(0.1 * m)
-    for one, other in zip(ours.parameters(), plain.parameters(), strict=True):
+    for one, other in zip(stepped.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 

@@ -1,4 +1,4 @@
-"""Distilled feature vectors and their distance, which is not made of them where they would be large (Eq. 9-11)."""
+"""Distilled feature vectors and their distance, which avoids building large ones (Eq. 9-11)."""
 
 import numpy as np
 import pytest
@@ -11,24 +11,24 @@ from oracles.svd import dfv
 
 
 def vectors(channels, seed, images=2, rank=2, noise=0.0):
-    """Weighted unit vectors as SVD has them; with noise some that are near those of the same seed."""
+    """Weighted unit vectors as SVD has them; with noise, close to those drawn without it from the same seed."""
     drawn = torch.rand(images, channels, rank, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     more = torch.randn(images, channels, rank, generator=torch.Generator().manual_seed(seed + 100), dtype=torch.float64)
     return nn.functional.normalize(drawn + noise * more, dim=1) / rank**0.5
 
 
 def networks(front, back, noise=0.5):
-    """A teacher's vectors of both maps, and a student's that are somewhat like them."""
+    """A teacher's vectors of both maps, and similar ones of a student."""
     return tuple((vectors(front, 0, noise=n), vectors(back, 1, noise=n)) for n in (noise, 0.0))
 
 
 def by_hand(student, teacher, beta):
-    """Eq. 11, from the vectors of Eq. 9-10 as the oracle makes them, image by image."""
+    """Eq. 11, from the oracle's vectors of Eq. 9-10, image by image."""
 
-    def made(ends, image):
+    def features(ends, image):
         return np.array(dfv(*(end[image].mT.tolist() for end in ends), beta))
 
-    return sum(np.square(made(teacher, b) - made(student, b)).sum() / 2 for b in range(len(student[0])))
+    return sum(np.square(features(teacher, b) - features(student, b)).sum() / 2 for b in range(len(student[0])))
 
 
 SIZES = [(3, 4), (120, 140)]  # the second is larger than its factors, but for the two smallest betas
@@ -43,7 +43,7 @@ def test_the_loss_is_the_papers(front, back, beta):
 
 @pytest.mark.parametrize("at", [-1.0, 1.0])
 def test_entries_of_one_and_minus_one_are_within_the_series(at):
-    """All of a vector's energy in one channel: the largest products there are."""
+    """All of a vector's energy in one channel: the largest possible products."""
     front, back = torch.zeros(1, 60, 1, dtype=torch.float64), torch.zeros(1, 70, 1, dtype=torch.float64)
     teacher = (front.clone(), back.clone())
     front[0, 0], back[0, 0], teacher[0][0, 0], teacher[1][0, 1] = 1.0, at, 1.0, 1.0
@@ -60,15 +60,15 @@ def test_gradient(front, back):
 
 
 def test_float32_loses_less_than_by_way_of_the_vectors():
-    """Students near their teacher, whose distance is small beside the vectors' entries, which are all near 1."""
+    """Students near their teacher: the distance is small compared with the vectors' entries, all near 1."""
     student, teacher = networks(200, 300, noise=0.01)
     errors = []
-    for loss in (dfv_loss, lambda own, theirs: (rbf(*own) - rbf(*theirs)).square().sum() / 2):
+    for loss in (dfv_loss, lambda ends_s, ends_t: (rbf(*ends_s) - rbf(*ends_t)).square().sum() / 2):
         gradients = []
         for dtype in (torch.float64, torch.float32):
-            own = [end.to(dtype).requires_grad_() for end in student]
-            value = loss(tuple(own), tuple(end.to(dtype) for end in teacher))
-            gradients.append(torch.cat([g.double().flatten() for g in torch.autograd.grad(value, own)]))
+            ends_s = [end.to(dtype).requires_grad_() for end in student]
+            value = loss(tuple(ends_s), tuple(end.to(dtype) for end in teacher))
+            gradients.append(torch.cat([g.double().flatten() for g in torch.autograd.grad(value, ends_s)]))
         errors.append(float((gradients[1] - gradients[0]).norm() / gradients[0].norm()))
     assert errors[0] < 1e-4
     assert errors[0] < errors[1] / 5
@@ -100,7 +100,7 @@ def test_autocast_changes_nothing():
 
 def test_equal_vectors_have_no_distance_and_no_gradient():
     (front, back), _ = networks(128, 256)
-    own = (front.clone().requires_grad_(), back.clone().requires_grad_())
-    loss = dfv_loss(own, (front, back))
+    ends_s = (front.clone().requires_grad_(), back.clone().requires_grad_())
+    loss = dfv_loss(ends_s, (front, back))
     assert loss == 0
-    assert not any(g.any() for g in torch.autograd.grad(loss, own))
+    assert not any(g.any() for g in torch.autograd.grad(loss, ends_s))

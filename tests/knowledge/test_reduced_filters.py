@@ -1,4 +1,4 @@
-"""Knowledge representing into a student of fewer filters, on images that are not square, spec (e)."""
+"""Knowledge representing into a student of fewer filters, on images that are not square."""
 
 import pytest
 import torch
@@ -36,8 +36,8 @@ def test_psi_equals_the_loops():
     assert float(loss.compare(Reading(images), loss.target(reading)).detach()) == pytest.approx(expected, rel=1e-9)
     sizes = {(11, 16, 24), (21, 8, 12), (43, 4, 6)}
     assert {(len(maps), len(maps[0]), len(maps[0][0])) for (maps,) in features} == sizes
-    for ours, (theirs,) in zip(matching.target(reading), features, strict=True):
-        torch.testing.assert_close(ours[0], torch.tensor(theirs, dtype=torch.float64))
+    for computed, (by_loops,) in zip(matching.target(reading), features, strict=True):
+        torch.testing.assert_close(computed[0], torch.tensor(by_loops, dtype=torch.float64))
 
 
 def test_identity_mappings_are_there_and_move_in_step_a_alone():

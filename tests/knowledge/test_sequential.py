@@ -1,4 +1,4 @@
-"""Transfer in steps: which updates run what, what a frozen step leaves alone, and the recipe that compares them."""
+"""Transfer in steps: what each update runs, what a frozen step leaves unchanged, and the recipe that compares them."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Shuffled FSP matrices: which orders are drawn, and that realisable ones are those of a network."""
+"""Shuffled FSP matrices: which orders are drawn, and that a network can have the realisable ones."""
 
 import copy
 import functools
@@ -107,15 +107,15 @@ def test_realisable_orders_are_those_of_a_network_with_permuted_weights(teacher,
     twin, given = permuted(teacher, chained(loss)), images()
     logits = teacher(given)
     assert (twin(given) - logits).norm() < 1e-12 * logits.norm()
-    its, moved = (Tapped(network, plain.teacher_taps, until="taps")(given) for network in (teacher, twin))
-    for matrix, orders, expected in zip(loss.target(its), loss.orders, plain.target(moved), strict=True):
+    reading_t, moved = (Tapped(network, plain.teacher_taps, until="taps")(given) for network in (teacher, twin))
+    for matrix, orders, expected in zip(loss.target(reading_t), loss.orders, plain.target(moved), strict=True):
         assert not torch.equal(matrix, expected)
         same(shuffled(matrix, *orders), expected)
-    assert loss.compare(moved, loss.target(its)) < 1e-20 < 1e-6 < loss.compare(its, loss.target(its))
+    assert loss.compare(moved, loss.target(reading_t)) < 1e-20 < 1e-6 < loss.compare(reading_t, loss.target(reading_t))
 
 
 def test_independent_orders_tear_the_shortcut(teacher):
-    """pi_0 is not pi_1, so no network with identity shortcuts has them; but one order for each tap."""
+    """pi_0 is not pi_1, so no network with identity shortcuts has these channels; yet each tap has one order."""
     loss = built(teacher, shuffle="independent")
     orders, given = chained(loss), images()
     assert not torch.equal(orders[0], orders[1])
@@ -134,7 +134,7 @@ def test_per_matrix_orders_do_not_agree_at_a_tap(teacher):
 
 @pytest.mark.parametrize("shuffle", SHUFFLES)
 def test_orders_are_of_the_whole_network_whatever_is_trained(teacher, shuffle):
-    """So that steps of one stage, and dense flows, go with one another."""
+    """So that the steps of one stage, and dense flows, are consistent."""
     whole = listed(built(teacher, shuffle=shuffle).orders)
     assert listed(built(teacher, shuffle=shuffle, sections=(2,)).orders) == [whole[2]]
     assert listed(built(teacher, shuffle=shuffle, sections=(1, 0)).orders) == [whole[1], whole[0]]
@@ -175,12 +175,16 @@ def test_no_shuffle_draws_nothing(teacher):
 
 def test_target_stays_as_the_teacher_gives_it_and_the_loss_is_of_the_shuffled(teacher):
     loss, plain, student = built(teacher, shuffle="realisable"), built(teacher), calibrated(8, WIDTHS, size=16).double()
-    its, own = (Tapped(network, plain.teacher_taps, until="taps")(images()) for network in (teacher, student))
-    assert all(map(torch.equal, loss.target(its), plain.target(its)))
-    maps = [[reading[tap].tolist() for tap in plain.teacher_taps] for reading in (its, own)]
+    reading_t, reading_s = (
+        Tapped(network, plain.teacher_taps, until="taps")(images()) for network in (teacher, student)
+    )
+    assert all(map(torch.equal, loss.target(reading_t), plain.target(reading_t)))
+    maps = [[reading[tap].tolist() for tap in plain.teacher_taps] for reading in (reading_t, reading_s)]
     spans, weights = [(0, 1), (1, 2), (2, 3)], [1 / (25 + 45 + 126)] * 3
-    same(loss.compare(own, loss.target(its)), oracle.loss(*maps, spans, weights, listed(loss.orders)))
-    assert abs(loss.compare(own, loss.target(its)) - plain.compare(own, plain.target(its))) > 1e-3
+    same(loss.compare(reading_s, loss.target(reading_t)), oracle.loss(*maps, spans, weights, listed(loss.orders)))
+    assert (
+        abs(loss.compare(reading_s, loss.target(reading_t)) - plain.compare(reading_s, plain.target(reading_t))) > 1e-3
+    )
 
 
 def test_orders_move_with_the_loss_and_are_not_saved(teacher):

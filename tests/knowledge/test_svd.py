@@ -36,22 +36,22 @@ STUDENT = [(6, 3, 3), (8, 4, 4), (10, 3, 3)]
 
 
 def networks(batch=3, dtype=torch.float64, teacher=TEACHER, student=STUDENT):
-    """A teacher's maps, and a student's that are somewhat like them."""
+    """A teacher's maps, and similar ones of a student."""
     mixing = torch.Generator().manual_seed(9)
-    theirs = [random_maps(batch, *shape, seed=i, dtype=dtype) for i, shape in enumerate(teacher)]
-    own = []
-    for their, (depth, height, width) in zip(theirs, student, strict=True):
+    maps_t = [random_maps(batch, *shape, seed=i, dtype=dtype) for i, shape in enumerate(teacher)]
+    maps_s = []
+    for their, (depth, height, width) in zip(maps_t, student, strict=True):
         like = F.adaptive_avg_pool2d(their, (height, width)) + 0.3 * torch.randn(
             batch, depth, height, width, generator=mixing, dtype=dtype
         )
-        own.append(like.relu())
-    return theirs, own
+        maps_s.append(like.relu())
+    return maps_t, maps_s
 
 
-def loss_of(theirs, own, **options):
-    shapes = [[tuple(m.shape[1:]) for m in maps] for maps in (theirs, own)]
+def loss_of(maps_t, maps_s, **options):
+    shapes = [[tuple(m.shape[1:]) for m in maps] for maps in (maps_t, maps_s)]
     loss = SVD(**options).build(pairs_of(*shapes))
-    return loss.compare(reading(own), loss.target(reading(theirs)))
+    return loss.compare(reading(maps_s), loss.target(reading(maps_t)))
 
 
 OPTIONS = [
@@ -67,18 +67,18 @@ OPTIONS = [
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_loss_is_the_papers(options):
-    theirs, own = networks()
+    maps_t, maps_s = networks()
     given = dict(options)
     expected = oracle.transfer_loss(
-        [m.numpy() for m in theirs],
-        [m.numpy() for m in own],
+        [m.numpy() for m in maps_t],
+        [m.numpy() for m in maps_s],
         [(0, 1), (1, 2)],
         given.pop("rank", 1),
         matching=given.pop("alignment", "greedy"),
         **given,
     )
     assert expected > 1e-4
-    assert loss_of(theirs, own, **options).item() == pytest.approx(expected, rel=1e-9)
+    assert loss_of(maps_t, maps_s, **options).item() == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -91,15 +91,15 @@ def test_loss_is_the_papers(options):
     ids=["student's size", "teacher's size", "channels"],
 )
 def test_small_maps_lower_the_rank_of_their_modules_alone(teacher, student):
-    theirs, own = ([m - 0.3 for m in maps] for maps in networks(teacher=teacher, student=student))
-    arrays = [[m.numpy() for m in maps] for maps in (theirs, own)]
+    maps_t, maps_s = ([m - 0.3 for m in maps] for maps in networks(teacher=teacher, student=student))
+    arrays = [[m.numpy() for m in maps] for maps in (maps_t, maps_s)]
     expected = oracle.transfer_loss(*arrays, [(0, 1), (1, 2)], 4)
-    assert loss_of(theirs, own, rank=4).item() == pytest.approx(expected, rel=1e-9)
+    assert loss_of(maps_t, maps_s, rank=4).item() == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.fixture
 def scramble(monkeypatch):
-    """Make the solver return other signs, as another LAPACK may; ``order`` also turns the vectors' order round."""
+    """Make the solver return other signs, as another LAPACK may; ``order`` also reverses the vectors."""
     real, state = truncated_svd, {"seed": 0}
 
     def install(*, teacher, student, order=False):
@@ -120,42 +120,42 @@ def scramble(monkeypatch):
 @pytest.mark.parametrize("rank", [1, 3])
 @pytest.mark.parametrize("alignment", ["greedy", "hungarian"])
 def test_8_no_loss_where_the_student_is_the_teacher(scramble, rank, alignment):
-    theirs, _ = networks()
-    theirs = [m - 0.3 for m in theirs]
-    assert loss_of(theirs, theirs, rank=rank, alignment=alignment).item() < 1e-24
+    maps_t, _ = networks()
+    maps_t = [m - 0.3 for m in maps_t]
+    assert loss_of(maps_t, maps_t, rank=rank, alignment=alignment).item() < 1e-24
     scramble(teacher=True, student=True, order=True)
-    assert loss_of(theirs, theirs, rank=rank, alignment=alignment).item() < 1e-24
+    assert loss_of(maps_t, maps_t, rank=rank, alignment=alignment).item() < 1e-24
 
 
 def test_9_signs_of_the_solver_change_nothing(scramble):
-    theirs, own = ([m - 0.3 for m in maps] for maps in networks())
-    plain = loss_of(theirs, own, rank=3)
+    maps_t, maps_s = ([m - 0.3 for m in maps] for maps in networks())
+    plain = loss_of(maps_t, maps_s, rank=3)
     scramble(teacher=True, student=True)
     for _ in range(3):
-        torch.testing.assert_close(loss_of(theirs, own, rank=3), plain, rtol=1e-12, atol=0)
+        torch.testing.assert_close(loss_of(maps_t, maps_s, rank=3), plain, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize(("signs", "invariant"), [("paper", "student"), ("official", "teacher")])
 def test_9_without_canonical_signs_the_loss_depends_on_one_side(scramble, signs, invariant):
-    theirs, own = ([m - 0.3 for m in maps] for maps in networks())
-    plain = loss_of(theirs, own, rank=3, signs=signs)
+    maps_t, maps_s = ([m - 0.3 for m in maps] for maps in networks())
+    plain = loss_of(maps_t, maps_s, rank=3, signs=signs)
     scramble(teacher=invariant == "teacher", student=invariant == "student")
-    torch.testing.assert_close(loss_of(theirs, own, rank=3, signs=signs), plain, rtol=1e-12, atol=0)
+    torch.testing.assert_close(loss_of(maps_t, maps_s, rank=3, signs=signs), plain, rtol=1e-12, atol=0)
     scramble(teacher=invariant != "teacher", student=invariant != "student")
-    assert abs(loss_of(theirs, own, rank=3, signs=signs) - plain) > 1e-3 * plain
+    assert abs(loss_of(maps_t, maps_s, rank=3, signs=signs) - plain) > 1e-3 * plain
 
 
 def test_11_loss_of_hopeless_maps_is_finite_and_zero_without_energy():
     for case in hopeless(24, 6, 6, torch.float32).values():
-        theirs, own = case.expand(2, -1, -1, -1), case.expand(2, -1, -1, -1).clone().requires_grad_()
+        maps_t, maps_s = case.expand(2, -1, -1, -1), case.expand(2, -1, -1, -1).clone().requires_grad_()
         other = random_maps(2, 24, 6, 6, seed=5, dtype=torch.float32)
         for pair in (
-            ([theirs, other], [own, other.clone()]),
-            ([other, other], [own, own]),
-            ([theirs, theirs], [own, other]),
+            ([maps_t, other], [maps_s, other.clone()]),
+            ([other, other], [maps_s, maps_s]),
+            ([maps_t, maps_t], [maps_s, other]),
         ):
             loss = loss_of(*pair, rank=3)
-            (grad,) = torch.autograd.grad(loss, own)
+            (grad,) = torch.autograd.grad(loss, maps_s)
             assert loss.isfinite()
             assert grad.isfinite().all()
     zeros = torch.zeros(2, 6, 4, 4)
@@ -166,30 +166,30 @@ def test_11_loss_of_hopeless_maps_is_finite_and_zero_without_energy():
 
 @pytest.mark.parametrize("alignment", ["greedy", "hungarian"])
 def test_a_student_that_diverged_gives_a_loss_that_is_not_a_number(alignment):
-    theirs, own = networks()
-    own[1][0, 0, 0, 0] = torch.nan
-    assert loss_of(theirs, own, rank=2, alignment=alignment).isnan()
+    maps_t, maps_s = networks()
+    maps_s[1][0, 0, 0, 0] = torch.nan
+    assert loss_of(maps_t, maps_s, rank=2, alignment=alignment).isnan()
 
 
 def test_autocast_does_not_touch_it():
-    theirs, own = networks(dtype=torch.float32)
-    own = [m.requires_grad_() for m in own]
-    plain = loss_of(theirs, own, rank=2)
-    expected = torch.autograd.grad(plain, own)
+    maps_t, maps_s = networks(dtype=torch.float32)
+    maps_s = [m.requires_grad_() for m in maps_s]
+    plain = loss_of(maps_t, maps_s, rank=2)
+    expected = torch.autograd.grad(plain, maps_s)
     with torch.autocast("cpu", torch.bfloat16):
-        loss = loss_of(theirs, own, rank=2)
-        grads = torch.autograd.grad(loss, own)
+        loss = loss_of(maps_t, maps_s, rank=2)
+        grads = torch.autograd.grad(loss, maps_s)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, plain, rtol=0, atol=0)
     torch.testing.assert_close(grads, expected, rtol=0, atol=0)
 
 
 def test_bf16_maps_give_the_loss_of_their_rounded_values():
-    theirs, own = ([m.bfloat16() for m in maps] for maps in networks(8))
+    maps_t, maps_s = ([m.bfloat16() for m in maps] for maps in networks(8))
     expected = oracle.transfer_loss(
-        [m.double().numpy() for m in theirs], [m.double().numpy() for m in own], [(0, 1), (1, 2)], 2
+        [m.double().numpy() for m in maps_t], [m.double().numpy() for m in maps_s], [(0, 1), (1, 2)], 2
     )
-    loss = loss_of(theirs, own, rank=2)
+    loss = loss_of(maps_t, maps_s, rank=2)
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(expected, rel=1e-4)
 
@@ -198,54 +198,54 @@ def test_a_tap_of_two_sections_is_decomposed_once(monkeypatch):
     calls = []
     real = truncated_svd
     monkeypatch.setattr(svd, "truncated_svd", lambda maps, *a, **k: calls.append(maps) or real(maps, *a, **k))
-    theirs, own = networks()
-    loss_of(theirs, own)
+    maps_t, maps_s = networks()
+    loss_of(maps_t, maps_s)
     assert len(calls) == len({id(m) for m in calls}) == 6
 
 
 def test_target_is_the_teachers_alone_without_gradient_and_may_be_stored_in_half_precision():
-    theirs, own = networks(8, dtype=torch.float32)
-    theirs = [m.requires_grad_() for m in theirs]
+    maps_t, maps_s = networks(8, dtype=torch.float32)
+    maps_t = [m.requires_grad_() for m in maps_t]
     loss = SVD(rank=2).build(pairs_of(TEACHER, STUDENT))
     assert loss.storable
     assert loss.reduction == "sum"
     assert SVD(reduction="mean").build(pairs_of(TEACHER, STUDENT)).reduction == "mean"
     assert loss.teacher_taps == loss.student_taps == tuple(TAPS)
-    target = loss.target(reading(theirs))
+    target = loss.target(reading(maps_t))
     assert [tuple(t.shape) for t in target] == [(8, 6, 2), (8, 2), (8, 8, 2), (8, 2), (8, 10, 2), (8, 2)]
     assert not any(t.requires_grad for t in target)
-    one_by_one = [loss.target(reading([m[b : b + 1] for m in theirs])) for b in range(8)]
-    live = loss.compare(reading(own), target)
-    again = loss.compare(reading(own), tuple(torch.cat(parts) for parts in zip(*one_by_one, strict=True)))
+    one_by_one = [loss.target(reading([m[b : b + 1] for m in maps_t])) for b in range(8)]
+    live = loss.compare(reading(maps_s), target)
+    again = loss.compare(reading(maps_s), tuple(torch.cat(parts) for parts in zip(*one_by_one, strict=True)))
     torch.testing.assert_close(again, live, rtol=1e-5, atol=0)
-    half = loss.compare(reading(own), tuple(t.half() for t in target))
+    half = loss.compare(reading(maps_s), tuple(t.half() for t in target))
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, live, rtol=0.02, atol=0)
 
 
 def test_the_mean_is_the_sum_over_the_batch_size():
-    theirs, own = networks(5)
-    torch.testing.assert_close(5 * loss_of(theirs, own, reduction="mean"), loss_of(theirs, own))
+    maps_t, maps_s = networks(5)
+    torch.testing.assert_close(5 * loss_of(maps_t, maps_s, reduction="mean"), loss_of(maps_t, maps_s))
     nobody = (torch.zeros(0, 2, 1), torch.zeros(0, 3, 1))
     assert dfv_loss(nobody, nobody, reduction="mean") == 0
 
 
 @pytest.mark.parametrize("rank", [1, 3])
 def test_descent_makes_the_students_vectors_the_teachers(rank):
-    theirs, own = networks(4, dtype=torch.float32)
+    maps_t, maps_s = networks(4, dtype=torch.float32)
     losses = []
     for _ in range(50):
-        own = [m.detach().requires_grad_() for m in own]
-        loss = loss_of(theirs, own, rank=rank)
-        own = [m - 30 * g for m, g in zip(own, torch.autograd.grad(loss, own), strict=True)]
+        maps_s = [m.detach().requires_grad_() for m in maps_s]
+        loss = loss_of(maps_t, maps_s, rank=rank)
+        maps_s = [m - 30 * g for m, g in zip(maps_s, torch.autograd.grad(loss, maps_s), strict=True)]
         losses.append(loss.item())
     assert losses[-1] < 0.2 * losses[0]
 
 
 def test_gradient_of_the_loss_by_finite_differences():
-    theirs, own = networks(2)
-    leaf = [m.requires_grad_() for m in own]
-    assert gradcheck(lambda *own: loss_of(theirs, own, rank=2), leaf, fast_mode=True)
+    maps_t, maps_s = networks(2)
+    leaf = [m.requires_grad_() for m in maps_s]
+    assert gradcheck(lambda *maps_s: loss_of(maps_t, maps_s, rank=2), leaf, fast_mode=True)
 
 
 def test_errors_say_what_is_wrong():

@@ -58,8 +58,8 @@ def test_canonical_signs():
     torch.testing.assert_close(canonical_signs(torch.tensor([given]).mT), torch.tensor([expected]).mT)
     for b in range(3):
         vectors = random_maps(3, 5, 1, 4, seed=b)[:, :, 0] - 0.4
-        ours = canonical_signs(vectors)
-        assert [columns(v) for v in ours] == [[oracle.canonical(c) for c in columns(v)] for v in vectors]
+        signed = canonical_signs(vectors)
+        assert [columns(v) for v in signed] == [[oracle.canonical(c) for c in columns(v)] for v in vectors]
 
 
 @pytest.mark.parametrize("matching", ["greedy", "hungarian"])

@@ -84,10 +84,10 @@ def test_3_gradient_is_the_perturbation_formula(shape, rank):
     maps = random_maps(2, *shape)
     vectors = truncated_svd(maps, rank)[1]
     grads = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    ours = gradient(maps, rank, grads, vectors)
+    gradients = gradient(maps, rank, grads, vectors)
     for b in range(2):
         expected = oracle.svd_gradient(maps[b].numpy(), columns(vectors[b]), columns(grads[b]))
-        assert np.linalg.norm(ours[b] - expected) < 1e-9 * np.linalg.norm(expected)
+        assert np.linalg.norm(gradients[b] - expected) < 1e-9 * np.linalg.norm(expected)
 
 
 @ranks
@@ -99,10 +99,10 @@ def test_3_gradient_is_autograds_where_that_is_valid(shape, rank):
     leaf = maps.clone().requires_grad_()
     through_eigh = torch.linalg.eigh(leaf.flatten(2) @ leaf.flatten(2).mT)[1].flip(2)[..., :rank]
     through_svd = torch.linalg.svd(leaf.flatten(2).mT, full_matrices=False)[2].mT[..., :rank]
-    ours = gradient(maps, rank, grads, vectors)
-    for theirs in (through_eigh, through_svd):
-        expected = torch.autograd.grad((with_sign(theirs, vectors) * grads).sum(), leaf)[0]
-        assert (ours - expected).norm() < 1e-10 * expected.norm()
+    gradients = gradient(maps, rank, grads, vectors)
+    for other_vectors in (through_eigh, through_svd):
+        expected = torch.autograd.grad((with_sign(other_vectors, vectors) * grads).sum(), leaf)[0]
+        assert (gradients - expected).norm() < 1e-10 * expected.norm()
 
 
 def test_3_gradient_of_the_singular_values_alone():
@@ -136,15 +136,15 @@ def test_12_equations_1_and_2_as_printed(shape, rank):
     maps = random_maps(2, *shape) - 0.3
     vectors = truncated_svd(maps, rank)[1]
     grads = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    ours = gradient(maps, rank, grads, vectors, gradient="paper")
+    gradients = gradient(maps, rank, grads, vectors, gradient="paper")
     for b in range(2):
         expected = oracle.paper_gradient(maps[b].numpy(), columns(vectors[b]), columns(grads[b]))
-        np.testing.assert_allclose(ours[b], expected, atol=1e-10)
+        np.testing.assert_allclose(gradients[b], expected, atol=1e-10)
     exact = gradient(maps, rank, grads, vectors)
     if rank == min(shape[0], shape[1] * shape[2]):
-        torch.testing.assert_close(ours, exact, rtol=1e-8, atol=1e-9)
+        torch.testing.assert_close(gradients, exact, rtol=1e-8, atol=1e-9)
     else:
-        assert (ours - exact).norm() > 0.01 * exact.norm()
+        assert (gradients - exact).norm() > 0.01 * exact.norm()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -160,11 +160,11 @@ def test_float32_and_half_inputs_are_as_good_as_float32_can_be(shape, dtype):
     assert ((sigma - exact_sigma) / exact_sigma).abs().max() < 3e-6
     error = (with_sign(vectors, exact) - exact).norm(dim=1)
     assert (error < 4e-6 / gap).all()
-    ours, reference = (
+    gradients, reference = (
         gradient(m, 2, grads.to(m.dtype) if m.dtype != torch.float64 else grads, exact.to(vectors.dtype))
         for m in (maps.float(), maps.double())
     )
-    relative = (ours - reference).flatten(1).norm(dim=1) / reference.flatten(1).norm(dim=1)
+    relative = (gradients - reference).flatten(1).norm(dim=1) / reference.flatten(1).norm(dim=1)
     assert (relative < 1e-5 / gap[:, 1]).all()
     assert truncated_svd(maps.requires_grad_(), 2)[1].sum().backward() is None
     assert maps.grad.dtype == dtype

@@ -1,4 +1,4 @@
-"""How the gradients of task and transfer meet (Lee et al. 2018, section 3.2), by loops over plain floats.
+"""How the gradients of task and transfer are combined (Lee et al. 2018, section 3.2), by loops over plain floats.
 
 A gradient is a list of variables, each a list of floats, or None where the loss does not reach it.
 """

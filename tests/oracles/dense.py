@@ -1,6 +1,6 @@
 """Dense flows and their steps (Yeo et al. 2018) and shuffled matrices, by scalar loops over nested lists of floats.
 
-Maps are [tap][image][channel][row][column], X_0 .. X_n; a span (a, b) goes from X_a to X_b.
+Maps are [tap][image][channel][row][column], X_0 .. X_n; a span (a, b) runs from X_a to X_b.
 """
 
 from oracles import fsp
@@ -75,7 +75,7 @@ def shuffled(matrix, rows, columns):
 
 
 def extends(wide, narrow):
-    """Whether an order keeps the copied channels, which come first, as they were, and the added behind them."""
+    """Whether an order leaves the copied channels, which come first, unchanged and the added ones after them."""
     for place, channel in enumerate(narrow):
         if wide[place] != channel:
             return False

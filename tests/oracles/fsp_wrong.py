@@ -1,4 +1,4 @@
-"""FSP as it should not be, found in public code or likely: what the checks must refuse. Written without the package."""
+"""Wrong variants of FSP, found in public code or likely, which the checks must refuse. Written without the package."""
 
 from types import SimpleNamespace
 

@@ -23,8 +23,8 @@ def hint(student, teacher, weight=None, bias=None, summed=False):
             guided = regressed(guided, weight, bias)
         squares = [
             (a - b) ** 2
-            for ours, theirs in zip(guided, hinted, strict=True)
-            for one, other in zip(ours, theirs, strict=True)
+            for guided_map, hint_map in zip(guided, hinted, strict=True)
+            for one, other in zip(guided_map, hint_map, strict=True)
             for a, b in zip(one, other, strict=True)
         ]
         total += sum(squares) / (1 if summed else len(squares))

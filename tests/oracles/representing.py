@@ -58,7 +58,7 @@ def recoded(gradient, epsilon, strength, lr, quantile):
 
 
 def groups(layers, size, at_most):
-    """Lists of layer numbers: runs of ``size``; then the two neighbours that are smallest together become one."""
+    """Lists of layer numbers: runs of ``size``; then the two neighbours that are smallest together are merged."""
     found = []
     for layer in range(layers):
         if not found or len(found[-1]) == size:
@@ -131,6 +131,6 @@ def matching(student, aggregated):
     """Sum over layers of the mean squared error; batches of maps of one shape."""
     total = 0.0
     for s, a in zip(student, aggregated, strict=True):
-        ours, theirs = [v for maps in s for v in flat(maps)], [v for maps in a for v in flat(maps)]
-        total += sum((x - y) ** 2 for x, y in zip(ours, theirs, strict=True)) / len(ours)
+        values_s, values_t = [v for maps in s for v in flat(maps)], [v for maps in a for v in flat(maps)]
+        total += sum((x - y) ** 2 for x, y in zip(values_s, values_t, strict=True)) / len(values_s)
     return total

@@ -1,7 +1,7 @@
 """Truncated SVD, its gradient and distilled feature vectors from the equations of Lee et al. (2018), in float64.
 
-Maps are numpy arrays (D, H, W) of one image; vectors are lists of columns. ``numpy.linalg.svd`` decomposes, all else is
-scalar loops.
+Maps are numpy arrays (D, H, W) of one image; vectors are lists of columns. ``numpy.linalg.svd`` decomposes; everything
+else is scalar loops.
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""Feature maps to decompose, good and hopeless, and what makes their decompositions comparable."""
+"""Feature maps to decompose, well-conditioned and hopeless, and what makes their decompositions comparable."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Adaptive clipping, spec (d): each property of the published rule, and Eq. 14 as printed."""
+"""Adaptive clipping: each property of the published rule, and Eq. 14 as printed."""
 
 import math
 
@@ -78,7 +78,7 @@ def test_global_rule_equals_the_rule_on_one_long_vector(gradients):
 
 def test_eq14_as_printed_dims_only_a_small_transfer_and_more_each_epoch():
     task, small, large = [torch.tensor([2.0])], [torch.tensor([1.0])], [torch.tensor([4.0])]
-    # tau = 2: 0.88 at p = 0, 0.047 at p = 5, 1.5e-8 at p = 20 (spec (d)).
+    # tau = 2: 0.88 at p = 0, 0.047 at p = 5, 1.5e-8 at p = 20.
     for epoch, factor in ((0, 0.8808), (5, 0.04743), (20, 1.523e-8)):
         assert float(eq14_literal(task, small, epoch)[0]) - 2 == pytest.approx(factor, rel=1e-3, abs=2e-7)
     assert float(eq14_literal(task, large, 5)[0]) == 6
@@ -100,7 +100,7 @@ def as_lists(gradients):
 @pytest.mark.parametrize("scale", [0.05, 0.6, 1.0, 30.0])
 @pytest.mark.parametrize("mode", ["official", "ce_norm", "global", "eq14_literal"])
 def test_every_mode_equals_the_loops(mode, scale, epoch):
-    """Over variables of many sizes: some are reached by both losses, some by one alone, some by none, some by zeros."""
+    """Variables of many sizes: some reached by both losses, some by one, some by none, some by zero gradients."""
     generator = torch.Generator().manual_seed(1)
     draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
     task = [draw(4, 3), None, draw(7), 3 * draw(2, 2, 3), None, torch.zeros(5, dtype=torch.float64), 0.1 * draw(6)]
@@ -113,9 +113,9 @@ def test_every_mode_equals_the_loops(mode, scale, epoch):
     expected = oracle.met(mode, as_lists(task), as_lists(transfer), epoch, regularised)
     found = as_lists(by_mode(mode, task, transfer, epoch, against))
     assert [g is None for g in found] == [g is None for g in expected]
-    for ours, theirs in zip(found, expected, strict=True):
-        if ours is not None:
-            assert ours == pytest.approx(theirs, rel=1e-12, abs=1e-14)
+    for combined, wanted in zip(found, expected, strict=True):
+        if combined is not None:
+            assert combined == pytest.approx(wanted, rel=1e-12, abs=1e-14)
 
 
 @pytest.mark.parametrize("mode", ["official", "ce_norm", "global", "eq14_literal"])

@@ -1,4 +1,4 @@
-"""Sparse recoding against naive loops, alone around optimisers and as a player's, spec (e)."""
+"""Sparse recoding against naive loops, alone around optimisers and as a player's."""
 
 import copy
 import itertools
@@ -69,11 +69,15 @@ def descend(net, optimizer, steps, first=0, **backward):
 
 @pytest.mark.parametrize("mode", ["recode", "recode_soft"])
 def test_a_threshold_and_strength_of_zero_are_plain_sgd_to_the_bit(mode):
-    ours, plain = network(), network()
+    recoded, plain = network(), network()
     settings = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-2}
-    descend(ours, SparseRecoding(torch.optim.SGD(ours.parameters(), **settings), mode=mode, fixed=0.0, strength=0.0), 5)
+    descend(
+        recoded,
+        SparseRecoding(torch.optim.SGD(recoded.parameters(), **settings), mode=mode, fixed=0.0, strength=0.0),
+        5,
+    )
     descend(plain, torch.optim.SGD(plain.parameters(), **settings), 5)
-    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), plain.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(recoded.parameters(), plain.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("initial", ["mean_abs_g", "mean_abs_w"])
@@ -166,13 +170,13 @@ def test_alone_it_resumes_exactly_around_any_optimiser(make, tmp_path):
 
 
 def test_it_steps_as_recoded_gradients_before_decay_and_momentum():
-    ours, by_hand = network(), network()
+    recoded, by_hand = network(), network()
     optimizer = fs.SparseRecoding(
-        torch.optim.SGD(ours.parameters(), lr=0.1, momentum=0.9, weight_decay=0.05), fixed=0.02, strength=2.0
+        torch.optim.SGD(recoded.parameters(), lr=0.1, momentum=0.9, weight_decay=0.05), fixed=0.02, strength=2.0
     )
     momenta = [torch.zeros_like(p) for p in by_hand.parameters()]
     for step in range(3):
-        descend(ours, optimizer, 1, first=step)
+        descend(recoded, optimizer, 1, first=step)
         by_hand.zero_grad()
         x, y = draw(16, 6, seed=step).float(), draw(16, 3, seed=100 + step).float()
         nn.functional.mse_loss(by_hand(x), y).backward()
@@ -181,7 +185,7 @@ def test_it_steps_as_recoded_gradients_before_decay_and_momentum():
                 coded = torch.tensor(oracle.recode(p.grad.flatten().tolist(), 0.02, 2.0, soft=False)).view_as(p)
                 m.mul_(0.9).add_(coded + 0.05 * p)
                 p.sub_(0.1 * m)
-    for a, b in zip(ours.parameters(), by_hand.parameters(), strict=True):
+    for a, b in zip(recoded.parameters(), by_hand.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
 
 
@@ -215,16 +219,16 @@ def test_it_is_an_optimiser_to_schedulers_scalers_closures_and_copies():
 
 
 def test_a_grad_scaler_unscales_before_recoding():
-    ours, plain = network(), network()
+    recoded, plain = network(), network()
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    optimizer = SparseRecoding(torch.optim.SGD(ours.parameters(), lr=0.1, fused=True), fixed=0.05)
+    optimizer = SparseRecoding(torch.optim.SGD(recoded.parameters(), lr=0.1, fused=True), fixed=0.05)
     x, y = draw(16, 6).float(), draw(16, 3, seed=1).float()
-    scaler.scale(nn.functional.mse_loss(ours(x), y)).backward()
+    scaler.scale(nn.functional.mse_loss(recoded(x), y)).backward()
     scaler.step(optimizer)
     unscaled = SparseRecoding(torch.optim.SGD(plain.parameters(), lr=0.1, fused=True), fixed=0.05)
     nn.functional.mse_loss(plain(x), y).backward()
     unscaled.step()
-    for a, b in zip(ours.parameters(), plain.parameters(), strict=True):
+    for a, b in zip(recoded.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
 
 

@@ -1,4 +1,4 @@
-"""Sparse recoding alone, around the optimiser of whole networks of several families, spec (e)."""
+"""Sparse recoding alone, around the optimiser of whole networks of several families."""
 
 import pytest
 import timm
@@ -12,7 +12,7 @@ from support.representing_networks import vgg
 
 
 def he(network):
-    """Begun so that without BatchNorm its maps keep their size from layer to layer."""
+    """Initialised so that without BatchNorm its maps keep their scale from layer to layer."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -27,13 +27,13 @@ NETWORKS = {
 LR, MOMENTUM, DECAY, STRENGTH = 0.01, 0.9, 0.02, 0.5
 
 
-def made(name, dtype):
+def make_network(name, dtype):
     torch.manual_seed(0)
     return NETWORKS[name]().to(dtype).train()
 
 
 def batch(step, dtype):
-    """Noise, each image of a colour and a label of its own."""
+    """Noise; each image has its own colour and label."""
     generator = torch.Generator().manual_seed(step)
     colours, noise = (torch.randn(8, 3, size, size, generator=generator) for size in (1, 32))
     return (colours + 0.5 * noise).to(dtype), (torch.arange(8) + step) % 10
@@ -45,8 +45,8 @@ def flat(tensors):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_its_steps_equal_the_loops_on_every_parameter(name):
-    """Recoded gradient, then decay and momentum, each tensor with a threshold of its own that moves; float64."""
-    network = made(name, torch.float64)
+    """Recoded gradient, then decay and momentum; each tensor has its own moving threshold; float64."""
+    network = make_network(name, torch.float64)
     parameters = list(network.parameters())
     sgd = torch.optim.SGD(parameters, lr=LR, momentum=MOMENTUM, weight_decay=DECAY)
     optimizer = fs.SparseRecoding(sgd, strength=STRENGTH, lr=0.3, quantile=0.9)
@@ -71,7 +71,7 @@ def test_its_steps_equal_the_loops_on_every_parameter(name):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_training_on_a_fixed_batch_falls(name):
-    network, (images, labels) = made(name, torch.float32), batch(0, torch.float32)
+    network, (images, labels) = make_network(name, torch.float32), batch(0, torch.float32)
     optimizer = fs.SparseRecoding(torch.optim.SGD(network.parameters(), lr=0.005, momentum=MOMENTUM))
     losses = []
     for _ in range(25):

@@ -1,4 +1,4 @@
-"""Sparse recoding as a player's, spec (e)."""
+"""Sparse recoding as a player's."""
 
 import pytest
 import torch
@@ -38,10 +38,10 @@ def resnet(seed=0):
 @pytest.mark.parametrize("mode", ["recode", "recode_soft", "double_backward"])
 def test_a_player_recodes_as_the_wrapper_does(mode):
     """The engine's update equals a plain loop with SparseRecoding, decay and momentum included."""
-    ours, plain = resnet(), resnet().train()
+    recoded, plain = resnet(), resnet().train()
     options = {"mode": mode, "lr": 0.2, "strength": 0.5 if mode != "double_backward" else 1e-4}
     decayed = Optimizer(momentum=0.9, weight_decay=0.01)
-    moved = runner(ours, Recoding(**options), decayed)
+    moved = runner(recoded, Recoding(**options), decayed)
     optimizer = SparseRecoding(torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01), **options)
     for step in range(3):
         moved.update(0, batch(step), None, step)
@@ -49,7 +49,7 @@ def test_a_player_recodes_as_the_wrapper_does(mode):
         given = batch(step)
         nn.functional.cross_entropy(plain(given.images), given.labels).backward(create_graph=mode == "double_backward")
         optimizer.step()
-    for (name, a), b in zip(ours.named_parameters(), plain.parameters(), strict=True):
+    for (name, a), b in zip(recoded.named_parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)
     assert moved.players["student"].recoder.thresholds == pytest.approx(optimizer.thresholds, rel=1e-4)
 
