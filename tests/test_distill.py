@@ -10,8 +10,8 @@ import flowstill as fs
 from flowstill.cli import main
 from flowstill.cli.distill import distill as cli_distill
 from flowstill.data.spec import Augment, Data
-from flowstill.engine.distillation import distillation
 from flowstill.engine.teacher import Teacher
+from flowstill.recipes.distillation import distillation
 from flowstill.recipes.methods import usual_data
 from flowstill.transfer.methods import find_method
 from flowstill.transfer.procedures import alone, two_stage

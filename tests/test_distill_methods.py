@@ -5,7 +5,7 @@ import pytest
 import flowstill as fs
 from flowstill.cli import main
 from flowstill.data.spec import Data
-from flowstill.engine.distillation import distillation
+from flowstill.recipes.distillation import distillation
 from flowstill.recipes.methods import usual_data
 from flowstill.recipes.recipe import Job, Recipe
 from flowstill.transfer.methods import METHODS, find_method

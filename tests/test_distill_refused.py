@@ -5,9 +5,9 @@ import torch
 
 import flowstill as fs
 from flowstill.cli import main
-from flowstill.engine.distillation import distillation
 from flowstill.errors import FlowstillError, NetworkError, RecipeError
 from flowstill.nets import save_weights
+from flowstill.recipes.distillation import distillation
 from flowstill.reports.results import verdict
 from support.compared_runs import PLAIN
 from support.distilling import DATA, SHORT, network, taught
@@ -43,12 +43,12 @@ def frozen():
     ("arguments", "said"),
     [
         ({"student": frozen}, "player 'student' moves student, adapters, but all their parameters are frozen"),
-        ({"student": 5}, "the student is a network or its name .*, not 5"),
-        ({"teacher": "."}, "the teacher '.' is a file or a folder, not a network's name.*--teacher-weights FILE"),
-        ({"method": []}, "method is an empty row of stages"),
+        ({"student": 5}, "Expected a network or its name .* as the student. Received: 5"),
+        ({"teacher": "."}, "the teacher '.' is a file or folder, not a network's name.*--teacher-weights FILE"),
+        ({"method": []}, "method is an empty list of stages"),
         ({"method": ""}, "Unknown method ''. See"),
         ({"set": "data.batch=x"}, "data.batch: expected a whole number, got 'x'"),
-        ({"set": ["teacher.about=x"], "teacher_weights": None}, "'resnet8' has learned nothing.*--teacher-weights"),
+        ({"set": ["teacher.about=x"], "teacher_weights": None}, "'resnet8' has no trained weights.*--teacher-weights"),
         ({"labels": 3}, "'labels' is 3, but 'digits' has 10 classes"),
     ],
 )

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import flowstill as fs
-from flowstill.engine.distillation import distillation
 from flowstill.errors import RecipeError
 from flowstill.knowledge.labels import Labels
+from flowstill.recipes.distillation import distillation
 from flowstill.recipes.methods import usual_data
 from flowstill.recipes.recipe import Job, Net, Recipe
 from flowstill.transfer.methods import METHODS

@@ -9,9 +9,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from flowstill.api import distill, evaluate, train
     from flowstill.data.batch import Batch
     from flowstill.data.spec import Augment
-    from flowstill.engine import distill, evaluate, train
     from flowstill.errors import DataError, FlowstillError, NetworkError, RecipeError, RunError, ShapeError, TapError
     from flowstill.features.sections import Pairs, Section, SectionPair, find_sections, pair_sections
     from flowstill.features.taps import Flow, Reading, Tap, Tapped
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "flowstill.data.batch": ("Batch",),
     "flowstill.data.spec": ("Augment",),
-    "flowstill.engine": ("distill", "evaluate", "train"),
+    "flowstill.api": ("distill", "evaluate", "train"),
     "flowstill.errors": (
         "DataError",
         "FlowstillError",

@@ -23,11 +23,7 @@ def test_the_l1_term_is_the_gradient_of_the_sum_of_sizes(decay):
         for one in (stepped, plain):
             one[1].bias.copy_(torch.tensor([0.5, -0.25, 0.0]))  # sign(0) is 0
     spec = Optimizer("sgd", momentum=0.9, weight_decay=0.02, l1=0.3, decay=decay)
-<<<<<<< HEAD
-    mover = ActivePlayer(Player(optimizer=spec, lr=Constant(0.1)), list(ours.parameters()))
-=======
-    mover = Mover(Player(optimizer=spec, lr=Constant(0.1)), list(stepped.parameters()))
->>>>>>> d72044f (Tests of knowledge and transfer: plain names and English)
+    mover = ActivePlayer(Player(optimizer=spec, lr=Constant(0.1)), list(stepped.parameters()))
     momentum = [torch.zeros_like(p) for p in plain.parameters()]
     for step in range(2):
         given = [torch.full_like(p, 0.01 * (step + 1)) for p in plain.parameters()]

@@ -62,7 +62,7 @@ def distill(
     before. Augmentation is what is usual for the data set; --set data.augment.flip=true changes it.
     """
     from flowstill.cli.training import train_and_show
-    from flowstill.engine.distillation import distillation
+    from flowstill.recipes.distillation import distillation
 
     recipe = distillation(
         teacher,

@@ -10,7 +10,7 @@ def evaluate(
     run: RunFolder, data_root: DataRoot = None, device: Device = "auto", trust_code: TrustCode = False
 ) -> None:
     """Measure a run's networks anew on the test images."""
-    from flowstill.engine import evaluate as measure
+    from flowstill.api import evaluate as measure
     from flowstill.runs import Run
 
     scores = measure(Run.open(run), device=device, data_root=data_root, trust_code=trust_code)

@@ -27,7 +27,7 @@ def train_and_show(
     precision: Literal["auto", "32", "bf16"] = "auto",
 ) -> None:
     """Train into ``out``, write the report and print the table."""
-    from flowstill.engine import train
+    from flowstill.api import train
     from flowstill.engine.resuming import has_all
     from flowstill.runs import Run, is_run
 
@@ -45,7 +45,7 @@ def train_and_show(
 
 def try_out(recipe: Recipe, device: str = "auto") -> None:
     """Run two steps of each stage on images made up in the right shape, in a folder that goes away."""
-    from flowstill.engine import train
+    from flowstill.api import train
     from flowstill.recipes.dry import dry
 
     if not recipe.jobs:

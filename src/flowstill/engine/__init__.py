@@ -1,6 +1,5 @@
-"""Runs recipes, on Lightning Fabric: one loop for every method."""
+"""Runs recipes, on Lightning Fabric: one step for every method."""
 
-from flowstill.engine.distillation import distill
 from flowstill.engine.training import evaluate, train
 
-__all__ = ["distill", "evaluate", "train"]
+__all__ = ["evaluate", "train"]

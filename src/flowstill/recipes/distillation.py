@@ -1,0 +1,123 @@
+"""The recipe that ``distill`` trains: two networks, images, and the name of a method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+
+from flowstill.data import Data, find_facts
+from flowstill.errors import RecipeError
+from flowstill.features.modules import unwrapped
+from flowstill.features.sections import pair_sections
+from flowstill.nets import Net
+from flowstill.recipes.check import on_meta
+from flowstill.recipes.load import load_recipe
+from flowstill.recipes.methods import method_recipe, usual_data
+from flowstill.recipes.recipe import Job, Recipe, Stage
+from flowstill.schema.code import import_used
+from flowstill.transfer.methods import find_method
+
+Given = nn.Module | Net | str
+
+
+def distillation(
+    teacher: Given,
+    student: Given,
+    data: Data | str,
+    method: str | Stage | Sequence[Stage] = "kd",
+    *,
+    teacher_weights: str | Path | None = None,
+    labels: int | None = None,
+    alone: bool = False,
+    scale: float = 1.0,
+    seed: int = 0,
+    data_root: str | Path | None = None,
+    set: Sequence[str] | str = (),
+    uses: Sequence[str] | str = (),
+    trust_code: bool = False,
+) -> Recipe:
+    """The recipe for these networks, images and method; see ``flowstill.distill`` for the arguments.
+
+    Raises:
+        FlowstillError: bad input.
+    """
+    used = (uses,) if isinstance(uses, str) else tuple(uses)
+    import_used(used)
+    changes = (set,) if isinstance(set, str) else tuple(set)
+    if teacher is student and isinstance(teacher, nn.Module):
+        raise RecipeError("teacher and student are the same object. Give copy.deepcopy(...) of it as the student.")
+    if isinstance(teacher, nn.Module) and teacher_weights is not None:
+        raise RecipeError(
+            "teacher_weights belongs to a teacher given by name. Leave it out: a teacher given as an object has its own."
+        )
+    large = Job(_net("teacher", teacher), weights=None if teacher_weights is None else str(teacher_weights))
+    small = Job(_net("student", student), labels=labels)
+    if not (isinstance(teacher, nn.Module) or large.weights or _learned(large.network, changes)):
+        raise RecipeError(
+            f"The teacher {large.network.name!r} has no trained weights. Give the file that holds them, "
+            "--teacher-weights FILE (teacher_weights=FILE), or for a timm or torchvision network --set teacher.network.options.pretrained=true."
+        )
+    data = usual_data(data) if isinstance(data, str) else data
+
+    def recipe(stages: tuple[Stage, ...], changes: Sequence[str]) -> Recipe:
+        both = any(update.task and update.transfer for stage in stages for update in stage.updates)
+        seen = replace(data, unlabelled=data.batch) if labels and both and not data.unlabelled else data
+        made = replace(method_recipe(name, stages, large, small, seen, alone_too=alone, seed=seed), uses=used)
+        return load_recipe(made, set=changes, scale=scale, data_root=data_root, trust_code=trust_code)
+
+    if not isinstance(method, str):
+        name, stages = "distilled", (method,) if isinstance(method, Stage) else tuple(method)
+        if not stages:
+            raise RecipeError("method is an empty list of stages. Give a method's name, or at least one stage.")
+        return recipe(stages, changes)
+    name, found = method, find_method(method)
+    sections = 0
+    if found.by_section:  # counted with the networks and images that the changes result in
+        others = [change for change in changes if "stages" not in change.partition("=")[0]]
+        sections = _sections(recipe(found.stages(1), others), teacher, student)
+    return recipe(found.stages(sections), changes)
+
+
+def _net(role: str, given: Given) -> Net:
+    """The network's specification.
+
+    Raises:
+        RecipeError: neither a network nor a network's name.
+    """
+    if isinstance(given, nn.Module):
+        network = unwrapped(given)
+        return Net(f"object:{type(network).__name__}", {"parameters": sum(p.numel() for p in network.parameters())})
+    if isinstance(given, Net):
+        return given
+    if not isinstance(given, str):
+        raise RecipeError(
+            f"Expected a network or its name (see `flowstill list nets`) as the {role}. Received: {given!r}."
+        )
+    if Path(given).exists():
+        raise RecipeError(
+            f"the {role} {given!r} is a file or folder, not a network's name. Name the network, and give the teacher's "
+            "weights separately: --teacher NET --teacher-weights FILE (teacher_weights=FILE)."
+        )
+    return Net(given)
+
+
+def _learned(teacher: Net, changes: Sequence[str]) -> bool:
+    """Whether a teacher given by name gets weights: pretrained ones, or by a change to the recipe."""
+    keys = [change.partition("=")[0] for change in changes]
+    brings = ("teacher.weights", "teacher.stages", "teacher.start", "teacher.network")
+    return bool(teacher.options.get("pretrained")) or any(key.removeprefix("jobs.").startswith(brings) for key in keys)
+
+
+def _sections(recipe: Recipe, teacher: Given, student: Given) -> int:
+    """The number of sections in which the two networks pair."""
+    if recipe.jobs["student"].flows:
+        return len(recipe.jobs["student"].flows)
+    facts = find_facts(recipe.data)
+    networks = [
+        given if isinstance(given, nn.Module) else on_meta(recipe.jobs[name], facts.shape, facts.classes)
+        for name, given in (("teacher", teacher), ("student", student))
+    ]
+    return len(pair_sections(networks[0], networks[1], facts.shape))
