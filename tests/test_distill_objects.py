@@ -144,7 +144,7 @@ def test_a_file_beside_an_object_is_what_counts(tmp_path, teacher):
 def test_a_trained_object_is_not_trained_alone_afterwards(tmp_path, teacher):
     master, student = fs.create("resnet8", 10, 1, weights=teacher), network()
     fs.distill(master, student, DATA, "kd", out=tmp_path / "run", scale=SHORT, **PLAIN)
-    with pytest.raises(RunError, match="begun without alone=True"):
+    with pytest.raises(RunError, match="started without alone=True"):
         fs.distill(master, student, DATA, "kd", out=tmp_path / "run", scale=SHORT, alone=True, resume=True, **PLAIN)
 
 

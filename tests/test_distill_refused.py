@@ -61,13 +61,13 @@ def test_bad_input_is_named_before_anything_is_made(tmp_path, teacher, arguments
 
 
 def test_weights_beside_a_teacher_that_is_an_object_are_refused(teacher):
-    with pytest.raises(RecipeError, match="given as an object has its weights"):
+    with pytest.raises(RecipeError, match="given as an object has its own"):
         distillation(network(), "resnet8", DATA, "kd", teacher_weights=teacher)
 
 
 def test_one_object_cannot_be_both(teacher):
     both = network()
-    with pytest.raises(RecipeError, match=r"one object, which would be overwritten; give a copy\.deepcopy"):
+    with pytest.raises(RecipeError, match=r"the same object\. Give copy\.deepcopy"):
         distillation(both, both, DATA, "kd")
 
 

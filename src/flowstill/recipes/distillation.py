@@ -58,7 +58,8 @@ def distillation(
     if not (isinstance(teacher, nn.Module) or large.weights or _learned(large.network, changes)):
         raise RecipeError(
             f"The teacher {large.network.name!r} has no trained weights. Give the file that holds them, "
-            "--teacher-weights FILE (teacher_weights=FILE), or for a timm or torchvision network --set teacher.network.options.pretrained=true."
+            "--teacher-weights FILE (teacher_weights=FILE), or for a timm or torchvision network "
+            "--set teacher.network.options.pretrained=true."
         )
     data = usual_data(data) if isinstance(data, str) else data
 
