@@ -15,12 +15,12 @@ from flowstill.engine.hardware import make_fabric
 from flowstill.engine.precision import Precision
 from flowstill.engine.stored import Store, digest_of, store_name
 from flowstill.engine.teacher import Teacher
-from flowstill.recipes.storage import Layout
+from flowstill.recipes.storage import TargetLayout
 from support.stored_recipes import CROPS
 
 
 def store(path, *, shapes=((3,),), dtype="fp32", cells=10, single=True) -> Store:
-    return Store(path / "store", Layout(shapes, (torch.float32,) * len(shapes), single), dtype, cells)
+    return Store(path / "store", TargetLayout(shapes, (torch.float32,) * len(shapes), single), dtype, cells)
 
 
 def test_a_number_beyond_half_precision_is_refused(tmp_path):
@@ -72,7 +72,7 @@ def test_a_full_disk_is_said(tmp_path, monkeypatch):
 
 def test_maps_come_back_in_the_teachers_number_format(tmp_path):
     maps = torch.randn(2, 3, 2, 2).bfloat16()
-    layout = Layout.of((maps,))
+    layout = TargetLayout.of((maps,))
     assert layout.numbers == 12
     (back,) = layout.target(layout.flat((maps,)))
     assert back.dtype == torch.bfloat16
@@ -82,7 +82,7 @@ def test_maps_come_back_in_the_teachers_number_format(tmp_path):
 @pytest.mark.parametrize("target", [{"a": torch.ones(2)}, torch.ones(2, dtype=torch.int64), [torch.ones(2)], 3.0])
 def test_only_float_tensors_can_be_stored(target):
     with pytest.raises(fs.RecipeError, match="only a float tensor, or a tuple of them"):
-        Layout.of(target)
+        TargetLayout.of(target)
 
 
 def test_the_name_of_a_store_changes_with_whatever_decides_its_content():

@@ -158,11 +158,13 @@ def test_a_stopped_run_goes_on_with_a_file_that_has_moved(here: Path) -> None:
     with pytest.raises(Stop):
         fs.train(recipe, here / "stopped", on_step=stop, **PLAIN)
     moved = here.parent / "moved"
-    here.rename(moved)
+    moved.mkdir()
+    for name in ("mine.py", "r.yaml"):
+        (here / name).rename(moved / name)
     forget()
     recipe = load_recipe(moved / "r.yaml", scale=0.001, trust_code=True)
-    run = fs.train(recipe, moved / "stopped", resume=True, **PLAIN)
-    want, got = ((folder / "student.safetensors").read_bytes() for folder in (moved / whole.path.name, run.path))
+    run = fs.train(recipe, here / "stopped", resume=True, **PLAIN)
+    want, got = ((folder.path / "student.safetensors").read_bytes() for folder in (whole, run))
     assert got == want
 
 
@@ -217,6 +219,14 @@ def test_an_installed_module_needs_no_word(here: Path, monkeypatch: pytest.Monke
     # The file is this module already, so it does not run under a second name.
     by_path = load_recipe(here / "r.yaml", set=["uses=my_installed_knowledge.py"], trust_code=True)
     assert by_path.jobs == recipe.jobs
+
+
+def test_a_procedure_from_a_file_makes_the_stages(here: Path) -> None:
+    mapping = "{procedure: my_joint, transfer: {name: my-norms, weight: 2}, steps: 8, lr: {0: 0.1, 4: 0.01}}"
+    (here / "r.yaml").write_text(RECIPE.replace("my-method", mapping))
+    (stage,) = load_recipe(here / "r.yaml", trust_code=True).jobs["student"].stages
+    (update,) = stage.updates
+    assert (stage.steps, update.rule.name, update.transfer[0].weight.value) == (8, "my-half", 2)
 
 
 def test_a_file_is_looked_for_beside_the_recipe_then_in_the_working_directory(here: Path) -> None:

@@ -17,7 +17,7 @@ from flowstill.data.batch import Batch
 from flowstill.engine.precision import Precision
 from flowstill.engine.teacher import Teacher
 from flowstill.errors import RunError
-from flowstill.recipes.storage import Layout, StoredFile, most_bytes, readable, reads_teacher
+from flowstill.recipes.storage import StoredFile, TargetLayout, most_bytes, readable, reads_teacher
 from flowstill.transfer.knowledge import Knowledge, Loss, Target
 from flowstill.transfer.stages import Stored
 
@@ -44,7 +44,7 @@ class Store:
         checks: whether to compare the cells of an earlier process with their checksums; damaged ones count as missing.
     """
 
-    def __init__(self, path: Path, layout: Layout, dtype: str, cells: int, *, checks: bool = True) -> None:
+    def __init__(self, path: Path, layout: TargetLayout, dtype: str, cells: int, *, checks: bool = True) -> None:
         self.layout, self.path = layout, path
         kind, sums = np.dtype(NUMBERS[dtype]), path.with_suffix(".sums")
         for file, size in ((path, cells * layout.numbers * kind.itemsize), (sums, 4 * cells)):
@@ -165,7 +165,7 @@ class Stores:
         """The store of this name; the first process creates it if there is none."""
         if name not in self._open:
             black = torch.zeros(1, *self.data.shape, device=self.fabric.device)
-            layout = Layout.of(teacher.make_target(loss, teacher.read(black, [loss])))
+            layout = TargetLayout.of(teacher.make_target(loss, teacher.read(black, [loss])))
             for makes in (True, False):
                 if makes == (self.fabric.global_rank == 0):
                     self.folder.mkdir(exist_ok=True)

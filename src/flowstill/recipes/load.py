@@ -46,15 +46,21 @@ def load_recipe(
 ) -> Recipe:
     """Read a recipe that comes with the package, a YAML file, or the ``recipe.yaml`` of a run; or change a Recipe.
 
-    set: changes such as ``data.batch=64`` or ``teacher.weights=FILE``, applied in order. scale: stretches every count
-    of steps (``scaled``). seed, data_root: instead of the recipe's. trust_code: allow networks that come from a Python
-    file, whose code then runs.
+    Args:
+        source: a packaged recipe's name, a path, or a Recipe, whose ``uses`` are trusted.
+        set: changes such as ``data.batch=64`` or ``teacher.weights=FILE``, applied in order.
+        scale: multiplies every count of steps (``scaled``).
+        seed: instead of the recipe's.
+        data_root: where data sets lie, instead of the recipe's ``data.root``.
+        trust_code: allow Python files that the recipe ``uses`` or takes networks from; their code runs.
 
-    Raises: RecipeError with all problems, a line for each: ``recipe.yaml:12: jobs.student.seed: expected a whole
-    number, got 'abc'``.
+    Raises:
+        RecipeError: with all problems, a line for each: ``recipe.yaml:12: jobs.student.seed: expected a whole number,
+            got 'abc'``.
 
-    >>> load_recipe("fsp-table3", scale=0.02, set=["fsp.stages.transfer.lr=0.01"]).jobs["fsp"].stages[0].steps
-    420
+    Example:
+        >>> load_recipe("fsp-table3", scale=0.02, set=["fsp.stages.transfer.lr=0.01"]).jobs["fsp"].stages[0].steps
+        420
     """
     if isinstance(source, Recipe):
         document, folder, trust_used = read_yaml(dump_recipe(source), f"the recipe {source.name!r}"), "", True
@@ -101,7 +107,7 @@ def _read(file: Traversable | Path, source: str) -> Document:
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{source} cannot be read: {error}") from None
     if not isinstance(document.data, dict):
-        what = "it is empty" if document.data is None else "this is no mapping"
+        what = "it is empty" if document.data is None else "expected a mapping"
         expected = f"{source}: {what}; a recipe begins with keys such as 'name', 'data' and 'jobs'"
         raise RecipeError(document.text() or expected)
     document.data.pop("run", None)  # what a run noted beside its recipe

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+# Not ruamel.yaml: it gives an item's alias, a merge and a second duplicate no line, reads dates and 0x10 as more than
+# text, accepts tags and builds alias bombs.
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 

@@ -7,6 +7,8 @@ from typing import Any
 from flowstill.errors import RecipeError
 from flowstill.recipes.dump import plain
 from flowstill.recipes.places import Document
+from flowstill.recipes.procedures import make_stages
+from flowstill.schema.problems import Loc, Problems
 from flowstill.transfer.methods import find_method
 
 SHORTHAND = ("teacher", "student", "stages")
@@ -54,7 +56,11 @@ def expand(document: Document) -> None:
 
 
 def jobs_as_mappings(document: Document) -> None:
-    """A job given as a network's name alone becomes ``{network: NAME}``, and ``stages: METHOD`` the method's stages."""
+    """Write out what stands in short form in a job.
+
+    ``NAME`` is short for ``{network: NAME}``, ``stages: METHOD`` for the method's stages, and
+    ``stages: {procedure: NAME, ...}`` for the stages that the procedure makes of the other keys.
+    """
     jobs = document.data.get("jobs")
     if not isinstance(jobs, dict):
         return
@@ -63,6 +69,8 @@ def jobs_as_mappings(document: Document) -> None:
             jobs[name] = {"network": job}
         elif isinstance(job, dict) and isinstance(job.get("stages"), str):
             job["stages"] = _method(document, name, job["stages"])
+        elif isinstance(job, dict) and isinstance(job.get("stages"), dict) and "procedure" in job["stages"]:
+            job["stages"] = _procedure(document, ("jobs", name, "stages"), job["stages"])
 
 
 def _method(document: Document, job: str, name: str) -> list[Any]:
@@ -78,6 +86,22 @@ def _method(document: Document, job: str, name: str) -> list[Any]:
         )
         return []
     made: list[Any] = plain(found.stages(0))
+    return made
+
+
+def _procedure(document: Document, path: Loc, given: dict[Any, Any]) -> list[Any]:
+    """The stages that a procedure makes of its arguments; none, with the problems noted, if they do not fit."""
+    arguments = {key: value for key, value in given.items() if key != "procedure"}
+    try:
+        stages = make_stages(given["procedure"], arguments)
+    except Problems as error:
+        for problem in error.problems:
+            document.say((*path, *problem.loc), problem.sentence())
+        return []
+    except RecipeError as error:
+        document.say((*path, "procedure"), str(error))
+        return []
+    made: list[Any] = plain(stages)
     return made
 
 

@@ -27,7 +27,7 @@ Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class Layout:
+class TargetLayout:
     """How a target (a tensor or a tuple of tensors, images first) lies in a row of numbers.
 
     shapes, dtypes: of its tensors, without the images' dimension. single: one tensor, not a tuple.
@@ -38,7 +38,7 @@ class Layout:
     single: bool
 
     @classmethod
-    def of(cls, target: Target) -> Layout:
+    def of(cls, target: Target) -> TargetLayout:
         """The layout of ``target``. Raises: RecipeError if it is not made of float tensors."""
         tensors = (target,) if isinstance(target, Tensor) else target
         if not isinstance(tensors, tuple) or not all(
@@ -67,7 +67,7 @@ class Layout:
     def target(self, numbers: Tensor) -> Target:
         """The target made of (B, numbers), on their device.
 
-        >>> layout = Layout(((2, 2), (3,)), (torch.float32, torch.float32), single=False)
+        >>> layout = TargetLayout(((2, 2), (3,)), (torch.float32, torch.float32), single=False)
         >>> [tuple(part.shape) for part in layout.target(torch.zeros(5, 7))]
         [(5, 2, 2), (5, 3)]
         """
@@ -196,7 +196,7 @@ def _check_views(stage: Stage, stored: Stored, views: int | None, files: list[St
 def _numbers(stage: Stage, knowledge: Knowledge, loss: Loss, teacher: nn.Module, shape: Shape) -> int:
     """How many numbers are kept of an image, found by reading one."""
     try:
-        return Layout.of(_target(loss, teacher, shape)).numbers
+        return TargetLayout.of(_target(loss, teacher, shape)).numbers
     except RecipeError as error:
         raise RecipeError(f"stage {stage.name!r}, {knowledge.name!r}: {error}. Use 'knowledge: live'.") from None
 

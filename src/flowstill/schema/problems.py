@@ -104,7 +104,7 @@ def problems_of(error: ValidationError, kind: Any) -> list[Problem]:
     found = [
         _Finding(e["loc"], e["type"], e["input"], e.get("ctx", {}), e["msg"]) for e in error.errors(include_url=False)
     ]
-    return _read(found, kind, "")
+    return _read(found, kind, _hint(kind))
 
 
 @dataclass(frozen=True)
@@ -205,8 +205,13 @@ def _inner(kind: Any, part: str | int) -> tuple[Any, str]:
     elif origin in (tuple, list) and isinstance(part, int):
         endless = origin is list or arguments[-1] is Ellipsis
         inner = arguments[0 if endless else min(part, len(arguments) - 1)]
-    extras = get_args(inner)[1:] if get_origin(inner) is Annotated else ()
-    return inner, next((e.description for e in extras if isinstance(e, FieldInfo) and e.description), "")
+    return inner, _hint(inner)
+
+
+def _hint(kind: Any) -> str:
+    """What a reader would say may stand here, as ``Annotated`` describes it."""
+    extras = get_args(kind)[1:] if get_origin(kind) is Annotated else ()
+    return next((e.description for e in extras if isinstance(e, FieldInfo) and e.description), "")
 
 
 def _fields(kind: Any) -> dict[str, FieldInfo]:

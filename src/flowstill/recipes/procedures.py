@@ -1,0 +1,81 @@
+"""A procedure called with what a recipe file says: arguments by name, in the short forms that people write."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from flowstill.errors import RecipeError, did_you_mean
+from flowstill.schema import is_specification
+from flowstill.schema.problems import Problem, Problems, members, problems_of, shown
+from flowstill.transfer.procedures import PROCEDURES
+from flowstill.transfer.rules import Rule, parse_rule
+from flowstill.transfer.schedules import Schedule
+from flowstill.transfer.stages import Stage
+
+_SCHEDULES = frozenset(members(Schedule))
+_PLAIN = (int, float, str, bool)
+
+
+def make_stages(name: Any, arguments: Mapping[Any, Any]) -> tuple[Stage, ...]:
+    """The stages that the procedure ``name`` makes of plain data.
+
+    Args:
+        name: of a function under ``register_procedure``.
+        arguments: its parameters by name; schedules, rules, optimisers and terms may have their short forms.
+
+    Raises:
+        Problems: arguments that are unknown, missing or wrong, all of them.
+        RecipeError: an unknown procedure, or what the procedure itself says of its arguments.
+
+    >>> [stage.steps for stage in make_stages("alone", {"steps": 10, "lr": {0: 0.1, 5: 0.01}})]
+    [10]
+    """
+    if not isinstance(name, str):
+        raise RecipeError(f"expected a procedure's name, got {shown(name)}. {did_you_mean('', PROCEDURES)}".strip())
+    make = PROCEDURES.find(name)
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = {key: p for key, p in inspect.signature(make).parameters.items() if p.kind in named}
+    types = get_type_hints(make, include_extras=True)
+    problems, given = [], {}
+    for key, value in arguments.items():
+        if key in parameters:
+            given[key], wrong = _read(value, types.get(key, Any))
+            problems += [Problem((key, *problem.loc), problem.text, problem.owner) for problem in wrong]
+        else:
+            near = did_you_mean(str(key), parameters)
+            problems.append(Problem((key,), f"procedure {name!r} has no argument {str(key)!r}. {near}".strip()))
+    for key, parameter in parameters.items():
+        if key not in arguments and parameter.default is parameter.empty:
+            problems.append(Problem((), f"procedure {name!r} needs {key!r}"))
+    if problems:
+        raise Problems(name, problems)
+    made = make(**given)
+    return (made,) if isinstance(made, Stage) else tuple(made)
+
+
+def _read(value: Any, kind: Any) -> tuple[Any, list[Problem]]:
+    """An argument as its annotation wants it, and what is wrong with it."""
+    kinds = members(kind)
+    if set(kinds) >= _SCHEDULES:
+        kind = Schedule
+    elif Rule in kinds:
+        return _read_rule(value)
+    elif not all(k in _PLAIN or is_specification(k) for k in kinds):
+        return value, []  # terms, which the stage reads, or what only the procedure knows
+    try:
+        return TypeAdapter(kind).validate_python(value), []
+    except ValidationError as error:
+        return None, problems_of(error, kind)
+
+
+def _read_rule(value: Any) -> tuple[Any, list[Problem]]:
+    try:
+        return parse_rule(value), []
+    except Problems as error:
+        return None, list(error.problems)
+    except RecipeError as error:
+        return None, [Problem((), str(error))]
