@@ -76,7 +76,7 @@ def test_the_command_trains_and_shows_the_student_beside_itself_alone(tmp_path, 
     assert [jobs[name]["labels"] for name in ("student_alone", "student")] == [100, 100]
     assert jobs["student"]["steps"] == jobs["student_alone"]["steps"] == 5  # 4 + 1, at the smallest scale
     assert main([*command, "--resume"]) == 0
-    assert "finished already" in capsys.readouterr().out
+    assert "already finished" in capsys.readouterr().out
 
 
 def test_a_row_of_stages_is_a_method_too(tmp_path, teacher):

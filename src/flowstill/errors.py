@@ -1,4 +1,4 @@
-"""What a user did wrong, said so that they can mend it."""
+"""Errors about what a user wrote, with the fix."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Iterable
 
 
 class FlowstillError(Exception):
-    """Bad input. Its text names the value, the place, the nearest valid choice and the fix.
+    """Bad input. The text says what was expected, what was received, the nearest valid choice and the fix.
 
     The command line prints it on standard error and exits with code 2, without a traceback.
     """
 
 
 class RecipeError(FlowstillError, ValueError):
-    """A recipe, or one of its dataclasses, says something that cannot be run."""
+    """A recipe, or one of its dataclasses, cannot be run."""
 
 
 class DataError(FlowstillError, ValueError):
-    """A data set is missing, or holds something that cannot be trained on."""
+    """A data set is missing or cannot be trained on."""
 
 
 class NetworkError(FlowstillError, ValueError):
@@ -26,33 +26,51 @@ class NetworkError(FlowstillError, ValueError):
 
 
 class TapError(NetworkError):
-    """A tap names no module, was not reached, or its map was overwritten."""
+    """A tap names no module, its module was not reached, or its map was overwritten."""
 
 
 class ShapeError(NetworkError):
-    """Two feature maps do not fit together; the text names both and their layers."""
+    """Two feature maps do not fit; the text names both and their layers."""
 
 
 class RunError(FlowstillError):
-    """A run folder cannot be read, or cannot be written to."""
+    """A run folder cannot be read or written."""
 
 
 def nearest(name: str, choices: Iterable[str], count: int = 1) -> list[str]:
-    """The ``count`` choices most like ``name``, the likeliest first; fewer if nothing is alike.
+    """Find the choices most similar to ``name``.
 
-    >>> nearest("resnet62", ["resnet26", "vgg", "resnet8"])
-    ['resnet26']
+    Args:
+        name: what was written.
+        choices: the valid names.
+        count: how many to find.
+
+    Returns:
+        At most ``count`` choices, the most similar first; none if nothing is similar.
+
+    Example:
+        >>> nearest("resnet62", ["resnet26", "vgg", "resnet8"])
+        ['resnet26']
     """
     return difflib.get_close_matches(name, list(choices), n=count, cutoff=0.4)
 
 
 def did_you_mean(name: str, choices: Iterable[str], count: int = 1) -> str:
-    """A sentence that offers the nearest choices, or all of them where none is near and they are few.
+    """Suggest the nearest choices, or list all of them if none is similar and there are few.
 
-    >>> did_you_mean("tescher", ["teacher", "student"])
-    "Did you mean 'teacher'?"
-    >>> did_you_mean("x", ["teacher", "student"])
-    "Choose from 'teacher', 'student'."
+    Args:
+        name: what was written.
+        choices: the valid names.
+        count: how many to suggest.
+
+    Returns:
+        A sentence; empty if there is nothing to suggest.
+
+    Example:
+        >>> did_you_mean("tescher", ["teacher", "student"])
+        "Did you mean 'teacher'?"
+        >>> did_you_mean("x", ["teacher", "student"])
+        "Choose from 'teacher', 'student'."
     """
     choices = list(choices)
     near = nearest(name, choices, count)

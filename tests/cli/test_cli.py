@@ -80,7 +80,7 @@ def everything(folder: Path) -> list[str]:
 def test_without_a_command_the_help_is_shown(capsys):
     assert main([]) == 0
     shown = capsys.readouterr()
-    for command in ("demo", "train", "check", "inspect", "evaluate", "list"):
+    for command in ("demo", "distill", "train", "reproduce", "check", "inspect", "evaluate", "list"):
         assert re.search(rf"^  {command} ", shown.out, re.MULTILINE)
     assert shown.err == ""
 
@@ -140,7 +140,7 @@ def test_a_finished_run_says_so_and_is_not_overwritten(trained, here, capsys):
     assert main(again) == 2
     assert "--resume" in capsys.readouterr().err
     assert main([*again, "--resume"]) == 0
-    assert "finished already" in capsys.readouterr().out
+    assert "already finished" in capsys.readouterr().out
     assert main([*again, "--resume", "--set", "student.seed=9"]) == 2
     assert "another recipe" in capsys.readouterr().err
     assert {path: Path("run", path).read_bytes() for path in before} == before
@@ -202,7 +202,7 @@ def test_inspect_pairs_two_networks(capsys):
     assert main(["inspect", "timm:resnet18", "--against", "resnet8", "--image-size", "64", "--classes", "7"]) == 0
     shown = capsys.readouterr().out
     assert "FSP does not fit" in shown
-    assert "left unpaired of timm:resnet18: section" in shown
+    assert "unpaired in timm:resnet18: section" in shown
 
 
 def test_the_lists(capsys):
@@ -212,6 +212,8 @@ def test_the_lists(capsys):
         "knowledge": ["fsp", "labels"],
         "data": ["digits", "cifar10"],
         "recipes": ["digits", "fsp-table3"],
+        "procedures": ["two_stage", "adversarial"],
+        "rules": ["adaptive_clip", "sum"],
     }
     for kind, names in expected.items():
         assert main(["list", kind]) == 0
@@ -235,7 +237,7 @@ def test_the_demo_shows_a_finished_run_again(here, capsys):
     writer.write_summary(Summary(finished=True, jobs=jobs))
     assert main(["demo"]) == 0
     shown = capsys.readouterr().out
-    assert "finished already" in shown
+    assert "already finished" in shown
     assert re.search(r"^ *student +resnet8 +98\.76 ", shown, re.MULTILINE)
     assert "report: runs/digits/report.html" in shown
 
@@ -261,7 +263,10 @@ def test_an_interrupt_tells_how_to_go_on(here, capsys, monkeypatch):
     threading.Thread(target=interrupt_the_loop, daemon=True).start()
     assert main(command) == 130
     shown = capsys.readouterr()
-    assert "go on with: flowstill train long.yaml --out 'a run' --device cpu --precision 32 --resume\n" in shown.err
+    assert (
+        "interrupted; continue with: flowstill train long.yaml --out 'a run' --device cpu --precision 32 --resume\n"
+        in shown.err
+    )
     assert "Traceback" not in shown.err
     assert shown.out == ""
     assert not Run.open("a run").finished

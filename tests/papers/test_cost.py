@@ -8,10 +8,11 @@ import yaml
 
 from flowstill.cli import main
 from flowstill.papers import cost as module
+from flowstill.papers import plan as planning
 from flowstill.papers import reproduce
 from flowstill.papers.cost import Cost, cost_table, measure_cost
+from flowstill.papers.plan import plan_table
 from flowstill.papers.printed import Printed, PrintedCost, printed_tables
-from flowstill.papers.reproduce import plan_table
 from flowstill.recipes.load import load_recipe
 
 ROWS = ["plain", "stage1_on_the_fly", "stage1_stored_fsp", "stage1_stored_fsp_for_each"]
@@ -45,7 +46,7 @@ def test_the_papers_seconds_give_the_papers_speedups():
     assert table.rows == tuple(ROWS)
     assert [table.at(row, "seconds_per_100").mean for row in ROWS] == pytest.approx([16, 35, 19, 19])
     assert [round(table.at(row, "speedup").mean, 2) for row in ROWS[1:]] == [1.76, 2.18, 1.39]
-    assert table.at("plain", "speedup").ours == ()
+    assert table.at("plain", "speedup").measured == ()
 
 
 def test_printed_costs_are_those_of_the_specification():
@@ -91,7 +92,7 @@ def test_each_kind_of_update_is_measured_as_it_runs(tiny, monkeypatch):
 
 def test_a_table_comes_with_its_cost_measured_once(tiny, tmp_path, monkeypatch, capsys):
     printed = Printed("A paper", ("accuracy",), {"fsp": (60.0,), "kd": (61.0,)}, cost=COST)
-    monkeypatch.setattr(reproduce, "printed_tables", lambda: {"tiny-cost": printed})
+    monkeypatch.setattr(planning, "printed_tables", lambda: {"tiny-cost": printed})
     command = ["reproduce", str(tiny), "--out", str(tmp_path / "out"), "--device", "cpu", "--precision", "32"]
     assert main(command) == 0
     said = capsys.readouterr().out

@@ -9,8 +9,9 @@ from flowstill.cli import main
 from flowstill.errors import RecipeError
 from flowstill.papers import reached
 from flowstill.papers.drawings import EPSILONS, draw, penalty_curves, task_curves
+from flowstill.papers.plan import plan_table
 from flowstill.papers.reached import reached_table
-from flowstill.papers.reproduce import plan_table, reproduce
+from flowstill.papers.reproduce import reproduce
 from flowstill.recipes.load import dump_recipe, load_recipe
 from flowstill.recipes.recipe import Data, Recipe
 from oracles import representing
@@ -88,7 +89,7 @@ def test_how_soon_is_counted_against_the_first_jobs_end(run):
     for job, (steps, values) in curves.items():
         for share in (80, 90, 95):
             found = [number for number, value in enumerate(values) if value >= end * share / 100]
-            ours = table.at(job, f"updates_to_{share}").ours
+            ours = table.at(job, f"updates_to_{share}").measured
             if not found:
                 assert ours == ()
                 continue
@@ -110,9 +111,9 @@ def test_a_bar_that_one_seed_never_reaches_has_no_mean(run, monkeypatch):
     )
     other = fs.Run.open(run.path)
     table = reached.reached_table(load_recipe(run.path / "recipe.yaml"), [run, other])
-    assert table.at("a", "updates_to_80").ours == (16.0, 16.0)
-    assert table.at("b", "updates_to_80").ours == ()
-    assert table.at("b", "updates_to_own_80").ours == pytest.approx((10 + 10 * 67.6 / 87, 10 + 10 * 6 / 10))
+    assert table.at("a", "updates_to_80").measured == (16.0, 16.0)
+    assert table.at("b", "updates_to_80").measured == ()
+    assert table.at("b", "updates_to_own_80").measured == pytest.approx((10 + 10 * 67.6 / 87, 10 + 10 * 6 / 10))
 
 
 def test_curves_are_drawn_from_more_evaluations_than_others_have(run, tmp_path):
@@ -141,7 +142,7 @@ def test_samples_show_plain_images_and_distorted_ones(tmp_path):
     recipe = Recipe("samples", Data("tcifar10", root=str(tmp_path)), figure="samples")
     assert all(path.stat().st_size > 1000 for path in draw(recipe, [], tmp_path / "out"))
     assert load_recipe(write(tmp_path, recipe)) == recipe
-    with pytest.raises(RecipeError, match=r"'digits' has none; use tcifar10 or tcifar100"):
+    with pytest.raises(RecipeError, match=r"Expected data tcifar10 or tcifar100\. Received: 'digits'"):
         draw(Recipe("samples", Data("digits"), figure="samples"), [], tmp_path)
 
 

@@ -3,7 +3,8 @@
 import pytest
 
 from flowstill.papers.left_open import left_open
-from flowstill.papers.reproduce import make_table, plan_table
+from flowstill.papers.plan import plan_table
+from flowstill.papers.reproduce import make_table
 from flowstill.papers.rows import rows_of
 from flowstill.papers.table import legend, lines
 from flowstill.recipes.load import load_recipe

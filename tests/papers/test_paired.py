@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from flowstill.papers.paired import Difference, baselines, paired_differences, shown, write_paired
+from flowstill.papers.paired import Difference, baselines, mean_and_interval, paired_differences, write_paired
 from flowstill.recipes.load import load_recipe
 from flowstill.recipes.recipe import Net, Weights
 from flowstill.runs import JobSummary, Summary
@@ -50,7 +50,7 @@ def test_a_row_with_taught_and_untaught_variants_is_taken_apart():
     found = paired_differences(recipe, ("vgg_student_pool",), runs)
     assert {d.baseline for d in found} == {"vgg_student_pool_none"}
     assert [d.row for d in found] == [f"vgg_student_pool_{rank}" for rank in (1, 2, 4, 8, 16)]
-    assert [d.each for d in found] == [{0: 1.0}, {0: 2.0}, {0: 3.0}, {0: 4.0}, {0: 5.0}]
+    assert [d.by_seed for d in found] == [{0: 1.0}, {0: 2.0}, {0: 3.0}, {0: 4.0}, {0: 5.0}]
 
 
 def test_the_interval_is_students():
@@ -65,12 +65,17 @@ def test_the_interval_is_students():
 def test_seeds_are_paired_and_missing_ones_left_out():
     runs = summaries(fsp=[None, 61.0, 63.0], student_scratch=[70.0, 60.0, 65.0])
     (found,) = paired_differences(RECIPE, ("fsp", "student_scratch"), runs)
-    assert (found.row, found.baseline, found.each) == ("fsp", "student_scratch", {4: 1.0, 5: -2.0})
+    assert (found.row, found.baseline, found.by_seed) == ("fsp", "student_scratch", {4: 1.0, 5: -2.0})
+
+
+def test_equal_differences_have_an_interval_without_width(recwarn):
+    assert Difference("fsp", "alone", {0: 1.5, 1: 1.5}).interval == (1.5, 1.5)
+    assert not recwarn
 
 
 def test_one_seed_has_no_interval():
     assert Difference("fsp", "alone", {0: 1.5}).interval is None
-    assert shown(Difference("fsp", "alone", {0: 1.5})) == "+1.50"
+    assert mean_and_interval(Difference("fsp", "alone", {0: 1.5})) == "+1.50"
 
 
 def test_files_have_a_line_for_each_row_and_each_seed_a_number(tmp_path):
@@ -78,7 +83,7 @@ def test_files_have_a_line_for_each_row_and_each_seed_a_number(tmp_path):
     rows = ("fsp", "student_scratch", "student_scratch_total")
     write_paired(RECIPE, paired_differences(RECIPE, rows, runs), (3, 4), tmp_path)
     text = (tmp_path / "paired.md").read_text()
-    assert "| row | less student_scratch | less student_scratch_total |" in text
+    assert "| row | minus student_scratch | minus student_scratch_total |" in text
     assert "| fsp | +2.00 [-10.71, +14.71] | +0.00 [-12.71, +12.71] |" in text  # t(1) is 12.706, the deviation sqrt 2
     lines = list(csv.DictReader((tmp_path / "paired.csv").open()))
     assert [(line["baseline"], line["seed_3"], line["seed_4"]) for line in lines] == [
@@ -95,7 +100,7 @@ def test_a_missing_seed_leaves_its_column_empty_and_is_said(tmp_path):
     assert "(2 seeds) |" in (tmp_path / "paired.md").read_text()
 
 
-@pytest.mark.parametrize(("one", "said"), [(True, "for one teacher and"), (False, "for teachers of their own and")])
+@pytest.mark.parametrize(("one", "said"), [(True, "for one teacher and"), (False, "for a teacher per seed and")])
 def test_it_is_said_whose_the_teacher_is(tmp_path, one, said):
     runs = summaries(fsp=[61.0, 63.0], student_scratch=[60.0, 65.0])
     differences = paired_differences(RECIPE, ("fsp", "student_scratch"), runs)

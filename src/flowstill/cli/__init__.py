@@ -1,4 +1,4 @@
-"""The command line: one short file for each command, which parses, calls and prints."""
+"""The command line: one short file per command, which parses, calls and prints."""
 
 from flowstill.cli.app import main
 

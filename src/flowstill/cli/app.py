@@ -1,4 +1,4 @@
-"""The commands together, and what becomes of an error: one text on standard error, exit code 2."""
+"""All commands, and how errors end: one message on standard error, exit code 2."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def flowstill(
 ) -> None:
     """Teach a small vision network by the flow between the layers of a large one.
 
-    Begin with `flowstill demo`: a teacher, a student alone, and a student that was taught, in a few minutes.
+    Start with `flowstill demo`: a teacher, a student alone and a taught student, in a few minutes.
     """
     if version:
         from importlib.metadata import version as version_of
@@ -57,12 +57,19 @@ def flowstill(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0, 2 for bad input, 130 if interrupted."""
+    """Run the command line.
+
+    Args:
+        arguments: what follows the command's name; those of the process by default.
+
+    Returns:
+        The exit code: 0, 2 for bad input, 130 if interrupted.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # an arrow must not stop a command where the terminal has none
-    # Read when torch starts its threads: waiting asleep costs little on idle cores, and on cores that others use too,
-    # threads that spin instead can take ten times as long.
+            stream.reconfigure(errors="replace")  # a terminal without arrows must not stop a command
+    # Read when torch starts its threads. Sleeping threads cost little on idle cores; on shared cores, spinning ones can
+    # take ten times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     keep_freed_memory()
     command = typer.main.get_command(app)
@@ -72,15 +79,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
     except (KeyboardInterrupt, typer.Abort):
-        print("stopped", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        usage = getattr(error, "format_message", None)  # what typer raises of a wrong command, option or value
+        usage = getattr(error, "format_message", None)  # typer's errors about a command, option or value have it
         if usage is None:
             raise
         context = getattr(error, "ctx", None)
         hint = f"\nSee `{context.command_path} --help`." if context else ""
-        text = usage().replace("Value error, ", "")  # pydantic's words, in some versions of typer
+        text = usage().replace("Value error, ", "")  # pydantic's prefix, in some versions of typer
         print(f"error: {text}{hint}", file=sys.stderr)
         return BAD_INPUT
     return code if isinstance(code, int) else 0

@@ -20,10 +20,10 @@ def check(
     data_root: DataRoot = None,
     trust_code: TrustCode = False,
 ) -> None:
-    """Say what a recipe would do, without doing it.
+    """Show what a recipe would do, without doing it.
 
-    Builds all networks, taps and pairs on tensors that hold nothing; reads images only where nothing else tells
-    their size, or how many they are.
+    Builds all networks, taps and pairs without memory for tensors. Reads images only if nothing else tells their size
+    or number.
     """
     from flowstill.data import find_facts, find_source, open_data
     from flowstill.recipes.check import check as plan
@@ -53,12 +53,12 @@ def _show_job(recipe: Recipe, plan: JobPlan) -> None:
     counts = plan.counts
     print(f"{plan.name}: {plan.network}, {counts.parameters:,} parameters, {counts.macs / 1e6:,.2f} M MACs{origin}")
     if job.weights:
-        print(f"  weights from {job.weights}; not trained")
+        print(f"  weights from {job.weights}, not trained")
         return
     for stage in job.stages:
         print(f"  stage {stage.name}: {stage.steps:,} updates")
-        for player, moves in stage.players.items():
-            print(f"    {player}: {moves.optimizer.name}, learning rate {plain(moves.lr)}")
+        for name, player in stage.players.items():
+            print(f"    {name}: {player.optimizer.name}, learning rate {plain(player.lr)}")
         if files := plan.stored[stage.name]:
             print(f"    stored: {_stored(recipe, files)}")
         for term, teacher, student in dict.fromkeys(plan.terms[stage.name]):
@@ -69,9 +69,9 @@ def _show_job(recipe: Recipe, plan: JobPlan) -> None:
 
 
 def _stored(recipe: Recipe, files: tuple[StoredFile, ...]) -> str:
-    """What is kept on the disk, and how much that is."""
+    """What is stored on the disk, and its size."""
     from flowstill.recipes.storage import most_bytes, readable
 
     views = recipe.data.augment.view_count
-    numbers = f"{sum(file.numbers for file in files):,} numbers ({files[0].dtype}) an image"
+    numbers = f"{sum(file.numbers for file in files):,} numbers ({files[0].dtype}) per image"
     return f"{numbers}, {views} view{'s' if views != 1 else ''}, at most {readable(most_bytes(files))} on the disk"

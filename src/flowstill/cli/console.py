@@ -1,4 +1,4 @@
-"""Printing: rich in a terminal, plain and wide elsewhere."""
+"""Printing: rich in a terminal, plain and wide otherwise."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.table import Table
 
-_WIDE = 240  # where nobody watches, columns are not cut
+_WIDE = 240  # columns are not cut outside a terminal
 
 
 def show_table(*tables: Table) -> None:
-    """Print the first of ``tables`` that fits the terminal, or else the last; the first where there is no terminal."""
+    """Print the first table that fits the terminal, or else the last; the first if there is no terminal."""
     from rich.console import Console
 
     if sys.stdout.isatty():
@@ -27,7 +27,7 @@ def show_table(*tables: Table) -> None:
 
 
 def plain_table(*columns: str) -> Table:
-    """An empty table with a line below its head."""
+    """An empty table with a rule below its head."""
     from rich import box
     from rich.table import Table
 

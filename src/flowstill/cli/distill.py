@@ -23,29 +23,27 @@ from flowstill.cli.options import (
 
 
 def distill(
-    teacher: Annotated[str, typer.Option(metavar="NET", help="The large network (see `flowstill list nets`).")],
-    student: Annotated[str, typer.Option(metavar="NET", help="The small network.")],
-    data: Annotated[str, typer.Option(metavar="NAME", help="The images (see `flowstill list data`).")],
+    teacher: Annotated[str, typer.Option(metavar="NET", help="Large network (see `flowstill list nets`).")],
+    student: Annotated[str, typer.Option(metavar="NET", help="Small network.")],
+    data: Annotated[str, typer.Option(metavar="NAME", help="Data set (see `flowstill list data`).")],
     teacher_weights: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="What the teacher has learned: safetensors, or plain torch.save."),
+        typer.Option(metavar="FILE", help="The teacher's trained weights: safetensors, or plain torch.save."),
     ] = None,
     method: Annotated[str, typer.Option(metavar="NAME", help="See `flowstill list methods`.")] = "kd",
-    out: Annotated[Path | None, typer.Option(metavar="RUN", help="The run's folder.  [default: runs/METHOD]")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="RUN", help="Run folder.  [default: runs/METHOD]")] = None,
     alone: Annotated[
-        bool, typer.Option("--alone", help="Train the student alone as well, for as many updates, to compare.")
+        bool, typer.Option("--alone", help="Also train the student alone for the same number of updates.")
     ] = False,
     labels: Annotated[
         int | None,
         typer.Option(
             parser=whole_number,
             metavar="N",
-            help="Labelled images for the task; the transfer sees all.  [default: all]",
+            help="Number of labelled images for the task; the transfer uses all images.  [default: all]",
         ),
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in the folder, if there is one.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder, if any.")] = False,
     settings: Settings = None,
     scale: Scale = 1.0,
     seed: Seed = None,
@@ -56,10 +54,10 @@ def distill(
     uses: Uses = None,
     trust_code: TrustCode = False,
 ) -> None:
-    """Let a large trained network teach a small one, by a method's name.
+    """Teach a small network with a large trained one, by a named method.
 
-    The papers' budget for CIFAR-10 is what --scale 1 means: 64,000 updates of 256 images on the task, and what comes
-    before. Augmentation is what is usual for the data set; --set data.augment.flip=true changes it.
+    --scale 1 is the papers' budget for CIFAR-10: 64,000 updates of 256 images on the task, plus the transfer before it.
+    Each data set has its usual augmentation; change it with, for example, --set data.augment.flip=true.
     """
     from flowstill.cli.training import train_and_show
     from flowstill.recipes.distillation import distillation

@@ -9,7 +9,7 @@ from flowstill.cli.options import DataRoot, Device, RunFolder, TrustCode
 def evaluate(
     run: RunFolder, data_root: DataRoot = None, device: Device = "auto", trust_code: TrustCode = False
 ) -> None:
-    """Measure a run's networks anew on the test images."""
+    """Measure a run's networks on the test images again."""
     from flowstill.api import evaluate as measure
     from flowstill.runs import Run
 

@@ -24,15 +24,15 @@ def inspect(
         str, typer.Argument(metavar="NET", help="resnet26, timm:NAME, torchvision:NAME or file.py:factory.")
     ],
     against: Annotated[
-        str | None, typer.Option(metavar="NET", help="Pair the sections with those of this network, the student.")
+        str | None, typer.Option(metavar="NET", help="Student network to pair the sections with.")
     ] = None,
     image_size: Annotated[
         str | None,
         typer.Option(metavar="SIZE", help="224, 224x160 (HxW) or 1x28x28 (CxHxW).  [default: the network's]"),
     ] = None,
-    classes: Annotated[int, typer.Option(parser=whole_number, metavar="N", help="How many classes the head has.")] = 10,
+    classes: Annotated[int, typer.Option(parser=whole_number, metavar="N", help="Number of classes.")] = 10,
 ) -> None:
-    """Show a network's sections, where they can be tapped, its parameters and multiply-accumulates."""
+    """Show a network's sections and taps, its parameters and multiply-accumulates."""
     shape = parse_size(image_size) if image_size else default_shape(net)
     networks = {name: build(name, shape, classes) for name in filter(None, (net, against))}
     sections = {name: show_network(name, network, shape) for name, network in networks.items()}
@@ -41,7 +41,7 @@ def inspect(
 
 
 def show_network(net: str, network: nn.Module, shape: Shape) -> list[Section]:
-    """Print what a network is made of; returns its sections."""
+    """Print the sections of a network, and return them."""
     from flowstill.features.sections import find_sections
     from flowstill.nets import count
 
@@ -56,7 +56,7 @@ def show_network(net: str, network: nn.Module, shape: Shape) -> list[Section]:
 
 
 def show_pairs(net: str, teacher: list[Section], against: str, student: list[Section]) -> None:
-    """Print the sections of two networks side by side, what is left over, and whether FSP fits."""
+    """Print the paired sections of two networks, the unpaired ones, and whether FSP fits."""
     from flowstill.features.sections import align_sections, unpaired
     from flowstill.transfer.knowledge import KNOWLEDGE
 
@@ -69,7 +69,7 @@ def show_pairs(net: str, teacher: list[Section], against: str, student: list[Sec
     for name, sections in ((net, teacher), (against, student)):
         left = [f"{sections.index(section)} ({_by(section.size)})" for section in unpaired(sections, pairs)]
         if left:
-            print(f"left unpaired of {name}: section {', '.join(left)}")
+            print(f"unpaired in {name}: section {', '.join(left)}")
     try:
         KNOWLEDGE.find("fsp")().build(pairs)
     except ShapeError as error:
@@ -79,7 +79,7 @@ def show_pairs(net: str, teacher: list[Section], against: str, student: list[Sec
 
 
 def build(net: str, shape: Shape, classes: int) -> nn.Module:
-    """The network, without memory for its weights."""
+    """The network on the meta device, without memory for its weights."""
     import torch
 
     from flowstill.nets import create
@@ -89,20 +89,26 @@ def build(net: str, shape: Shape, classes: int) -> nn.Module:
 
 
 def parse_size(text: str) -> Shape:
-    """An image's shape as the user writes it. Raises: NetworkError.
+    """Read an image's shape.
 
-    >>> parse_size("32"), parse_size("224x160"), parse_size("1x28x28")
-    ((3, 32, 32), (3, 224, 160), (1, 28, 28))
+    Raises:
+        NetworkError: not a shape.
+
+    Example:
+        >>> parse_size("32"), parse_size("224x160"), parse_size("1x28x28")
+        ((3, 32, 32), (3, 224, 160), (1, 28, 28))
     """
     if not re.fullmatch(r"[1-9]\d{0,4}(x[1-9]\d{0,4}){0,2}", text):
-        raise NetworkError(f"--image-size {text!r}: write 224, 224x160 (height x width) or 1x28x28 (channels first).")
+        raise NetworkError(
+            f"--image-size: expected 224, 224x160 (height x width) or 1x28x28 (channels first). Received: {text!r}."
+        )
     numbers = [int(part) for part in text.split("x")]
     channels = numbers[0] if len(numbers) == 3 else 3
     return channels, numbers[-2] if len(numbers) > 1 else numbers[-1], numbers[-1]
 
 
 def default_shape(net: str) -> Shape:
-    """The images that a network was made for: those of its training, 32 pixels for the CIFAR networks, else 224."""
+    """The input that a network was designed for: timm's own, 32 pixels for the CIFAR networks, otherwise 224."""
     origin, _, name = net.partition(":")
     if origin == "timm":
         import timm
@@ -120,7 +126,7 @@ def _by(numbers: tuple[int, ...]) -> str:
 
 
 def _taps(section: Section) -> list[str]:
-    """Entry, first and exit, each with its shape."""
+    """Entry, first block and exit, each with its shape."""
     points = (
         (section.entry, section.entry_shape),
         (section.first, section.first_shape),

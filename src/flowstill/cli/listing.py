@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 from typing import Annotated
 
@@ -10,60 +10,79 @@ import typer
 
 from flowstill.cli.console import plain_table, show_table
 
-
-class Kind(StrEnum):
-    """What can be listed."""
-
-    nets = "nets"
-    methods = "methods"
-    knowledge = "knowledge"
-    data = "data"
-    recipes = "recipes"
+Rows = Iterable[tuple[str, ...]]
 
 
-def show_list(
-    what: Annotated[Kind, typer.Argument(metavar="nets|methods|knowledge|data|recipes", help="What to list.")],
-) -> None:
-    """List what there is to choose from."""
-    rows = {Kind.nets: nets, Kind.methods: methods, Kind.knowledge: knowledge, Kind.data: data, Kind.recipes: recipes}
-    heads = {Kind.methods: ("transfers", "needs of the networks", "paper"), Kind.knowledge: ("about", "paper")}
-    table = plain_table("name", *heads.get(what, ("about",)))
-    for row in rows[what]():
-        table.add_row(*row)
-    show_table(table)
-
-
-def nets() -> Iterable[tuple[str, str]]:
+def nets() -> Rows:
     """Networks by name."""
     from flowstill.nets import NAME_FORMS, known_nets
 
     return (known_nets() | NAME_FORMS).items()
 
 
-def methods() -> Iterable[tuple[str, str, str, str]]:
-    """Ways to teach a student that ``distill`` can name."""
+def methods() -> Rows:
+    """Methods that ``distill`` can name."""
     from flowstill.transfer.methods import METHODS
 
     return [(name, method.transfers, method.needs, method.paper) for name, method in sorted(METHODS.items())]
 
 
-def knowledge() -> Iterable[tuple[str, str, str]]:
+def knowledge() -> Rows:
     """Kinds of knowledge that a recipe's term can name."""
     from flowstill.transfer.knowledge import KNOWLEDGE
 
-    kinds = dict(KNOWLEDGE)
-    return [(name, kind.summary, kind.paper) for name, kind in sorted(kinds.items())]
+    return [(name, kind.summary, kind.paper) for name, kind in sorted(KNOWLEDGE.items())]
 
 
-def data() -> Iterable[tuple[str, str]]:
+def procedures() -> Rows:
+    """Procedures that a recipe's stages can name."""
+    from flowstill.transfer.procedures import PROCEDURES
+
+    return [
+        (name, (make.__doc__ or "").partition("\n")[0].replace("``", "`")) for name, make in sorted(PROCEDURES.items())
+    ]
+
+
+def rules() -> Rows:
+    """Rules by which the gradients of task and transfer meet."""
+    from flowstill.transfer.rules import RULES
+
+    return [(name, rule.summary) for name, rule in sorted(RULES.items())]
+
+
+def data() -> Rows:
     """Data sets by name."""
     from flowstill.data import NAMED
 
     return [(name, known.about) for name, known in NAMED.items()]
 
 
-def recipes() -> Iterable[tuple[str, str]]:
+def recipes() -> Rows:
     """Packaged recipes."""
     from flowstill.recipes.load import recipe_names
 
     return recipe_names().items()
+
+
+# What can be listed: its rows, and the heads of the columns after the name.
+_LISTS: dict[str, tuple[Callable[[], Rows], tuple[str, ...]]] = {
+    "nets": (nets, ("about",)),
+    "methods": (methods, ("transfers", "needs of the networks", "paper")),
+    "knowledge": (knowledge, ("about", "paper")),
+    "procedures": (procedures, ("about",)),
+    "rules": (rules, ("about",)),
+    "data": (data, ("about",)),
+    "recipes": (recipes, ("about",)),
+}
+Kind = StrEnum("Kind", {name: name for name in _LISTS})  # type: ignore[misc]  # typer reads the choices from it
+
+
+def show_list(
+    kind: Annotated[Kind, typer.Argument(metavar="WHAT", help="What to list.")],
+) -> None:
+    """List the available networks, methods, data sets and so on."""
+    rows, heads = _LISTS[kind]
+    table = plain_table("name", *heads)
+    for row in rows():
+        table.add_row(*row)
+    show_table(table)

@@ -18,25 +18,25 @@ class Precision(StrEnum):
 
 
 def number(given: object) -> float:
-    """A number as the user writes it; the error repeats what was written."""
+    """Read a number; the error repeats what was written."""
     try:
         return float(str(given))
     except ValueError:
-        raise typer.BadParameter(f"expected a number, got {str(given)!r}.") from None
+        raise typer.BadParameter(f"expected a number. Received: {str(given)!r}.") from None
 
 
 def whole_number(given: object) -> int:
-    """A whole number as the user writes it; the error repeats what was written."""
+    """Read a whole number; the error repeats what was written."""
     try:
         return int(str(given))
     except ValueError:
-        raise typer.BadParameter(f"expected a whole number, got {str(given)!r}.") from None
+        raise typer.BadParameter(f"expected a whole number. Received: {str(given)!r}.") from None
 
 
 RecipeName = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A packaged recipe (see `flowstill list recipes`) or a YAML file.")
+    str, typer.Argument(metavar="RECIPE", help="Packaged recipe (see `flowstill list recipes`) or YAML file.")
 ]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, as `train --out` makes it.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, from `train --out`.")]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
@@ -44,14 +44,15 @@ Settings = Annotated[
     ),
 ]
 Scale = Annotated[
-    float, typer.Option(parser=number, metavar="FACTOR", help="Stretch all schedules: 0.02 for a short trial.")
+    float,
+    typer.Option(parser=number, metavar="FACTOR", help="Multiply the length of all schedules: 0.02 for a short trial."),
 ]
 Seed = Annotated[
     int | None,
-    typer.Option(parser=whole_number, metavar="N", help="Draw everything from this seed.  [default: the recipe's]"),
+    typer.Option(parser=whole_number, metavar="N", help="Random seed of the run.  [default: the recipe's]"),
 ]
 DataRoot = Annotated[
-    str | None, typer.Option(metavar="FOLDER", help="Where data sets lie, such as FOLDER/cifar10/train.parquet.")
+    str | None, typer.Option(metavar="FOLDER", help="Folder of the data sets, such as FOLDER/cifar10/train.parquet.")
 ]
 TrustCode = Annotated[
     bool, typer.Option("--trust-code", help="Run the Python files that the recipe uses or takes networks from.")
@@ -63,8 +64,10 @@ Uses = Annotated[
     ),
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Try each stage for two steps on made-up images, and keep nothing.")
+    bool, typer.Option("--dry-run", help="Run two steps of each stage on synthetic images, and keep nothing.")
 ]
 Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or mps.")]
-Devices = Annotated[int, typer.Option(parser=whole_number, metavar="N", help="How many devices share each batch.")]
-PrecisionOption = Annotated[Precision, typer.Option("--precision", help="auto measures which is quickest, once.")]
+Devices = Annotated[
+    int, typer.Option(parser=whole_number, metavar="N", help="Number of devices that share each batch.")
+]
+PrecisionOption = Annotated[Precision, typer.Option("--precision", help="auto measures once which is fastest.")]

@@ -21,32 +21,36 @@ from flowstill.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from flowstill.papers.estimate import Estimate
-    from flowstill.papers.reproduce import Plan
-    from flowstill.recipes.check import JobPlan
+    from flowstill.papers.plan import Plan, Work
+    from flowstill.papers.table import Table
 
 
 def reproduce(
-    table: Annotated[str, typer.Argument(metavar="TABLE", help="A packaged recipe (see `flowstill list recipes`).")],
+    table: Annotated[
+        str, typer.Argument(metavar="TABLE", help="Packaged recipe (see `flowstill list recipes`) or YAML file.")
+    ],
     scale: Scale = 1.0,
-    seeds: Annotated[int, typer.Option(parser=whole_number, metavar="N", help="Train each row so many times.")] = 1,
-    rows: Annotated[str, typer.Option(metavar="A,B", help="These rows only.  [default: all]")] = "",
+    seeds: Annotated[
+        int, typer.Option(parser=whole_number, metavar="N", help="Number of times to train each row.")
+    ] = 1,
+    rows: Annotated[str, typer.Option(metavar="A,B", help="Train only these rows.  [default: all]")] = "",
     data_root: DataRoot = None,
-    data: Annotated[str | None, typer.Option(metavar="NAME", help="Images that stand in for the paper's.")] = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where all goes.  [default: runs/TABLE]")] = None,
+    data: Annotated[str | None, typer.Option(metavar="NAME", help="Data set to use in place of the paper's.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the table.  [default: runs/TABLE]")] = None,
     settings: Settings = None,
     dry_run: DryRun = False,
     device: Device = "auto",
     devices: Devices = 1,
     precision: PrecisionOption = Precision.auto,
 ) -> None:
-    """Make a paper's table: the printed numbers, ours, and the difference.
+    """Reproduce a paper's table: printed numbers, ours, and the difference.
 
-    Trains what is missing; the same command again goes on where it was stopped, and with other --rows adds those. Teachers
-    are trained once and serve every table beside it.
+    Trains what is missing: the same command continues an interrupted table, and other --rows are added to it. Teachers
+    are trained once and shared by all tables in the same folder.
     """
     from flowstill.cli.training import try_out
-    from flowstill.papers.reproduce import COST, check_plan, plan_table
+    from flowstill.papers.plan import check_plan, plan_table
+    from flowstill.papers.reproduce import COST
     from flowstill.papers.reproduce import reproduce as make
 
     names = [row.strip() for row in rows.split(",") if row.strip()]
@@ -57,48 +61,49 @@ def reproduce(
         try_out(plan.recipe, device)
         return
     folder = out or Path("runs", plan.recipe.name)
-    plans, left, takes = check_plan(plan, folder, device=device, precision=precision.value)
+    work = check_plan(plan, folder, device=device, precision=precision.value)
     if plan.recipe.jobs:
-        _say_beforehand(plan, plans, left, takes)
+        _announce(plan, work)
     try:
-        made = make(plan, folder, device=device, devices=devices, precision=precision.value)
+        result = make(plan, folder, device=device, devices=devices, precision=precision.value, parts=work.parts)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        print("interrupted; run the same command to continue", file=sys.stderr)
         raise typer.Exit(130) from None
-    if made.cells:
-        _show(made, folder)
+    if result.cells:
+        _show(result, folder)
     if plan.cost:
         print((folder / COST).read_text(encoding="utf-8").strip())
     if plan.recipe.figure:
         print(f"drawn: {folder / 'figure.png'}, figure.svg")
 
 
-def _say_beforehand(plan: Plan, plans: dict[str, JobPlan], left: dict[str, int], takes: Estimate) -> None:
-    """What will be trained, how long it takes here, and how much it writes."""
+def _announce(plan: Plan, work: Work) -> None:
+    """Print what will be trained, how long it takes on this machine, and how much it writes."""
     from flowstill.reports.text import duration, short
 
     seeds = len(plan.seeds)
     rows = len(plan.rows)
     head = f"{plan.recipe.name}: {rows} row{'s' if rows > 1 else ''}, {seeds} seed{'s' if seeds > 1 else ''}"
-    if not left:
+    if not work.left:
         print(f"{head}, all trained already")
         return
-    seconds, updates = (
-        sum(count * of[name] for name, count in left.items()) for of in (takes.seconds, takes.updates_of)
-    )
+    takes = work.estimate
+    seconds = sum(count * takes.seconds[name] for name, count in work.left.items())
+    updates = sum(count * takes.updates_of[name] for name, count in work.left.items())
     print(
-        f"{head}, {updates:,} updates of {plan.recipe.data.batch} images to go; about {duration(seconds)} on this machine "
+        f"{head}, {updates:,} updates of {plan.recipe.data.batch} images left; about {duration(seconds)} on this machine "
         f"without evaluation, {short(seeds * takes.bytes)}B on the disk"
     )
-    for name in left:
-        print(f"  {name}: {plans[name].network}, {takes.updates_of[name]:,} updates, {duration(takes.seconds[name])}")
+    for name in work.left:
+        network = work.networks[name].network
+        print(f"  {name}: {network}, {takes.updates_of[name]:,} updates, {duration(takes.seconds[name])}")
 
 
-def _show(table: object, folder: Path) -> None:
+def _show(table: Table, folder: Path) -> None:
+    """Print the table, the lines below it, and the files."""
     from flowstill.cli.console import plain_table, show_table
-    from flowstill.papers.table import Table, legend, lines
+    from flowstill.papers.table import legend, lines
 
-    assert isinstance(table, Table)
     head, *rows = lines(table)
     shown = plain_table(*head)
     for row in rows:

@@ -24,10 +24,8 @@ from flowstill.cli.options import (
 
 def train(
     recipe: RecipeName,
-    out: Annotated[Path | None, typer.Option(metavar="RUN", help="The run's folder.  [default: runs/RECIPE]")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in the folder, if there is one.")
-    ] = False,
+    out: Annotated[Path | None, typer.Option(metavar="RUN", help="Run folder.  [default: runs/RECIPE]")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder, if any.")] = False,
     settings: Settings = None,
     scale: Scale = 1.0,
     seed: Seed = None,
@@ -38,9 +36,9 @@ def train(
     trust_code: TrustCode = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Run a recipe's jobs and keep all that happens in a folder.
+    """Run a recipe's jobs and keep the results in a run folder.
 
-    A killed run goes on with --resume, with the numbers that it would have given uninterrupted.
+    --resume continues a killed run, with the same numbers as if it had not been interrupted.
     """
     from flowstill.cli.training import train_and_show, try_out
     from flowstill.recipes.load import load_recipe

@@ -1,4 +1,4 @@
-"""What ``train`` and ``demo`` have in common: run a recipe, then show what came out."""
+"""Shared by ``train``, ``distill`` and ``demo``: run a recipe, then show the results."""
 
 from __future__ import annotations
 
@@ -36,29 +36,29 @@ def train_and_show(
         run = train(recipe, out, resume=resume, device=device, devices=devices, precision=precision)
     except KeyboardInterrupt:
         if is_run(out):
-            print(f"stopped; go on with: {_again()}", file=sys.stderr)
+            print(f"interrupted; continue with: {_again()}", file=sys.stderr)
         raise typer.Exit(130) from None
     if finished_before:
-        print(f"{out} is finished already; nothing was left to do.")
+        print(f"{out} is already finished; nothing to do.")
     show_run(run)
 
 
 def try_out(recipe: Recipe, device: str = "auto") -> None:
-    """Run two steps of each stage on images made up in the right shape, in a folder that goes away."""
+    """Run two steps of each stage on synthetic images of the right shape, in a temporary folder."""
     from flowstill.api import train
     from flowstill.recipes.dry import dry
 
     if not recipe.jobs:
-        print(f"{recipe.name}: draws a figure; there is nothing to train")
+        print(f"{recipe.name}: draws a figure; nothing to train")
         return
     with tempfile.TemporaryDirectory() as folder:
         train(dry(recipe), Path(folder) / "run", device=device, precision="32", progress=False)
     stages = sum(len(job.stages) for job in recipe.jobs.values())
-    print(f"{recipe.name}: {len(recipe.jobs)} jobs, {stages} stages, two steps each on made-up images: all run")
+    print(f"{recipe.name}: {len(recipe.jobs)} jobs, {stages} stages, two steps each on synthetic images: all succeeded")
 
 
 def show_run(run: Run) -> None:
-    """Print a run's table and where its report is, which is written anew."""
+    """Print a run's table, write its report and print its path."""
     from flowstill.reports import results_tables, write_report
 
     show_table(*results_tables(run))
@@ -66,6 +66,6 @@ def show_run(run: Run) -> None:
 
 
 def _again() -> str:
-    """The command that goes on with what this one began; ``demo`` does so by itself."""
+    """The command that continues this one; ``demo`` continues by itself."""
     given = [argument for argument in sys.argv[1:] if argument != "--resume"]
     return shlex.join(["flowstill", *given, *(["--resume"] if given[:1] != ["demo"] else [])])

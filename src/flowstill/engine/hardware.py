@@ -14,20 +14,37 @@ from lightning_fabric.plugins import Precision as Plugin
 from flowstill.engine.precision import Precision
 from flowstill.errors import RecipeError, did_you_mean
 
+ALIASES = {"gpu": "cuda", "nvidia": "cuda", "metal": "mps", "apple": "mps"}  # what people type -> torch's name
+
 
 def choose_device(name: str, devices: int = 1) -> str:
-    """``auto``, ``cpu``, ``cuda`` or ``mps`` -> the one that will be used. Raises: RecipeError."""
+    """Resolve and check ``--device`` and ``--devices``.
+
+    Args:
+        name: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        devices: number of processes, one device each.
+
+    Returns:
+        The device to use: ``cpu``, ``cuda`` or ``mps``.
+
+    Raises:
+        RecipeError: unknown name, no such device on this machine, or fewer devices than asked for.
+    """
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         name = "cuda" if there["cuda"] else "cpu"
     if name not in there:
-        raise RecipeError(f"--device {name!r} is no device. {did_you_mean(name, ['auto', *there])}")
+        choices = ["auto", *there]
+        hint = f"Did you mean {ALIASES[name.lower()]!r}?" if name.lower() in ALIASES else did_you_mean(name, choices)
+        raise RecipeError(f"--device: expected {', '.join(choices)}. Received: {name!r}. {hint}")
     if not there[name]:
-        here = ", ".join(repr(n) for n, ok in there.items() if ok)
-        raise RecipeError(f"--device {name!r}: this machine (or this build of torch) has none. There is {here}.")
+        available = ", ".join(repr(n) for n, ok in there.items() if ok)
+        raise RecipeError(
+            f"--device {name!r}: not available on this machine or in this build of torch. Use {available}."
+        )
     most = {"cpu": os.cpu_count() or 1, "cuda": torch.cuda.device_count(), "mps": 1}[name]
     if not 1 <= devices <= most:
-        raise RecipeError(f"--devices {devices}: {name} has {most} here; give a number from 1 to {most}.")
+        raise RecipeError(f"--devices {devices}: expected 1 to {most}, the number of {name} devices here.")
     return name
 
 

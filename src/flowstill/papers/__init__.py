@@ -1,1 +1,1 @@
-"""Tables of the papers: many jobs, shared teachers, the printed numbers beside ours."""
+"""Tables of the papers: many jobs, shared teachers, printed numbers beside measured ones."""

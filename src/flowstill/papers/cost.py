@@ -1,4 +1,4 @@
-"""What an update costs: the student alone, beside its teacher, and beside what is stored of its teacher."""
+"""What an update costs: of the student alone, with its teacher, and with the teacher's stored knowledge."""
 
 from __future__ import annotations
 
@@ -14,13 +14,19 @@ from flowstill.recipes.dry import dry
 from flowstill.recipes.recipe import Job, Recipe
 from flowstill.transfer.stages import Stored
 
-STEPS, ROUNDS = 24, 2  # updates of each kind in a round, so many that most are not followed by a look at test images
-NETWORKS = 3  # students, of one stage 1 or of one each, beside as many teachers
+STEPS, ROUNDS = 24, 2  # updates of each kind in a round, enough that an evaluation follows few of them
+NETWORKS = 3  # students, with a shared stage 1 or one each, compared with as many teachers
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of an update: ``plain`` on the labels, and of stage 1, its teacher ``live`` or ``stored``."""
+    """Seconds per update.
+
+    Attributes:
+        plain: of the task, without a teacher.
+        live: of stage 1, reading the teacher.
+        stored: of stage 1, from the teacher's stored knowledge.
+    """
 
     plain: float
     live: float
@@ -28,9 +34,15 @@ class Cost:
 
 
 def measure_cost(recipe: Recipe, printed: PrintedCost, **options: Any) -> Cost:
-    """The median update of each kind, measured in turn at the recipe's batch, on made-up images seen before.
+    """Measure the median update of each kind, in turn, at the recipe's batch size, on synthetic images.
 
-    options: ``device``, ``precision`` of ``train``. Raises: FlowstillError as ``train`` does.
+    Args:
+        recipe: with the jobs that ``printed`` names.
+        printed: what the paper prints.
+        options: ``device`` and ``precision`` of ``train``.
+
+    Raises:
+        FlowstillError: as ``train`` does.
     """
     student, taught = recipe.jobs[printed.plain], recipe.jobs[printed.taught]
     assert taught.teacher is not None
@@ -41,24 +53,28 @@ def measure_cost(recipe: Recipe, printed: PrintedCost, **options: Any) -> Cost:
         "live": replace(taught, stages=(first,)),
         "stored": replace(taught, stages=(replace(first, knowledge=Stored()),)),
     }
-    # One view of each image, and little more of them than a batch: from the second update on all is stored.
+    # One view of each image and hardly more images than a batch: from the second update on, everything is stored.
     augment = replace(recipe.data.augment, views=1)
     one_view = replace(recipe, data=replace(recipe.data, augment=augment), jobs=jobs, ensembles={}, together=())
     small = dry(one_view, STEPS, recipe.data.batch)
     teacher = dry(one_view, 1).jobs[taught.teacher]
     small = replace(small, jobs={**small.jobs, taught.teacher: teacher})
-    taken: dict[str, list[float]] = {"plain": [], "live": [], "stored": []}
+    times: dict[str, list[float]] = {"plain": [], "live": [], "stored": []}
     for _ in range(ROUNDS):
         for (job, _stage), seconds in step_times(small, **options).items():
-            if job in taken:
-                taken[job] += seconds[1:]  # by then the knowledge of all images is stored
-    return Cost(**{job: statistics.median(seconds) for job, seconds in taken.items()})
+            if job in times:
+                times[job] += seconds[1:]  # the knowledge of all images is stored by then
+    return Cost(**{job: statistics.median(seconds) for job, seconds in times.items()})
 
 
 def cost_table(recipe: Recipe, printed: PrintedCost, cost: Cost, label: str = "") -> Table:
-    """Seconds for 100 updates, and how much sooner three students are trained than three teachers.
+    """Tabulate seconds per 100 updates, and how much faster three students train than three teachers.
 
-    label: how it was measured, for the note below.
+    Args:
+        recipe: with the jobs that ``printed`` names.
+        printed: what the paper prints.
+        cost: what was measured.
+        label: how it was measured, for the note below the table.
     """
     student, taught = recipe.jobs[printed.plain], recipe.jobs[printed.taught]
     assert taught.teacher is not None
@@ -72,19 +88,28 @@ def cost_table(recipe: Recipe, printed: PrintedCost, cost: Cost, label: str = ""
     }
     seconds = dict(zip(students, (cost.plain, cost.live, cost.stored, cost.stored), strict=True))
     cells = []
-    for row, whole in students.items():
+    for row, total in students.items():
         at_100, speedup = printed.rows.get(row, (None, None))
         cells.append(Cell(row, "seconds_per_100", at_100, (100 * seconds[row],)))
-        cells.append(Cell(row, "speedup", speedup, () if whole is None else (teachers / whole,)))
+        cells.append(Cell(row, "speedup", speedup, () if total is None else (teachers / total,)))
     notes = (
-        f"Updates of {recipe.data.batch} images on this machine, each kind in turn, the median. Speed-up: three teachers' "
-        "time over that of three students, which share stage 1 or have one each." + (f" ({label})" if label else ""),
+        f"Median update of {recipe.data.batch} images on this machine, the kinds measured in turn. Speed-up: training time "
+        "of three teachers over three students, which share stage 1 or have one each."
+        + (f" ({label})" if label else ""),
     )
     return Table(f"{recipe.name}-cost", "what an update costs", tuple(cells), notes=notes)
 
 
 def write_cost(recipe: Recipe, printed: PrintedCost, out: Path, label: str = "", **options: Any) -> Table:
-    """Measure, and write ``cost.md`` and ``.csv`` into ``out``. label: of ``cost_table``. options: of ``measure_cost``."""
+    """Measure the cost and write ``cost.md`` and ``cost.csv`` into ``out``.
+
+    Args:
+        recipe: with the jobs that ``printed`` names.
+        printed: what the paper prints.
+        out: folder of the table.
+        label: as for ``cost_table``.
+        options: as for ``measure_cost``.
+    """
     table = cost_table(recipe, printed, measure_cost(recipe, printed, **options), label)
     write_table(table, out, "cost")
     return table

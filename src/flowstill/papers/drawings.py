@@ -1,4 +1,4 @@
-"""The papers' figures, as a recipe's ``figure`` names them: each as PNG and SVG."""
+"""The papers' figures, by the name in a recipe's ``figure``, as PNG and SVG."""
 
 from __future__ import annotations
 
@@ -18,11 +18,20 @@ from flowstill.runs import Run
 from flowstill.transfer.recoding import penalty
 
 SAMPLES, KERNELS = 8, 16
-EPSILONS = (0.1, 0.25, 0.5, 1.0)  # of the penalty's curves; the paper prints none
+EPSILONS = (0.1, 0.25, 0.5, 1.0)  # thresholds of the penalty's curves; the paper gives none
 
 
 def draw(recipe: Recipe, runs: Sequence[Run], folder: Path) -> list[Path]:
-    """``figure.png`` and ``figure.svg`` of what the recipe says, from the first of its runs. Returns: the files."""
+    """Draw the recipe's figure as ``figure.png`` and ``figure.svg``.
+
+    Args:
+        recipe: with a ``figure``.
+        runs: of the recipe; the first one is drawn.
+        folder: where the files go.
+
+    Returns:
+        The files.
+    """
     assert recipe.figure is not None
     figure = _KINDS[recipe.figure](recipe, runs[0] if runs else None)
     folder.mkdir(parents=True, exist_ok=True)
@@ -33,11 +42,12 @@ def draw(recipe: Recipe, runs: Sequence[Run], folder: Path) -> list[Path]:
 
 
 def penalty_curves(epsilon: float, reach: float = 2.0) -> tuple[list[float], list[float]]:
-    """Phi_0 over [-reach, reach], for a fixed threshold: gradients and penalties.
+    """Phi_0 over [-reach, reach] for a fixed threshold: gradients and penalties.
 
-    >>> g, phi = penalty_curves(0.5, 1.0)
-    >>> g[-1], phi[-1], phi[len(g) // 2]
-    (1.0, 4.0, 0.0)
+    Example:
+        >>> g, phi = penalty_curves(0.5, 1.0)
+        >>> g[-1], phi[-1], phi[len(g) // 2]
+        (1.0, 4.0, 0.0)
     """
     gradients = torch.linspace(-reach, reach, 801)
     return gradients.tolist(), penalty(gradients, epsilon).tolist()
@@ -62,8 +72,8 @@ def _penalty(recipe: Recipe, run: Run | None) -> Any:
 def _samples(recipe: Recipe, run: Run | None) -> Any:
     if recipe.data.name not in DISTORTED:
         raise RecipeError(
-            f"{recipe.name}: samples show distorted images beside plain ones, and {recipe.data.name!r} has "
-            f"none; use {' or '.join(DISTORTED)}."
+            f"{recipe.name}: the figure 'samples' shows distorted images beside plain ones. Expected data "
+            f"{' or '.join(DISTORTED)}. Received: {recipe.data.name!r}."
         )
     plain = Data(DISTORTED[recipe.data.name], root=recipe.data.root)
     sets = {spec.name: open_data(spec) for spec in (plain, recipe.data)}
@@ -78,7 +88,7 @@ def _samples(recipe: Recipe, run: Run | None) -> Any:
 
 
 def _curves(recipe: Recipe, run: Run | None) -> Any:
-    """Loss and accuracy over the updates on the task: what came before them is not counted."""
+    """Loss and accuracy over the updates on the task; updates before the task are not counted."""
     assert run is not None
     figure, (left, right) = _axes(1, 2, 8.4, 3.2)
     for axes, metric, label in ((left, "train/labels", "training loss"), (right, "test/accuracy", "test accuracy, %")):
@@ -92,18 +102,25 @@ def _curves(recipe: Recipe, run: Run | None) -> Any:
 
 
 def task_curves(recipe: Recipe, run: Run, metric: str) -> dict[str, tuple[list[int], list[float]]]:
-    """A metric of each of a recipe's jobs over its updates on the task, those of its stages in a row.
+    """Collect a metric of each job over its updates on the task, across its stages.
 
-    Stages without the metric do not count.
+    Args:
+        recipe: the jobs to collect.
+        run: the run that measured them.
+        metric: such as ``test/accuracy``. Stages without it are not counted.
+
+    Returns:
+        Job -> updates and values.
     """
     found: dict[str, tuple[list[int], list[float]]] = {}
     rows = [row for row in run.metrics() if row.metric == metric and row.stage]
     for job in recipe.jobs:
-        its = [row for row in rows if row.job == job]
-        if its:
+        measured = [row for row in rows if row.job == job]
+        if measured:
             starts: Mapping[str, int] = stage_starts(run.recipe, job)
-            first = starts[its[0].stage]
-            found[job] = ([starts[row.stage] - first + row.step for row in its], [row.value for row in its])
+            first = starts[measured[0].stage]
+            steps = [starts[row.stage] - first + row.step for row in measured]
+            found[job] = (steps, [row.value for row in measured])
     return found
 
 

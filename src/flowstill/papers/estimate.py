@@ -1,4 +1,4 @@
-"""How long a recipe will take here, and how much it will write, from a few steps of each of its stages."""
+"""How long a recipe will take on this machine and how much it will write, from a few steps of each stage."""
 
 from __future__ import annotations
 
@@ -18,13 +18,19 @@ from flowstill.recipes.recipe import Recipe
 from flowstill.recipes.storage import most_bytes
 
 STEPS = 4  # of each stage; the first does not count
-BATCH = 64  # images at most; a step's time is taken to grow with them
-STATE = 3  # a saved state holds weights and momenta of what trains, before the finished network is kept
+BATCH = 64  # images at most; a step's time is assumed to be proportional to them
+STATE = 3  # copies of the weights in a saved state and beside it: weights, momenta, finished network
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a recipe's jobs will take: updates and seconds of each, without evaluation; bytes on the disk."""
+    """What a recipe will take.
+
+    Attributes:
+        updates_of: job -> updates.
+        seconds: job -> training time, without evaluation.
+        bytes: on the disk, for one run.
+    """
 
     updates_of: dict[str, int]
     seconds: dict[str, float]
@@ -32,13 +38,19 @@ class Estimate:
 
 
 def estimate(recipe: Recipe, plans: dict[str, JobPlan], **options: Any) -> Estimate:
-    """Measure a few steps of each different stage on made-up images, and multiply.
+    """Measure a few steps of each distinct stage on synthetic images, and extrapolate.
 
-    options: ``device``, ``precision`` of ``train``. Raises: FlowstillError as ``train`` does.
+    Args:
+        recipe: the recipe.
+        plans: what ``check`` found for it.
+        options: ``device`` and ``precision`` of ``train``.
+
+    Raises:
+        FlowstillError: as ``train`` does.
     """
     batch = min(BATCH, recipe.data.batch)
-    alike = {name: _kind(recipe, name) for name in recipe.jobs}
-    first = {kind: name for name, kind in reversed(alike.items())}
+    kinds = {name: _kind(recipe, name) for name in recipe.jobs}
+    first = {kind: name for name, kind in reversed(kinds.items())}
     needed = [name for name in recipe.jobs if name in first.values() or name in _built_on(recipe)]
     small = dry(recipe, STEPS, batch)
     small = replace(small, jobs={name: small.jobs[name] for name in needed}, ensembles={}, together=())
@@ -46,9 +58,9 @@ def estimate(recipe: Recipe, plans: dict[str, JobPlan], **options: Any) -> Estim
     share = recipe.data.batch / batch
     seconds = {}
     for name, job in recipe.jobs.items():
-        like = first[alike[name]]
+        measured = first[kinds[name]]
         stages = () if job.weights else job.stages
-        seconds[name] = sum(stage.steps * times.get((like, stage.name), 0.0) * share for stage in stages)
+        seconds[name] = sum(stage.steps * times.get((measured, stage.name), 0.0) * share for stage in stages)
     parameters = [plans[name].counts.parameters for name in recipe.jobs]
     stored = most_bytes(file for plan in plans.values() for files in plan.stored.values() for file in files)
     size = 4 * sum(parameters) + 4 * STATE * max(parameters) + stored
@@ -57,7 +69,7 @@ def estimate(recipe: Recipe, plans: dict[str, JobPlan], **options: Any) -> Estim
 
 
 def _kind(recipe: Recipe, name: str) -> str:
-    """Jobs of one kind take the same time: the same networks and stages, whatever their seeds, steps and rates."""
+    """A text that jobs share if their steps take the same time: same networks and stages, any seed, steps and rates."""
     job = recipe.jobs[name]
     teacher = recipe.jobs[job.teacher].network if job.teacher else None
     return repr((job.network, teacher, [(stage.name, stage.cycle, stage.knowledge) for stage in job.stages]))
@@ -68,7 +80,15 @@ def _built_on(recipe: Recipe) -> set[str]:
 
 
 def step_times(recipe: Recipe, **options: Any) -> dict[tuple[str, str], list[float]]:
-    """Run a recipe in a folder that goes away: job and stage -> seconds of each step but the first."""
+    """Run a recipe in a temporary folder and time its steps.
+
+    Args:
+        recipe: a small one.
+        options: of ``train``.
+
+    Returns:
+        (job, stage) -> seconds of each step but the first.
+    """
     marks: dict[tuple[str, str], list[float]] = {}
     on_gpu = torch.cuda.is_available() and options.get("device") != "cpu"
 

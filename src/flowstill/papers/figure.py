@@ -1,4 +1,4 @@
-"""A table as a picture: each row's accuracy, ours beside the paper's."""
+"""A table as a picture: each row's measured accuracy beside the paper's."""
 
 from __future__ import annotations
 
@@ -8,18 +8,22 @@ from pathlib import Path
 from flowstill.papers.table import Cell, Table
 
 SHOWN = ("accuracy", "average", "top1_error")
-OURS, PAPER = "#3b82c4", "#d9771f"
+MEASURED, PAPER = "#3b82c4", "#d9771f"
 
 
 def shown(table: Table) -> list[Cell]:
-    """What the picture shows of each row that has a number: its accuracy, or else the last of its numbers."""
+    """The cell that the picture shows of each row with numbers: its accuracy, or else its last number."""
     names = [*(name for name in SHOWN if name in table.columns), *reversed(table.columns)]
-    found = (next((cell for name in names if (cell := table.at(row, name)).ours), None) for row in table.rows)
+    found = (next((cell for name in names if (cell := table.at(row, name)).measured), None) for row in table.rows)
     return [cell for cell in found if cell]
 
 
 def write_figure(table: Table, folder: Path) -> list[Path]:
-    """``table.png`` and ``table.svg``: a dot for each seed, their mean, and the printed number. Nothing to show: none."""
+    """Draw ``table.png`` and ``table.svg``: a dot for each seed, their mean, and the printed number.
+
+    Returns:
+        The files; none if the table has no numbers.
+    """
     cells = shown(table)
     if not cells:
         return []
@@ -29,12 +33,20 @@ def write_figure(table: Table, folder: Path) -> list[Path]:
     axes = figure.subplots()
     printed = [cell for cell in cells if cell.printed is not None]
     for place, cell in enumerate(reversed(cells)):
-        axes.plot(cell.ours, [place] * len(cell.ours), "o", color=OURS, alpha=0.45, markersize=5, markeredgewidth=0)
+        axes.plot(
+            cell.measured,
+            [place] * len(cell.measured),
+            "o",
+            color=MEASURED,
+            alpha=0.45,
+            markersize=5,
+            markeredgewidth=0,
+        )
         axes.plot(
             [cell.mean or 0.0],
             [place],
             "|",
-            color=OURS,
+            color=MEASURED,
             markersize=16,
             markeredgewidth=2.5,
             label="ours, mean of seeds" if place == 0 else None,

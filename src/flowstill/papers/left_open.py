@@ -1,4 +1,4 @@
-"""What a row of a table rests on that its paper leaves open, so that the table can say so."""
+"""What a row of a table depends on that its paper leaves open; the table says so."""
 
 from __future__ import annotations
 
@@ -12,17 +12,25 @@ _RECODING = "the threshold and the strength of sparse recoding"
 
 
 def left_open(recipe: Recipe, row: str) -> tuple[str, ...]:
-    """What is reconstructed in a row's jobs and in what they start from, each point once; of its teacher, nothing.
+    """What had to be reconstructed for a row's jobs and the jobs that they start from; teachers do not count.
 
-    >>> from flowstill.recipes.load import load_recipe
-    >>> left_open(load_recipe("fsp-table3"), "fsp")
-    ('how the FSP loss weighs its matrices',)
-    >>> left_open(load_recipe("svd-table3"), "svd_joint")
-    ()
+    Args:
+        recipe: the table's recipe.
+        row: the row.
+
+    Returns:
+        Each point once.
+
+    Example:
+        >>> from flowstill.recipes.load import load_recipe
+        >>> left_open(load_recipe("fsp-table3"), "fsp")
+        ('how the FSP loss weighs its matrices',)
+        >>> left_open(load_recipe("svd-table3"), "svd_joint")
+        ()
     """
     found = [_DATA] if recipe.data.name in DISTORTED else []
     names = list(jobs_of(recipe, row))
-    for name in names:  # which grows on the way
+    for name in names:  # grows in the loop
         job = recipe.jobs[name]
         names += [other for other in recipe.builds_on(name) if other not in (job.teacher, *names)]
         found += [_NETS[job.network.name]] if job.network.name in _NETS else []

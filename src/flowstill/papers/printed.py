@@ -1,4 +1,4 @@
-"""The numbers that the papers print."""
+"""The numbers that the papers print: ``printed.yaml``."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ ACCURACY = "accuracy"
 
 @dataclass(frozen=True)
 class PrintedCost:
-    """What updates cost. rows: row -> seconds for 100 updates, and the speed-up; None where the paper has none.
+    """What updates cost.
 
-    plain: a job whose last stage trains a student alone. taught: one whose only stage is its stage 1.
+    Attributes:
+        plain: a job whose last stage trains a student alone.
+        taught: a job whose only stage is stage 1.
+        rows: row -> seconds per 100 updates, and the speed-up; None where the paper prints none.
     """
 
     plain: str
@@ -24,7 +27,14 @@ class PrintedCost:
 
 @dataclass(frozen=True)
 class Printed:
-    """A table of a paper. rows: row -> a number for each of ``columns``, in percent unless a column says otherwise."""
+    """A table of a paper.
+
+    Attributes:
+        title: the paper and the table's number.
+        columns: their names.
+        rows: row -> a number for each column, in percent unless the column says otherwise.
+        cost: what the same table says about the cost of an update.
+    """
 
     title: str
     columns: tuple[str, ...]
@@ -33,10 +43,11 @@ class Printed:
 
 
 def printed_tables() -> dict[str, Printed]:
-    """All tables by name.
+    """Read all tables, by name.
 
-    >>> printed_tables()["fsp-table3"].rows["fsp"]
-    (88.7,)
+    Example:
+        >>> printed_tables()["fsp-table3"].rows["fsp"]
+        (88.7,)
     """
     text = resources.files("flowstill.papers").joinpath("printed.yaml").read_text(encoding="utf-8")
     tables = {}

@@ -1,4 +1,4 @@
-"""How soon an accuracy is reached: "three times sooner" (Yim et al. 2017, Figure 3) as a number of updates."""
+"""How fast an accuracy is reached: "three times faster" (Yim et al. 2017, Figure 3) as a number of updates."""
 
 from __future__ import annotations
 
@@ -15,12 +15,21 @@ SHARES = (80, 90, 95)  # percent of a final accuracy
 
 
 def updates_until(steps: Sequence[int], values: Sequence[float], bar: float) -> float | None:
-    """At how many updates a curve first reaches ``bar``, on straight lines between its points; None if it never does.
+    """Find when a curve first reaches ``bar``, interpolating linearly between its points.
 
-    >>> updates_until([10, 20, 30], [40.0, 60.0, 50.0], 50)
-    15.0
-    >>> updates_until([10, 20], [40.0, 60.0], 30), updates_until([10, 20], [40.0, 60.0], 70)
-    (10.0, None)
+    Args:
+        steps: updates, ascending.
+        values: the curve at these updates.
+        bar: the value to reach.
+
+    Returns:
+        Updates; None if it never does.
+
+    Example:
+        >>> updates_until([10, 20, 30], [40.0, 60.0, 50.0], 50)
+        15.0
+        >>> updates_until([10, 20], [40.0, 60.0], 30), updates_until([10, 20], [40.0, 60.0], 70)
+        (10.0, None)
     """
     for number, (step, value) in enumerate(zip(steps, values, strict=True)):
         if value >= bar:
@@ -32,22 +41,27 @@ def updates_until(steps: Sequence[int], values: Sequence[float], bar: float) -> 
 
 
 def reached_table(recipe: Recipe, runs: Sequence[Run]) -> Table:
-    """Updates on the task until shares of the final accuracy of the first job that has a curve, and of a job's own.
+    """Count updates on the task until shares of a final accuracy are reached.
 
-    The first bar is the same for all; under the second a job that ends lower may yet be the sooner where it ends.
+    The final accuracy is first that of the first job with a curve, the same bar for all; then that of the row's own job,
+    which a job that ends lower may still reach faster.
+
+    Args:
+        recipe: whose jobs are the rows.
+        runs: one per seed.
     """
     curves = [task_curves(recipe, run, ACCURACY) for run in runs]
     name, jobs = f"{recipe.name}-reached", list(curves[0]) if curves else []
     if not jobs:
-        return Table(name, "how soon", ())
+        return Table(name, "updates until an accuracy", ())
     cells = []
     for job in jobs:
-        for column, (whose, share) in zip(UPDATES_TO, itertools.product((jobs[0], job), SHARES), strict=True):
-            found = [updates_until(*its[job], its[whose][1][-1] * share / 100) for its in curves]
+        for column, (reference, share) in zip(UPDATES_TO, itertools.product((jobs[0], job), SHARES), strict=True):
+            found = [updates_until(*of[job], of[reference][1][-1] * share / 100) for of in curves]
             reached = tuple(steps for steps in found if steps is not None)
             cells.append(Cell(job, column, None, reached if len(reached) == len(found) else ()))
     note = (
-        f"Updates on the task until so many percent of the final accuracy of {jobs[0]}, then of the row's own, are "
-        "first reached, where every seed reaches them; what came before the task is not counted."
+        f"Updates on the task until the given percentage of the final accuracy of {jobs[0]}, then of the row's own, is "
+        "first reached; empty unless every seed reaches it. Updates before the task are not counted."
     )
-    return Table(name, "how soon", tuple(cells), notes=(note,))
+    return Table(name, "updates until an accuracy", tuple(cells), notes=(note,))

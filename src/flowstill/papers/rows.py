@@ -1,7 +1,7 @@
-"""A table's rows in a recipe: which jobs they are, what those build on, and what goes into a cell.
+"""The rows of a table in a recipe: their jobs, what these build on, and the number in a cell.
 
-A row is the job of its name, or the jobs ``ROW_1``, ``ROW_2``, ... with the ensemble ``ROW``; where the columns are
-variants, the jobs ``ROW_COLUMN``.
+A row is the job of the same name, or the jobs ``ROW_1``, ``ROW_2``, ... with the ensemble ``ROW``, or, where the columns
+are variants, the jobs ``ROW_COLUMN``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ MEASURED = frozenset(
 
 
 def jobs_of(recipe: Recipe, row: str) -> tuple[str, ...]:
-    """The jobs that make a row, in order. Raises: RecipeError naming the nearest row."""
+    """The jobs of a row, in order.
+
+    Raises:
+        RecipeError: unknown row; the text gives the nearest one.
+    """
     if row in recipe.jobs:
         return (row,)
     found = [name for name in recipe.jobs if re.fullmatch(rf"{re.escape(row)}_\w+", name)]
@@ -33,14 +37,14 @@ def jobs_of(recipe: Recipe, row: str) -> tuple[str, ...]:
 
 
 def rows_of(recipe: Recipe) -> tuple[str, ...]:
-    """The rows' names: those of the jobs, without the numbers of several networks of one row."""
+    """Names of all rows: the jobs' names without the number of a network in its row."""
     return tuple(dict.fromkeys(re.sub(r"_\d+$", "", name) for name in recipe.jobs))
 
 
 def restricted(recipe: Recipe, rows: Iterable[str]) -> Recipe:
-    """The recipe with these rows' jobs, what they build on, and the ensembles whose members are all there."""
+    """The recipe with the jobs of these rows, the jobs that they build on, and the ensembles that are complete."""
     wanted: list[str] = [job for row in rows for job in jobs_of(recipe, row)]
-    for name in wanted:  # which grows on the way
+    for name in wanted:  # grows in the loop
         wanted += [other for other in recipe.builds_on(name) if other not in wanted]
     return replace(
         recipe,
@@ -53,11 +57,12 @@ def restricted(recipe: Recipe, rows: Iterable[str]) -> Recipe:
 
 
 def updates_of(recipe: Recipe, jobs: Sequence[str]) -> int:
-    """All updates that these jobs need beside a teacher's, a shared beginning counted once.
+    """Count the updates of these jobs and of the jobs that they start from, a shared one once; teachers do not count.
 
-    >>> from flowstill.recipes.load import load_recipe
-    >>> updates_of(load_recipe("fsp-table3"), ["fsp"])
-    85000
+    Example:
+        >>> from flowstill.recipes.load import load_recipe
+        >>> updates_of(load_recipe("fsp-table3"), ["fsp"])
+        85000
     """
     teachers = {job.teacher for job in recipe.jobs.values()}
     total, counted = 0, set()
@@ -73,12 +78,15 @@ def updates_of(recipe: Recipe, jobs: Sequence[str]) -> int:
 
 
 def columns_of(recipe: Recipe, row: str, columns: Sequence[str]) -> tuple[str, ...]:
-    """Which of a table's columns can have a number for a row; the accuracy alone where none can, as for one variant.
+    """The columns that can have a number for a row; the accuracy alone if none can, as for a single variant.
 
-    >>> from flowstill.recipes.load import load_recipe
-    >>> table = load_recipe("svd-table4")
-    >>> columns_of(table, "vgg_student_pool", ["none", "1", "32"]), columns_of(table, "vgg_student_pool_1", ["none", "1"])
-    (('none', '1'), ('accuracy',))
+    Example:
+        >>> from flowstill.recipes.load import load_recipe
+        >>> table = load_recipe("svd-table4")
+        >>> columns_of(table, "vgg_student_pool", ["none", "1", "32"])
+        ('none', '1')
+        >>> columns_of(table, "vgg_student_pool_1", ["none", "1"])
+        ('accuracy',)
     """
     return tuple(c for c in columns if _is_measured(c) or f"{row}_{c}" in recipe.jobs) or (ACCURACY,)
 
@@ -88,11 +96,18 @@ def _is_measured(column: str) -> bool:
 
 
 def cell(recipe: Recipe, summary: Summary, row: str, column: str) -> float | None:
-    """What stands in a row's column, None where it is not measured.
+    """The number in a cell.
 
-    summary: of a run of the recipe. column: ``accuracy``, ``net1`` ..., ``average``, ``ensemble``, ``top1_error``,
-    ``top5_error`` (in percent), ``total_iterations``, ``params_million``, ``flops_million`` (twice the
-    multiply-accumulates), or a variant, whose job is ``ROW_COLUMN``.
+    Args:
+        recipe: the table's recipe.
+        summary: of a run of the recipe.
+        row: the row.
+        column: ``accuracy``, ``net1`` ..., ``average``, ``ensemble``, ``top1_error``, ``top5_error`` (in percent),
+            ``total_iterations``, ``params_million``, ``flops_million`` (twice the multiply-accumulates), or a variant,
+            whose job is ``ROW_COLUMN``.
+
+    Returns:
+        The number; None if it was not measured.
     """
     variant = f"{row}_{column}"
     if variant in recipe.jobs:

@@ -1,4 +1,4 @@
-"""A table of a paper beside ours: printed number, mean and spread over seeds, difference."""
+"""A table of a paper with measured numbers: printed number, mean and spread over seeds, difference."""
 
 from __future__ import annotations
 
@@ -20,32 +20,47 @@ COUNTS = {"params_million", "flops_million", "total_iterations"}  # the same for
 
 @dataclass(frozen=True)
 class Cell:
-    """One number: as printed (None where the paper has none), and ours, once for each seed."""
+    """One cell of a table.
+
+    Attributes:
+        row: its row.
+        column: its column.
+        printed: the paper's number; None if it prints none.
+        measured: our numbers, one per seed.
+    """
 
     row: str
     column: str
     printed: float | None
-    ours: tuple[float, ...]
+    measured: tuple[float, ...]
 
     @property
     def mean(self) -> float | None:
-        """Of ours; None where nothing is measured."""
-        return statistics.fmean(self.ours) if self.ours else None
+        """Mean over seeds; None if nothing was measured."""
+        return statistics.fmean(self.measured) if self.measured else None
 
     @property
     def spread(self) -> float | None:
-        """The standard deviation over seeds, None for fewer than two."""
-        return statistics.stdev(self.ours) if len(self.ours) > 1 and self.column not in COUNTS else None
+        """Standard deviation over seeds; None for fewer than two."""
+        return statistics.stdev(self.measured) if len(self.measured) > 1 and self.column not in COUNTS else None
 
     @property
     def difference(self) -> float | None:
-        """Ours less the printed number."""
+        """Mean minus the printed number."""
         return None if self.mean is None or self.printed is None else self.mean - self.printed
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows by columns. left_open: row -> what in it is a reconstruction. notes: sentences that stand below it."""
+    """A table with printed and measured numbers.
+
+    Attributes:
+        name: its name.
+        title: its title.
+        cells: row by row.
+        left_open: row -> what in it is a reconstruction.
+        notes: sentences below the table.
+    """
 
     name: str
     title: str
@@ -69,13 +84,18 @@ class Table:
 
 
 def lines(table: Table) -> list[tuple[str, ...]]:
-    """A head, then a line for each row: with one column printed, ours, difference; with several a cell for each."""
+    """The table's text: a head, then a line for each row.
+
+    A single column is shown as printed number, measured number and difference; of several, each has one cell.
+    """
     if len(table.columns) == 1:
         (column,) = table.columns
         found: list[tuple[str, ...]] = [("row", "paper", "ours", "difference")]
         for row in table.rows:
             one = table.at(row, column)
-            found.append((_row(table, row), number(one.printed, column), ours(one), signed(one.difference, column)))
+            found.append(
+                (_row(table, row), number(one.printed, column), mean_and_spread(one), signed(one.difference, column))
+            )
         return found
     found = [("row", *table.columns)]
     for row in table.rows:
@@ -90,40 +110,41 @@ def _row(table: Table, row: str) -> str:
 
 def _both(one: Cell) -> str:
     printed = "" if one.printed is None else f" ({number(one.printed, one.column)})"
-    return f"{ours(one)}{printed}"
+    return f"{mean_and_spread(one)}{printed}"
 
 
-def ours(one: Cell) -> str:
-    """Mean and spread.
+def mean_and_spread(one: Cell) -> str:
+    """Format mean and spread.
 
-    >>> ours(Cell("fsp", "accuracy", 88.7, (60.0, 61.0))), ours(Cell("fsp", "accuracy", 88.7, ()))
-    ('60.50 ± 0.71', '–')
+    Example:
+        >>> mean_and_spread(Cell("fsp", "accuracy", 88.7, (60.0, 61.0))), mean_and_spread(Cell("fsp", "accuracy", 88.7, ()))
+        ('60.50 ± 0.71', '–')
     """
     spread = "" if one.spread is None else f" ± {one.spread:.2f}"
     return f"{number(one.mean, one.column)}{spread}"
 
 
 def number(value: float | None, column: str) -> str:
-    """With two places, counts of updates with none; a dash for None."""
+    """Format a number with two decimals, a count of updates with none; a dash for None."""
     if value is None or math.isnan(value):
         return "–"
     return f"{value:,.0f}" if column in WHOLE else f"{value:.2f}"
 
 
 def signed(value: float | None, column: str) -> str:
-    """The same with its sign."""
+    """Format as ``number`` does, with the sign."""
     return "–" if value is None else f"{value:+,.0f}" if column in WHOLE else f"{value:+.2f}"
 
 
 def legend(table: Table) -> list[str]:
-    """What a reader must know beside the numbers."""
-    said = [] if len(table.columns) == 1 else ["Ours, and in brackets the paper's."]
+    """The lines below the table."""
+    text = [] if len(table.columns) == 1 else ["Ours, with the paper's in parentheses."]
     points = dict.fromkeys(point for row in table.rows for point in table.left_open.get(row, ()))
     if points:
-        said.append("* a reconstruction in what the papers leave open:")
+        text.append("* depends on a reconstruction of what the papers leave open:")
     for point in points:
-        said.append(f"- {point} ({', '.join(row for row in table.rows if point in table.left_open.get(row, ()))})")
-    return [*said, *table.notes]
+        text.append(f"- {point} ({', '.join(row for row in table.rows if point in table.left_open.get(row, ()))})")
+    return [*text, *table.notes]
 
 
 def markdown(table: Table) -> str:
@@ -133,7 +154,7 @@ def markdown(table: Table) -> str:
 
 
 def markdown_table(lines: Sequence[Sequence[str]]) -> str:
-    """A head and lines below it, as Markdown."""
+    """A head and the lines below it, as Markdown."""
     head, *rows = lines
     return "\n".join((_line(head), _line("---" for _ in head), *map(_line, rows)))
 
@@ -143,30 +164,31 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def comma_separated(table: Table) -> str:
-    """The table as CSV, a line for each cell: row, column, paper, mean, spread, difference, then each seed's number."""
+    """The table as CSV, a line per cell: row, column, paper, mean, spread, difference, then the number of each seed."""
     file = io.StringIO()
-    seeds = max((len(cell.ours) for cell in table.cells), default=0)
+    seeds = max((len(cell.measured) for cell in table.cells), default=0)
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["row", "column", "paper", "mean", "spread", "difference", *(f"seed_{n}" for n in range(seeds))])
     for cell in table.cells:
-        numbers: Sequence[float | None] = (cell.printed, cell.mean, cell.spread, cell.difference, *cell.ours)
+        numbers: Sequence[float | None] = (cell.printed, cell.mean, cell.spread, cell.difference, *cell.measured)
         writer.writerow([cell.row, cell.column, *("" if value is None else repr(round(value, 6)) for value in numbers)])
     return file.getvalue()
 
 
 def write_table(table: Table, out: Path, name: str = "table") -> None:
-    """``NAME.md`` and ``NAME.csv`` into ``out``, which is made where it is missing."""
+    """Write ``NAME.md`` and ``NAME.csv`` into ``out``, which is created if needed."""
     out.mkdir(parents=True, exist_ok=True)
     for ending, text in (("md", markdown(table)), ("csv", comma_separated(table))):
         atomic_write(out / f"{name}.{ending}", text.encode())
 
 
 def printed_cell(printed: Printed | None, row: str, column: str) -> float | None:
-    """What the paper prints there; of the variant ``ROW_COLUMN`` what it prints in that row and column.
+    """The paper's number in a cell. For the variant ``ROW_COLUMN`` it is the one in that row and column.
 
-    >>> from flowstill.papers.printed import printed_tables
-    >>> printed_cell(printed_tables()["svd-table4"], "vgg_student_pool_2", "accuracy")
-    66.33
+    Example:
+        >>> from flowstill.papers.printed import printed_tables
+        >>> printed_cell(printed_tables()["svd-table4"], "vgg_student_pool_2", "accuracy")
+        66.33
     """
     if printed is None:
         return None

@@ -1,4 +1,4 @@
-"""Teachers trained once, and used by every table that wants the same."""
+"""Teachers trained once and shared by all tables that need the same one."""
 
 from __future__ import annotations
 
@@ -16,9 +16,15 @@ from flowstill.runs import Run, is_run
 
 
 def teacher_key(recipe: Recipe, name: str, precision: str, content: str) -> str:
-    """A digest of all that a teacher's weights depend on: its network, stages and seeds, the data, the precision.
+    """Digest everything that a teacher's weights depend on: network, stages, seeds, data and precision.
 
-    Where the data lie, and which recipe it is trained for, do not count. content: the data's fingerprint.
+    The folder of the data and the recipe that needs the teacher do not count.
+
+    Args:
+        recipe: with the teacher among its jobs.
+        name: the teacher's job.
+        precision: as for ``train``.
+        content: fingerprint of the images.
     """
     job = recipe.jobs[name]
     data = {key: value for key, value in plain(recipe.data).items() if key not in ("root", "unlabelled", "workers")}
@@ -35,15 +41,15 @@ def teacher_key(recipe: Recipe, name: str, precision: str, content: str) -> str:
 
 
 def trained_by_itself(recipe: Recipe, name: str) -> bool:
-    """Whether a job is a teacher that its own stages train from the start, so that it may be kept for other tables."""
+    """Whether a job is a teacher that depends on no other job, so that other tables can share it."""
     job = recipe.jobs[name]
     is_teacher = any(other.teacher == name for other in recipe.jobs.values())
-    begun_from = any(isinstance(other.start, AfterStage) and other.start.job == name for other in recipe.jobs.values())
-    return is_teacher and bool(job.stages) and not (begun_from or job.weights or job.start or job.teacher)
+    continued = any(isinstance(other.start, AfterStage) and other.start.job == name for other in recipe.jobs.values())
+    return is_teacher and bool(job.stages) and not (continued or job.weights or job.start or job.teacher)
 
 
 def with_teachers(recipe: Recipe, folders: Mapping[str, Path]) -> Recipe:
-    """The recipe with the weights of the teachers that have a run folder, whether they are trained yet or not."""
+    """The recipe with its teachers' weights as files in these run folders, whether they exist yet or not."""
     weights = {name: str(folder / "teacher.safetensors") for name, folder in folders.items()}
     return replace(
         recipe, jobs={name: replace(job, weights=weights.get(name, job.weights)) for name, job in recipe.jobs.items()}
@@ -56,7 +62,17 @@ def is_trained(folder: Path) -> bool:
 
 
 def train_teacher(recipe: Recipe, name: str, folder: Path, **options: Any) -> None:
-    """Train what is missing of a teacher in its folder. options: of ``train``. Raises: FlowstillError as ``train`` does."""
+    """Train a teacher in its folder, unless it is trained.
+
+    Args:
+        recipe: with the teacher among its jobs.
+        name: the teacher's job.
+        folder: its run folder.
+        options: of ``train``.
+
+    Raises:
+        FlowstillError: as ``train`` does.
+    """
     if not is_trained(folder):
         about = f"{recipe.jobs[name].network.name} on {recipe.data.name}"
         alone = replace(

@@ -1,1 +1,1 @@
-"""recipes."""
+"""Recipes: what is to be trained, as data. Read from YAML, changed, checked and scaled."""
