@@ -23,11 +23,11 @@ def test_the_l1_term_is_the_gradient_of_the_sum_of_sizes(decay):
         for one in (stepped, plain):
             one[1].bias.copy_(torch.tensor([0.5, -0.25, 0.0]))  # sign(0) is 0
     spec = Optimizer("sgd", momentum=0.9, weight_decay=0.02, l1=0.3, decay=decay)
-    mover = ActivePlayer(Player(optimizer=spec, lr=Constant(0.1)), list(stepped.parameters()))
+    player = ActivePlayer(Player(optimizer=spec, lr=Constant(0.1)), list(stepped.parameters()))
     momentum = [torch.zeros_like(p) for p in plain.parameters()]
     for step in range(2):
         given = [torch.full_like(p, 0.01 * (step + 1)) for p in plain.parameters()]
-        mover.step(list(given), 0.1)
+        player.step(list(given), 0.1)
         penalised = [p for p in plain.parameters() if decay == "all" or p.ndim > 1]
         penalty = sum(0.3 * p.abs().sum() + 0.01 * p.square().sum() for p in penalised)
         gradients = torch.autograd.grad(penalty, list(plain.parameters()), allow_unused=True)
@@ -42,10 +42,10 @@ def test_the_l1_term_is_the_gradient_of_the_sum_of_sizes(decay):
 def test_rules_that_look_at_decay_see_it():
     net = network()
     zero = [torch.zeros_like(p) for p in net.parameters()]
-    mover = ActivePlayer(Player(optimizer=Optimizer(weight_decay=0.02, l1=0.3)), list(net.parameters()))
-    for p, g in zip(net.parameters(), mover.decayed(zero), strict=True):
+    player = ActivePlayer(Player(optimizer=Optimizer(weight_decay=0.02, l1=0.3)), list(net.parameters()))
+    for p, g in zip(net.parameters(), player.decayed(zero), strict=True):
         torch.testing.assert_close(g, 0.02 * p.detach() + 0.3 * p.detach().sign())
-    assert mover.decayed([None, *zero[1:]])[0] is None
+    assert player.decayed([None, *zero[1:]])[0] is None
 
 
 def test_a_gradient_that_is_handed_in_stays_as_it_was():
