@@ -89,12 +89,12 @@ def test_how_soon_is_counted_against_the_first_jobs_end(run):
     for job, (steps, values) in curves.items():
         for share in (80, 90, 95):
             found = [number for number, value in enumerate(values) if value >= end * share / 100]
-            ours = table.at(job, f"updates_to_{share}").measured
+            reached = table.at(job, f"updates_to_{share}").measured
             if not found:
-                assert ours == ()
+                assert reached == ()
                 continue
             before = steps[found[0] - 1] if found[0] else steps[0]
-            assert before <= ours[0] <= steps[found[0]]
+            assert before <= reached[0] <= steps[found[0]]
     assert "final accuracy of teacher" in table.notes[0]
 
 

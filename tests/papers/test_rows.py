@@ -110,17 +110,17 @@ def test_the_table_has_means_spreads_and_differences():
 
 
 def test_printed_tables_are_those_of_the_specification():
-    """The package's numbers against the papers' list, where it is at hand."""
+    """The package's numbers against the papers' list, if available."""
     listed = Path(__file__).parents[3] / "shared" / "spec" / "targets.yaml"
     if not listed.exists():
         pytest.skip("the papers' list is not here")
     import yaml
 
     tables = {name: table for name, table in yaml.safe_load(listed.read_text()).items() if table and "rows" in table}
-    ours = printed_tables()
-    assert set(ours) == set(tables)
+    packaged = printed_tables()
+    assert set(packaged) == set(tables)
     for name, table in tables.items():
         rows = {row: tuple(value) if isinstance(value, list) else (value,) for row, value in table["rows"].items()}
-        assert ours[name].rows == rows
-        assert ours[name].columns == tuple(map(str, table.get("columns", ["accuracy"])))
-        assert all(len(row) == len(ours[name].columns) for row in rows.values())
+        assert packaged[name].rows == rows
+        assert packaged[name].columns == tuple(map(str, table.get("columns", ["accuracy"])))
+        assert all(len(row) == len(packaged[name].columns) for row in rows.values())

@@ -37,7 +37,7 @@ def test_every_taught_student_has_both_baselines(name):
 
 def test_the_ablation_is_that_of_the_dense_recipe():
     study, ablation = load_recipe("cifar10-methods").jobs, load_recipe("dense-ablation").jobs
-    for ours, theirs in (
+    for name, original in (
         ("fsp", "plain"),
         ("dense", "dense"),
         ("sequential", "sequential"),
@@ -45,7 +45,7 @@ def test_the_ablation_is_that_of_the_dense_recipe():
         ("alone_task", "student_scratch"),
         ("alone_total", "student_scratch_total"),
     ):
-        assert study[ours].stages == ablation[theirs].stages
+        assert study[name].stages == ablation[original].stages
     assert [study[job].stages for job in ("teacher", "fsp")] == [
         load_recipe("fsp-table3").jobs[job].stages for job in ("teacher", "fsp")
     ]

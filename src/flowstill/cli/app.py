@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        arguments: what follows the command's name; those of the process by default.
+        arguments: what follows the command's name; by default the arguments of the process.
 
     Returns:
         The exit code: 0, 2 for bad input, 130 if interrupted.

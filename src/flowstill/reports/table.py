@@ -33,7 +33,7 @@ def table_text(run: Run, width: int = 240) -> str:
 
     Args:
         run: the run.
-        width: at most so many characters in a line.
+        width: of a line, in characters.
     """
     console = Console(width=width, no_color=True, force_terminal=False, legacy_windows=False)
     with console.capture() as captured:
