@@ -230,8 +230,8 @@ def test_missing_and_unreadable_files(here: Path) -> None:
     ("text", "said"),
     [
         ("", "r.yaml: it is empty"),
-        ("- 1", "r.yaml: this is no mapping"),
-        ("just text", "r.yaml: this is no mapping"),
+        ("- 1", "r.yaml: expected a mapping"),
+        ("just text", "r.yaml: expected a mapping"),
         ("a: [", "r.yaml:1: this cannot"),
     ],
 )
