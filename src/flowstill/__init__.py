@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from flowstill.api import distill, evaluate, train
     from flowstill.data.batch import Batch
+    from flowstill.data.reader import register_reader
     from flowstill.data.spec import Augment
     from flowstill.errors import DataError, FlowstillError, NetworkError, RecipeError, RunError, ShapeError, TapError
     from flowstill.features.sections import Pairs, Section, SectionPair, find_sections, pair_sections
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "flowstill.data.batch": ("Batch",),
+    "flowstill.data.reader": ("register_reader",),
     "flowstill.data.spec": ("Augment",),
     "flowstill.api": ("distill", "evaluate", "train"),
     "flowstill.errors": (
@@ -175,6 +177,7 @@ __all__ = [
     "register_column",
     "register_method",
     "register_procedure",
+    "register_reader",
     "register_rule",
     "soft_logits_loss",
     "specification",

@@ -198,9 +198,9 @@ def test_cub_s_own_files(tmp_path, place, named):
     [
         ("images.txt", "3 002.Bird_1/0.png\n", "3\n", "Line 3 of"),
         ("images.txt", "3 002.Bird_1/0.png\n", "2 002.Bird_1/0.png\n", "gives 2 a second time"),
-        ("train_test_split.txt", "\n4 1\n", "\n", "says nothing of image 4 (002.Bird_1/1.png)"),
-        ("train_test_split.txt", "\n4 1\n", "\n4 2\n", "is marked '2', not 1 (training) or 0 (test)"),
-        ("image_class_labels.txt", "\n4 2\n", "\n4 201\n", "has class '201'; classes are numbered from 1 to 200"),
+        ("train_test_split.txt", "\n4 1\n", "\n", "has no line for image 4 (002.Bird_1/1.png)"),
+        ("train_test_split.txt", "\n4 1\n", "\n4 2\n", "is marked '2'; expected 1 (training) or 0 (test)"),
+        ("image_class_labels.txt", "\n4 2\n", "\n4 201\n", "has class '201'; expected a number from 1 to 200"),
         ("classes.txt", "200 200.Bird_199", "300 200.Bird_199", "does not number its classes from 1 to 200"),
         ("images.txt", "4 002.Bird_1/1.png", "4 002.Bird_1/9.png", "9.png' is no readable image"),
     ],
@@ -251,17 +251,17 @@ def test_parquet_and_folders_still_come_by_name_beside_archives(tmp_path):
             Image.fromarray(pictures(1, 32, 32, 3, seed=number)[0]).save(
                 tmp_path / "cifar10" / split / str(number) / "0.png"
             )
-    assert find_source(Data("cifar10", root=str(tmp_path))).kind == "folder"
+    assert find_source(Data("cifar10", root=str(tmp_path))).reader == "folder"
     assert open_data(Data("tcifar10", root=str(tmp_path))).train_size == 10
     png = (tmp_path / "cifar10" / "train" / "0" / "0.png").read_bytes()
     for split in ("train", "test"):
         rows = {"img": [{"bytes": png, "path": None}] * 10, "label": list(range(10))}
         pq.write_table(pa.table(rows), tmp_path / "cifar10" / f"{split}.parquet")
-    assert find_source(Data("cifar10", root=str(tmp_path))).kind == "parquet"
+    assert find_source(Data("cifar10", root=str(tmp_path))).reader == "parquet"
     assert open_data(Data("tcifar10", root=str(tmp_path))).train_size == 10
 
 
 def test_an_empty_root_says_what_is_looked_for(tmp_path):
     text = error(Data("cifar10", root=str(tmp_path)))
-    assert "nor data_batch_1" in text
+    assert "expected data_batch_1 (cifar), or train.parquet or train-*.parquet (parquet), or train/<class>/" in text
     assert "It holds nothing" in text

@@ -267,12 +267,10 @@ def test_what_cannot_be_found_is_named_with_its_fix(tmp_path, monkeypatch, spec,
 ALONE = """
 import sys
 from pathlib import Path
-from flowstill.data import Data, open_data
-from flowstill.data.locate import Source
-from flowstill.data.tables import hub_splits
+from flowstill.data import READERS, Data, Source, open_data
 from flowstill.errors import DataError
 print(open_data(Data("set")).train_size, sorted(p.name for p in Path().rglob("*") if p.is_file()))
-train, test = hub_splits(Source("hub", "set", "./set"))
+train, test = READERS["hub"].read(Source("hub", "set", "./set"))
 print(len(train), test.labels.tolist(), train.class_names, test.where(1))
 for name in ("cifar10", "owner/name"):
     try:

@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from flowstill.data.named import NAMED, Facts, data_facts
+from flowstill.data.reader import READERS, Reader, Source, Wanted, register_reader
 from flowstill.data.spec import Augment, Data
 
 if TYPE_CHECKING:
@@ -16,15 +17,20 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NAMED",
+    "READERS",
     "Augment",
     "Batch",
     "Data",
     "Facts",
     "ImageData",
+    "Reader",
+    "Source",
+    "Wanted",
     "data_facts",
     "find_facts",
     "find_source",
     "open_data",
+    "register_reader",
 ]
 
 _LATE = {  # they import torch

@@ -23,14 +23,21 @@ class Facts:
 class Named:
     """A data set known by name.
 
-    hub: its name on the Hugging Face hub, None where it is built in. tests: the splits that serve as the test set, the
-    likeliest first. fixed: whether all images have the size in ``facts``; otherwise they are photographs, brought to
-    it. classes: their names, where copies of the set may come without. augment: what networks are usually trained with.
+    Attributes:
+        about: one line.
+        facts: image shape and number of classes.
+        hub: name on the Hugging Face hub.
+        reader: name of the reader for a set that is built in; None where its files are recognised.
+        tests: names of the splits that serve as the test set, the likeliest first.
+        fixed: whether all images have the size in ``facts``. If not, they are photographs and are resized to it.
+        classes: names of the classes, for copies of the set that come without.
+        augment: the usual augmentation.
     """
 
     about: str
     facts: Facts
     hub: str | None = None
+    reader: str | None = None
     tests: tuple[str, ...] = ("test",)
     fixed: bool = True
     classes: tuple[str, ...] = ()
@@ -41,6 +48,7 @@ NAMED = {
     "digits": Named(
         "scikit-learn's scans of handwritten digits, 1 297 + 500, built in",
         Facts((1, 8, 8), 10),
+        reader="digits",
         augment=Augment(shift=1),
     ),
     "mnist": Named(

@@ -5,24 +5,21 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from flowstill.data.cifar import cifar_splits
 from flowstill.data.classes import class_names
-from flowstill.data.cub import cub_splits
 from flowstill.data.dataset import ImageData, Images
 from flowstill.data.decode import TESTED_SHARE, Form, channels_of, open_image
 from flowstill.data.distortion import distortion
-from flowstill.data.idx import idx_splits
-from flowstill.data.locate import Source, find_source
+from flowstill.data.locate import find_source
 from flowstill.data.memory import Decoded
 from flowstill.data.named import NAMED, Facts, data_facts
+from flowstill.data.reader import READERS
 from flowstill.data.spec import Data
-from flowstill.data.splits import Split, digits_splits, folder_splits
+from flowstill.data.splits import Split
 from flowstill.data.streaming import Streamed
 from flowstill.data.synthetic import is_synthetic, synthetic_data
 from flowstill.errors import DataError
 
 IN_MEMORY = 4 * 2**30  # bytes of decoded images up to which a set is held in memory
-READERS = {"folder": folder_splits, "cifar": cifar_splits, "idx": idx_splits, "cub": cub_splits}
 
 
 def open_data(spec: Data, *, seed: int = 0) -> ImageData:
@@ -36,7 +33,8 @@ def open_data(spec: Data, *, seed: int = 0) -> ImageData:
     """
     if is_synthetic(spec.name):
         return synthetic_data(spec, seed)
-    train, test = _splits(find_source(spec), spec)
+    source = find_source(spec)
+    train, test = READERS.find(source.reader).read(source)
     train = replace(train, distortion=distortion(spec, 0))
     test = replace(test, distortion=distortion(spec, 1)) if test is not None else None
     named = NAMED.get(spec.name)
@@ -59,20 +57,6 @@ def find_facts(spec: Data) -> Facts:
         return facts
     data = open_data(spec)
     return Facts(data.shape, len(data.classes))
-
-
-def _splits(source: Source, spec: Data) -> tuple[Split, Split | None]:
-    """Training and test images; no test images where some of the training images are held out instead."""
-    with_test = spec.hold_out == 0
-    if source.kind == "digits":
-        train, test = digits_splits()
-        return train, test if with_test else None
-    if source.kind in READERS:
-        return READERS[source.kind](source, with_test=with_test)
-    # Reading tables takes a library that is slow to import.
-    from flowstill.data.tables import hub_splits, parquet_splits
-
-    return (hub_splits if source.kind == "hub" else parquet_splits)(source, with_test=with_test)
 
 
 def _form(spec: Data, train: Split) -> Form:

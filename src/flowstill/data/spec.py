@@ -103,6 +103,7 @@ class Data:
     std: tuple[float, ...] | None = None
     distortion: Artifact | None = None
     noise_sigma: Annotated[float, Field(gt=0)] | None = None
+    reader: str | None = None
 
     def __post_init__(self) -> None:
         if self.accumulate > self.batch:

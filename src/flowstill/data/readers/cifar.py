@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
-from flowstill.data.locate import Source
+from flowstill.data.archives import Archive, Layout
+from flowstill.data.reader import Source, register_reader
 from flowstill.data.splits import Split, array_split
 from flowstill.errors import DataError
 
@@ -22,11 +24,23 @@ ARRAYS = {
 }
 
 
-def cifar_splits(source: Source, *, with_test: bool = True) -> tuple[Split, Split | None]:
-    """Training and test images of CIFAR-10 or CIFAR-100 (fine labels). Raises: DataError naming the file."""
-    names = _class_names(Path(source.place))
-    train = _split(source.train, names, source.place)
-    return train, _split(source.test, names, source.place) if with_test else None
+@register_reader("cifar")
+class Cifar(Archive):
+    """CIFAR-10 or CIFAR-100 (fine labels)."""
+
+    about = "the Python version of CIFAR-10 or CIFAR-100: data_batch_1 to 5 and test_batch, or train and test"
+    layouts: ClassVar[Mapping[str, Layout]] = {
+        "cifar10": Layout(
+            ("cifar-10-batches-py",), tuple(f"data_batch_{number}" for number in range(1, 6)), ("test_batch",)
+        ),
+        "cifar100": Layout(("cifar-100-python",), ("train",), ("test",)),
+    }
+
+    def read(self, source: Source) -> tuple[Split, Split | None]:
+        """Training and test images. Raises: DataError naming the file."""
+        names = _class_names(Path(source.place))
+        train = _split(source.train, names, source.place)
+        return train, _split(source.test, names, source.place) if source.with_test else None
 
 
 def _split(files: tuple[Path, ...], names: tuple[str, ...] | None, folder: str) -> Split:

@@ -5,22 +5,37 @@ from __future__ import annotations
 import gzip
 import math
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
-from flowstill.data.locate import Source
+from flowstill.data.archives import Archive, Layout
+from flowstill.data.reader import Source, register_reader
 from flowstill.data.splits import Split, array_split
 from flowstill.errors import DataError
 
 BYTES = 8  # the code for values of one byte without a sign
 
 
-def idx_splits(source: Source, *, with_test: bool = True) -> tuple[Split, Split | None]:
-    """Training and test images, each split a file of images and one of labels. Raises: DataError naming the file."""
-    return _split(*source.train), _split(*source.test) if with_test else None
+@register_reader("idx")
+class Idx(Archive):
+    """Two files for each split, one of images and one of labels."""
+
+    about = "MNIST's own files: train-images-idx3-ubyte and so on, plain or gzipped"
+    layouts: ClassVar[Mapping[str, Layout]] = {
+        "mnist": Layout(
+            ("MNIST/raw", "raw", "MNIST"),
+            ("train-images[-.]idx3-ubyte*", "train-labels[-.]idx1-ubyte*"),
+            ("t10k-images[-.]idx3-ubyte*", "t10k-labels[-.]idx1-ubyte*"),
+        )
+    }
+
+    def read(self, source: Source) -> tuple[Split, Split | None]:
+        """Training and test images. Raises: DataError naming the file."""
+        return _split(*source.train), _split(*source.test) if source.with_test else None
 
 
 def _split(images: Path, labels: Path) -> Split:

@@ -1,0 +1,1 @@
+"""Readers of data sets, one layout in each file."""
