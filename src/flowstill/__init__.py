@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from flowstill.knowledge.nst import NST, NSTLoss, nst_loss
     from flowstill.knowledge.svd import SVD, SVDLoss, dfv_loss, truncated_svd
     from flowstill.nets import create
+    from flowstill.nets.registry import register_network
     from flowstill.nets.spec import Net
     from flowstill.recipes.load import load_recipe
     from flowstill.recipes.recipe import Data, Job, Player, Recipe, Stage, Term, Update
@@ -83,6 +84,7 @@ _HOMES = {
     "flowstill.knowledge.nst": ("NST", "NSTLoss", "nst_loss"),
     "flowstill.knowledge.svd": ("SVD", "SVDLoss", "dfv_loss", "truncated_svd"),
     "flowstill.nets": ("create",),
+    "flowstill.nets.registry": ("register_network",),
     "flowstill.nets.spec": ("Net",),
     "flowstill.recipes.load": ("load_recipe",),
     "flowstill.recipes.recipe": ("Data", "Job", "Player", "Recipe", "Stage", "Term", "Update"),
@@ -176,6 +178,7 @@ __all__ = [
     "register",
     "register_column",
     "register_method",
+    "register_network",
     "register_procedure",
     "register_reader",
     "register_rule",

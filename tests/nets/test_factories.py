@@ -102,12 +102,12 @@ def test_factory_on_meta(mine):
     [
         ("make_smal", {}, "does not define 'make_smal'. Did you mean 'make_small'"),
         ("value", {}, "no function but a value of the name 'value'"),
-        ("make_small", {"num_classes": 5, "hiden": 2}, "takes no option 'hiden'. Did you mean 'hidden'"),
-        ("make_plain", {"hidden": 2}, "takes no option 'hidden'. It takes no options"),
+        ("make_small", {"num_classes": 5, "hiden": 2}, "has no option 'hiden'. Did you mean 'hidden'"),
+        ("make_plain", {"hidden": 2}, "has no option 'hidden'. It takes no options"),
         ("make_with", {}, "needs 'depth': give it as an option"),
         ("Net", {}, "needs 'num_classes'"),
-        ("make_number", {}, "returned a int, no torch.nn.Module"),
-        ("make_class", {}, "returned the class Net, no torch.nn.Module"),
+        ("make_number", {}, "expected a torch.nn.Module. It returned a int"),
+        ("make_class", {}, "expected a torch.nn.Module. It returned the class Net"),
         ("make_lazy", {}, "'weight' has no size yet"),
         (
             "make_broken",

@@ -224,7 +224,7 @@ def test_every_listed_network_can_be_had_on_meta(name):
         ("torchvision:mobilnet_v2", {}, "Did you mean 'mobilenet_v2'"),
         ("nets/mine.py", {}, "write 'nets/mine.py:FUNCTION'"),
         ("resnet8", {"widht": 2}, "no option 'widht'. Did you mean 'width'"),
-        ("resnet8x2", {"width": 2}, "says the width in its name"),
+        ("resnet8x2", {"width": 2}, "gives the width in its name"),
         ("resnet8", {"width": 0}, "width 0: give a factor above 0"),
         ("resnet8", {"width": [1, 2]}, "three whole numbers"),
         ("resnet8", {"width": [64, 32, 16]}, "cannot drop channels"),

@@ -4,14 +4,17 @@ from flowstill.nets.checkpoints import read_weights, save_weights
 from flowstill.nets.counts import Counts, count
 from flowstill.nets.create import NAME_FORMS, build, create, known_nets
 from flowstill.nets.factories import needs_trust
+from flowstill.nets.registry import NETWORKS, Network, register_network
 from flowstill.nets.resnet import ResNet
 from flowstill.nets.spec import Net, is_object
 from flowstill.nets.weights import load_weights
 
 __all__ = [
     "NAME_FORMS",
+    "NETWORKS",
     "Counts",
     "Net",
+    "Network",
     "ResNet",
     "build",
     "count",
@@ -21,5 +24,6 @@ __all__ = [
     "load_weights",
     "needs_trust",
     "read_weights",
+    "register_network",
     "save_weights",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -12,37 +11,12 @@ import torch
 from torch import nn
 
 from flowstill.errors import NetworkError, did_you_mean
-from flowstill.nets import (
-    factories,
-    inception_bn,
-    libraries,
-    mobilenet,
-    resnet,
-    resnet8_kr,
-    resnet_imagenet,
-    resnext,
-    vgg,
-)
+from flowstill.nets import factories, libraries, resnet
+from flowstill.nets.registry import NETWORKS, Network, no_option, whole_network
 from flowstill.nets.spec import Net, is_object
 from flowstill.nets.weights import head_classes, load_weights
+from flowstill.schema.code import run_code
 
-_LISTED = tuple(f"resnet{end}" for end in ("8", "14", "20", "26", "32", "44", "56", "110", "14x4", "32x4"))
-_PAPERS: dict[str, tuple[Callable[..., nn.Module] | str, str]] = {  # a function, or the library's name; about it
-    "resnet8-kr": (resnet8_kr.ResNet8KR, "2 modules of 3 convolutions, inferred (Liu et al. 2019), channels 16-32-64"),
-    "vgg-teacher": (vgg.teacher, "VGG (Lee et al. 2018), 2-2-3-3 convolutions, for 32 pixels"),
-    "vgg-student": (vgg.student, "VGG (Lee et al. 2018), 1 convolution in each of 4 blocks, for 32 pixels"),
-    "vgg-student-strided": (vgg.strided_student, "VGG (Lee et al. 2018), 1 strided convolution in each of 4 blocks"),
-    "mobilenet-teacher": (mobilenet.teacher, "MobileNet (Lee et al. 2018), 9 separable convolutions"),
-    "mobilenet-student": (mobilenet.student, "MobileNet (Lee et al. 2018), 5 separable convolutions"),
-    "resnext-teacher": (resnext.teacher, "ResNeXt (Lee et al. 2018), 3 blocks of 4 branches"),
-    "resnext-student": (resnext.student, "ResNeXt (Lee et al. 2018), 3 blocks of 2 branches"),
-    "resnet20-imagenet": (resnet_imagenet.resnet20, "ResNet for 224 pixels, 2-2-3-2 blocks (Yim et al. 2017)"),
-    "resnet34-imagenet": ("torchvision:resnet34", "ResNet for 224 pixels, 3-4-6-3 blocks (Yim et al. 2017)"),
-    # Its pretrained weights in torchvision (18.1 % error) are better than the teacher of Liu et al. (22.7 %); weights
-    # near that teacher's are timm's resnet101.tv_in1k (22.6 %).
-    "resnet101-imagenet": ("torchvision:resnet101", "ResNet for 224 pixels, the teacher of Liu et al. (2019)"),
-    "inception-bn": (inception_bn.InceptionBN, "Inception with BatchNorm (Ioffe and Szegedy 2015), for 224 pixels"),
-}
 NAME_FORMS = {
     "resnetD, resnetDxW": "a CIFAR ResNet of any depth D = 6n+2, with W times the channels",
     "timm:NAME": "any network of timm",
@@ -52,15 +26,8 @@ NAME_FORMS = {
 
 
 def known_nets() -> dict[str, str]:
-    """Our own networks by name, each with one line about it. ``NAME_FORMS`` tells what else has a name."""
-    nets = {}
-    for name in _LISTED:
-        says = resnet.arguments(name) or {}
-        blocks = (says["depth"] - 2) // 6
-        channels = "-".join(str(width * says.get("width", 1)) for width in (16, 32, 64))
-        count = "1 block" if blocks == 1 else f"{blocks} blocks"
-        nets[name] = f"CIFAR ResNet (He et al. 2016), {count} in each of 3 sections, channels {channels}"
-    return nets | {name: about for name, (_, about) in _PAPERS.items()}
+    """All registered networks by name, each with one line about it; ``NAME_FORMS`` has the other forms of names."""
+    return {name: network.about for name, network in NETWORKS.items()}
 
 
 def create(
@@ -116,11 +83,6 @@ def build(
 
 def _maker(name: str, in_channels: int, options: dict[str, Any], fetch: bool) -> Callable[[int | None], nn.Module]:
     """What builds the network, given the number of classes. Raises: NetworkError for an unknown name."""
-    if name in _PAPERS:
-        paper, _ = _PAPERS[name]
-        if isinstance(paper, str):
-            return _maker(paper, in_channels, options, fetch)
-        return functools.partial(_own, name, paper, {}, in_channels, options)
     if factories.needs_trust(name):
         return lambda classes: factories.make(name, classes, in_channels, options)
     prefix, colon, rest = name.partition(":")
@@ -133,36 +95,45 @@ def _maker(name: str, in_channels: int, options: dict[str, Any], fetch: bool) ->
         if prefix in libraries.PREFIXES:
             return lambda classes: libraries.make(prefix, rest, classes, in_channels, options, fetch)
         raise NetworkError(f"Network {name!r}: unknown library {prefix!r}. {did_you_mean(prefix, libraries.PREFIXES)}")
+    network = _registered(name)
+    make = network.make
+    if isinstance(make, str):
+        return _maker(make, in_channels, options, fetch)
+    _check_options(name, make, network.said, options)
+    arguments = {"in_channels": in_channels, **network.said, **options}
+    return lambda classes: _build(name, make, arguments | ({} if classes is None else {"num_classes": classes}))
+
+
+def _registered(name: str) -> Network:
+    """The network of that name. Raises: NetworkError if there is none, naming what is near."""
+    if name in NETWORKS:
+        return NETWORKS[name]
     try:
-        arguments = resnet.arguments(name)
+        network = resnet.named_resnet(name)
     except NetworkError as error:
         raise NetworkError(f"{error} {_elsewhere(name)}".rstrip()) from None
-    if arguments is None:
-        near = _elsewhere(name) or did_you_mean(name, known_nets(), count=3)
-        if name.endswith(".py"):
-            near = f"To use a function in that file, write '{name}:FUNCTION'."
-        raise NetworkError(f"No network is called {name!r}. {near}".rstrip())
-    return functools.partial(_own, name, resnet.ResNet, arguments, in_channels, options)
+    if network is not None:
+        return network
+    near = _elsewhere(name) or did_you_mean(name, NETWORKS, count=3)
+    if name.endswith(".py"):
+        near = f"To use a function in that file, write '{name}:FUNCTION'."
+    raise NetworkError(f"Unknown network {name!r}. {near}".rstrip())
 
 
-def _own(
-    name: str,
-    make: Callable[..., nn.Module],
-    arguments: dict[str, Any],
-    in_channels: int,
-    options: dict[str, Any],
-    num_classes: int | None,
-) -> nn.Module:
-    """One of ours. ``arguments``: what the name says to the constructor, whose options are its keyword-only ones."""
+def _check_options(name: str, make: Callable[..., nn.Module], said: dict[str, Any], options: dict[str, Any]) -> None:
+    """Raises: NetworkError for an option that is no keyword-only parameter, or that the name itself gives."""
     known = [key for key, p in inspect.signature(make).parameters.items() if p.kind is p.KEYWORD_ONLY]
     for option in options:
-        if option in arguments:
-            raise NetworkError(f"{name} says the {option} in its name; drop the option {option!r} or the name's end.")
+        if option in said:
+            raise NetworkError(f"{name} gives the {option} in its name. Drop the option {option!r} or the name's end.")
         if option not in known:
-            near = did_you_mean(option, known) if known else "It takes no options."
-            raise NetworkError(f"{name} has no option {option!r}. {near}".rstrip())
-    classes = {} if num_classes is None else {"num_classes": num_classes}
-    return make(in_channels=in_channels, **classes, **arguments, **options)
+            raise no_option(name, option, known)
+
+
+def _build(name: str, make: Callable[..., nn.Module], arguments: dict[str, Any]) -> nn.Module:
+    """Call a registered class or function. Raises: NetworkError where its code fails, with file and line."""
+    code = Path(inspect.getfile(make))
+    return whole_network(name, run_code(lambda: make(**arguments), code, f"Network {name!r} failed", NetworkError))
 
 
 def _elsewhere(name: str) -> str:

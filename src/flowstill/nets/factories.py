@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from flowstill.errors import NetworkError, did_you_mean
+from flowstill.nets.registry import DECIDED, no_option, whole_network
 from flowstill.schema.code import import_file, run_code
 
 _MARK = ".py:"
@@ -39,12 +39,7 @@ def make(name: str, num_classes: int | None, in_channels: int, options: dict[str
     function = _find(import_file(path, NetworkError), factory, path)
     arguments = _arguments(function, name, num_classes, in_channels, options)
     network = run_code(lambda: function(**arguments), path, f"{name} failed", NetworkError)
-    if not isinstance(network, nn.Module):
-        raise NetworkError(f"{name} returned {_kind(network)}, no torch.nn.Module. Return the network itself.")
-    lazy = [key for key, tensor in network.state_dict(keep_vars=True).items() if is_lazy(tensor)]
-    if lazy:
-        raise NetworkError(f"{name}: {lazy[0]!r} has no size yet. Run one forward in the factory, or give the size.")
-    return network
+    return whole_network(name, network)
 
 
 def _find(module: types.ModuleType, factory: str, path: Path) -> Callable[..., Any]:
@@ -68,9 +63,8 @@ def _arguments(
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
     for option in options:
         if option not in taken and not takes_all:
-            free = [t for t in taken if t not in ("num_classes", "in_channels")]
-            near = did_you_mean(option, free) if free else "It takes no options."
-            raise NetworkError(f"{name} takes no option {option!r}. {near}".rstrip())
+            free = [t for t in taken if t not in DECIDED]
+            raise no_option(name, option, free)
     given = {"in_channels": in_channels} | ({} if num_classes is None else {"num_classes": num_classes})
     arguments = {key: value for key, value in given.items() if key in taken or takes_all} | options
     needed = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
@@ -78,7 +72,3 @@ def _arguments(
     if lacking:
         raise NetworkError(f"{name} needs {', '.join(map(repr, lacking))}: give it as an option, or give it a default.")
     return arguments
-
-
-def _kind(value: object) -> str:
-    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flowstill.nets.layers import ConvBNReLU, initialise_he
+from flowstill.nets.registry import register_network
 
 # Channels: 1x1; 3x3, reduced and full; double 3x3, reduced and full; pooling and its 1x1. Figure 5 prints 576 for the
 # output of 4c and 4d, and 1024 for that of 4e, but its branches add up to 608, 608 and 1056.
@@ -63,6 +64,7 @@ class Inception(nn.Module):
         return torch.cat([branch(x) for branch in self.children()], 1)
 
 
+@register_network("inception-bn", about="Inception with BatchNorm (Ioffe and Szegedy 2015), for 224 pixels")
 class InceptionBN(nn.Sequential):
     """Two convolutions with poolings, ten Inception modules, global average pooling, one linear layer.
 

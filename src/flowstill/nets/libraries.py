@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from flowstill.errors import NetworkError, did_you_mean
+from flowstill.nets.registry import no_option
 
 PREFIXES = ("timm", "torchvision")
 _log = logging.getLogger("flowstill")
@@ -70,12 +71,8 @@ def make(
     except Exception as error:
         unknown = [option for option in options if f"argument '{option}'" in str(error)]
         if isinstance(error, TypeError) and unknown:
-            raise _no_option(whole, unknown[0], _options(prefix, name)) from None
+            raise no_option(whole, unknown[0], _options(prefix, name)) from None
         raise NetworkError(f"{whole} {_problem(error, pretrained, options)}") from error
-
-
-def _no_option(whole: str, option: str, known: list[str]) -> NetworkError:
-    return NetworkError(f"{whole} has no option {option!r}. {did_you_mean(option, known)}".rstrip())
 
 
 def _problem(error: Exception, pretrained: bool, options: dict[str, Any]) -> str:
@@ -104,7 +101,7 @@ def _torchvision(
     known = _options("torchvision", name)
     for option in options:
         if option not in known:  # some of its constructors would drop it without a word
-            raise _no_option(f"torchvision:{name}", option, known)
+            raise no_option(f"torchvision:{name}", option, known)
     if num_classes is None:
         num_classes = 1000
     fresh = functools.partial(models.get_model, name, weights=None, **{**_FRESH.get(name, {}), **options})

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from flowstill.nets.layers import ConvBNReLU, initialise_he
+from flowstill.nets.registry import register_network
 
 
 class Separable(nn.Sequential):
@@ -44,6 +45,7 @@ class MobileNet(nn.Sequential):
 
 # "Removing the last four" separable convolutions of MobileNet v1 contradicts Table 1's size. Its 2.23 M parameters and
 # 98.4 MFLOPs are those of v1 without four of the five repeated at 512 channels, 1024 without a stride: inferred.
+@register_network("mobilenet-teacher", about="MobileNet (Lee et al. 2018), 9 separable convolutions")
 def teacher(num_classes: int = 100, in_channels: int = 3) -> MobileNet:
     """Nine separable convolutions.
 
@@ -53,6 +55,7 @@ def teacher(num_classes: int = 100, in_channels: int = 3) -> MobileNet:
     return MobileNet([(64, 1), (128, 2), (256, 2), (512, 2), (1024, 2)], num_classes, in_channels)
 
 
+@register_network("mobilenet-student", about="MobileNet (Lee et al. 2018), 5 separable convolutions")
 def student(num_classes: int = 100, in_channels: int = 3) -> MobileNet:
     """Each number of channels once.
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flowstill.errors import NetworkError
+from flowstill.nets.registry import Network, add_network
 
 LARGEST_DEPTH = 1202  # the deepest that the paper trains
 _INITS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -167,17 +168,27 @@ def _check_depth(depth: int) -> None:
     )
 
 
-def arguments(name: str) -> dict[str, int] | None:
-    """What a name says to the constructor; None where the name is none of ours.
+def named_resnet(name: str) -> Network | None:
+    """The CIFAR ResNet that a name describes; None if the name has another form.
 
-    Raises: NetworkError where the depth is none of a CIFAR ResNet, naming the nearest.
+    Raises:
+        NetworkError: no CIFAR ResNet has that depth; the text gives the nearest.
 
-    >>> arguments("resnet26"), arguments("resnet32x4"), arguments("vgg11")
+    >>> named_resnet("resnet26").said, named_resnet("resnet32x4").said, named_resnet("vgg11")
     ({'depth': 26}, {'depth': 32, 'width': 4}, None)
     """
     match = _NAME.fullmatch(name)
     if match is None:
         return None
-    found = {key: int(value) for key, value in match.groupdict().items() if value is not None}
-    _check_depth(found["depth"])
-    return found
+    said = {key: int(value) for key, value in match.groupdict().items() if value is not None}
+    _check_depth(said["depth"])
+    blocks = (said["depth"] - 2) // 6
+    channels = "-".join(str(width * said.get("width", 1)) for width in (16, 32, 64))
+    count = "1 block" if blocks == 1 else f"{blocks} blocks"
+    about = f"CIFAR ResNet (He et al. 2016), {count} in each of 3 sections, channels {channels}"
+    return Network(ResNet, about, said)
+
+
+for _end in ("8", "14", "20", "26", "32", "44", "56", "110", "14x4", "32x4"):
+    if _network := named_resnet(f"resnet{_end}"):
+        add_network(f"resnet{_end}", _network, __name__)

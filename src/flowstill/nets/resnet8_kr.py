@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from flowstill.errors import NetworkError
 from flowstill.nets.layers import ConvBNReLU, initialise_he
+from flowstill.nets.registry import register_network
 from flowstill.nets.resnet import ZeroPad
 
 _STEM = 16  # channels of the first convolution
@@ -32,6 +33,7 @@ class ResidualModule(nn.Module):
         return out
 
 
+@register_network("resnet8-kr", about="2 modules of 3 convolutions, inferred (Liu et al. 2019), channels 16-32-64")
 class ResNet8KR(nn.Sequential):
     """A 3x3 convolution to 16 channels, two residual modules, global average pooling, one linear layer.
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
+from flowstill.nets.registry import register_network
 
+
+@register_network("resnet20-imagenet", about="ResNet for 224 pixels, 2-2-3-2 blocks (Yim et al. 2017)")
 def resnet20(num_classes: int = 1000, in_channels: int = 3) -> nn.Module:
     """torchvision's ResNet with 2, 2, 3 and 2 basic blocks, its names and its (MSRA) initialisation.
 

@@ -7,6 +7,7 @@ from torch.nn import functional
 
 from flowstill.errors import NetworkError
 from flowstill.nets.layers import ConvBNReLU, initialise_he
+from flowstill.nets.registry import register_network
 
 _BRANCH = 64  # channels of each branch
 
@@ -77,6 +78,7 @@ class ResNeXt(nn.Sequential):
         initialise_he(self)
 
 
+@register_network("resnext-teacher", about="ResNeXt (Lee et al. 2018), 3 blocks of 4 branches")
 def teacher(num_classes: int = 100, in_channels: int = 3, *, branches: int = 4) -> ResNeXt:
     """Four branches: Table 1's size. The authors' later code has eight.
 
@@ -86,6 +88,7 @@ def teacher(num_classes: int = 100, in_channels: int = 3, *, branches: int = 4) 
     return ResNeXt(num_classes, in_channels, branches)
 
 
+@register_network("resnext-student", about="ResNeXt (Lee et al. 2018), 3 blocks of 2 branches")
 def student(num_classes: int = 100, in_channels: int = 3, *, branches: int = 2) -> ResNeXt:
     """Two branches. Table 1's 247.6 MFLOPs contradict its 0.34 M parameters, which have 274: likely swapped digits.
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from flowstill.errors import NetworkError
 from flowstill.nets.layers import initialise_he
+from flowstill.nets.registry import register_network
 
 _WIDTHS = (64, 128, 256, 512)
 _HIDDEN = 1024  # units of each fully connected layer
@@ -67,6 +68,7 @@ def _block(in_channels: int, width: int, count: int, strided: bool, padded: bool
     return nn.Sequential(layers)
 
 
+@register_network("vgg-teacher", about="VGG (Lee et al. 2018), 2-2-3-3 convolutions, for 32 pixels")
 def teacher(num_classes: int = 100, in_channels: int = 3, *, dropout: float = 0.5) -> VGG:
     """2, 2, 3 and 3 convolutions: VGG-16 without its last three.
 
@@ -76,11 +78,13 @@ def teacher(num_classes: int = 100, in_channels: int = 3, *, dropout: float = 0.
     return VGG((2, 2, 3, 3), 2, num_classes, in_channels, dropout)
 
 
+@register_network("vgg-student", about="VGG (Lee et al. 2018), 1 convolution in each of 4 blocks, for 32 pixels")
 def student(num_classes: int = 100, in_channels: int = 3, *, dropout: float = 0.5) -> VGG:
     """One convolution in each block, one hidden layer. The paper is silent on dropout, the authors' code has it."""
     return VGG((1, 1, 1, 1), 1, num_classes, in_channels, dropout)
 
 
+@register_network("vgg-student-strided", about="VGG (Lee et al. 2018), 1 strided convolution in each of 4 blocks")
 def strided_student(
     num_classes: int = 100,
     in_channels: int = 3,
