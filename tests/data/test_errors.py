@@ -75,13 +75,15 @@ def test_the_good_sets_are_good(tmp_path):
 def test_a_corrupt_image_is_named_by_its_row(tmp_path, broken):
     parquet(tmp_path, train=[png(0), png(1), broken, png(3)])
     text = error(Data(str(tmp_path)))
-    assert f"row 2 of {str(tmp_path / 'train.parquet')!r} is no readable image" in text
-    assert "Mend or remove it" in text
+    assert f"row 2 of {str(tmp_path / 'train.parquet')!r} is not a readable image" in text
+    assert "Fix or remove it" in text
 
 
 def test_a_corrupt_image_is_named_by_its_file_even_in_a_shard(tmp_path):
     folder(tmp_path / "f", {**GOOD, "train/b/1.jpg": b"text"})
-    assert f"{str(tmp_path / 'f' / 'train' / 'b' / '1.jpg')!r} is no readable image" in error(Data(str(tmp_path / "f")))
+    assert f"{str(tmp_path / 'f' / 'train' / 'b' / '1.jpg')!r} is not a readable image" in error(
+        Data(str(tmp_path / "f"))
+    )
     for shard in range(2):
         images = [png(0), png(1) if shard == 0 else b"text"]
         write(tmp_path / f"train-{shard}-of-2.parquet", images, [0, 1])
@@ -93,7 +95,7 @@ def test_a_corrupt_image_of_a_streamed_set_is_the_same_error(tmp_path):
     parquet(tmp_path, train=[png(0), png(1), png(2), b"text"])
     for workers in (0, 1):
         text = error(Data(str(tmp_path), size=8, augment=Augment(resized_crop=True), workers=workers))
-        assert f"row 3 of {str(tmp_path / 'train.parquet')!r} is no readable image" in text
+        assert f"row 3 of {str(tmp_path / 'train.parquet')!r} is not a readable image" in text
 
 
 def test_an_empty_class(tmp_path):
@@ -175,9 +177,9 @@ def test_wrong_channels(tmp_path):
 
 def test_empty_sets(tmp_path):
     parquet(tmp_path, test_labels=())
-    assert f"{str(tmp_path / 'test.parquet')!r} holds no image" in error(Data(str(tmp_path)))
+    assert f"{str(tmp_path / 'test.parquet')!r} holds no images" in error(Data(str(tmp_path)))
     folder(tmp_path / "f", {"train/a": None, "test/a/0.png": png(0)})
-    assert f"{str(tmp_path / 'f' / 'train')!r} holds no image" in error(Data(str(tmp_path / "f")))
+    assert f"{str(tmp_path / 'f' / 'train')!r} holds no images" in error(Data(str(tmp_path / "f")))
     folder(tmp_path / "g", {"train/0.png": png(0), "test/0.png": png(0)})
     assert "has no folder for any class" in error(Data(str(tmp_path / "g")))
 
@@ -185,7 +187,7 @@ def test_empty_sets(tmp_path):
 def test_a_file_that_is_no_parquet(tmp_path):
     parquet(tmp_path)
     (tmp_path / "test.parquet").write_bytes(b"PAR1 and then something else")
-    assert f"{str(tmp_path / 'test.parquet')!r} is no readable parquet file" in error(Data(str(tmp_path)))
+    assert f"{str(tmp_path / 'test.parquet')!r} is not a readable parquet file" in error(Data(str(tmp_path)))
 
 
 def test_a_parquet_file_that_is_damaged_inside(tmp_path):

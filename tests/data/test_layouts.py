@@ -87,10 +87,10 @@ def test_a_pickle_that_asks_for_more_than_arrays_runs_nothing(tmp_path, monkeypa
         content = {b"data": pictures(2, 3072), b"labels": [0, 1], b"more": payload}
         (tmp_path / "data_batch_2").write_bytes(pickle.dumps(content, protocol=protocol))
         text = error(Data("cifar10", root=str(tmp_path)))
-        assert f"{str(tmp_path / 'data_batch_2')!r} is no file of CIFAR's Python version: it asks for" in text
+        assert f"{str(tmp_path / 'data_batch_2')!r} is not a file of CIFAR's Python version: it asks for" in text
         asked_then = asked.replace("builtins", "__builtin__") if protocol < 3 else asked
         assert asked in text or asked_then in text
-        assert "nothing of it was run" in text
+        assert "none of it was run" in text
     assert not (tmp_path / "ran").exists()
 
 
@@ -98,19 +98,22 @@ def test_a_pickle_that_asks_for_more_than_arrays_runs_nothing(tmp_path, monkeypa
     ("content", "said"),
     [
         (b"", "Ran out of input"),
-        (b"no pickle", "is no file of CIFAR's Python version"),
+        (b"no pickle", "is not a file of CIFAR's Python version"),
         (python2({"data": pictures(2, 3072), "labels": [0, 1]})[:3000], "truncated"),
-        (python2({"data": pictures(2, 3071), "labels": [0, 1]}), "no array of 2 rows (one a label) of 3072 bytes"),
-        (python2({"data": pictures(3, 3072), "labels": [0, 1]}), "no array of 2 rows"),
-        (python2({"labels": [0, 1]}), "no array of 2 rows"),
-        (python2({"data": pictures(2, 3072)}), "'labels' (or 'fine_labels') is no list of numbers"),
-        (python2({"data": pictures(2, 3072), "labels": ["0", "1"]}), "is no list of numbers"),
-        (python3({"data": pictures(2, 3072).astype(np.int16), "labels": [0, 1]}), "no array of 2 rows"),
-        (python3({"data": np.asfortranarray(pictures(2, 3072)), "labels": [0, 1]}), "no array of 2 rows"),
-        (python3({"data": pictures(2, 3072), "labels": [0, 2**70]}), "is no list of numbers"),
-        (pickle.dumps([1, 2], protocol=2), "it holds no mapping"),
+        (
+            python2({"data": pictures(2, 3071), "labels": [0, 1]}),
+            "not an array of 2 rows (one per label) of 3072 bytes",
+        ),
+        (python2({"data": pictures(3, 3072), "labels": [0, 1]}), "not an array of 2 rows"),
+        (python2({"labels": [0, 1]}), "not an array of 2 rows"),
+        (python2({"data": pictures(2, 3072)}), "'labels' (or 'fine_labels') is not a list of numbers"),
+        (python2({"data": pictures(2, 3072), "labels": ["0", "1"]}), "is not a list of numbers"),
+        (python3({"data": pictures(2, 3072).astype(np.int16), "labels": [0, 1]}), "not an array of 2 rows"),
+        (python3({"data": np.asfortranarray(pictures(2, 3072)), "labels": [0, 1]}), "not an array of 2 rows"),
+        (python3({"data": pictures(2, 3072), "labels": [0, 2**70]}), "is not a list of numbers"),
+        (pickle.dumps([1, 2], protocol=2), "expected a mapping"),
         # an array whose state is no array's, and a call that sets the state of what stands for arrays
-        (b"\x80\x02}(U\x06labels](J\x00\x00\x00\x00eU\x04datacnumpy\nndarray\n)R(K\x01tbu.", "no array of 1 rows"),
+        (b"\x80\x02}(U\x06labels](J\x00\x00\x00\x00eU\x04datacnumpy\nndarray\n)R(K\x01tbu.", "not an array of 1 rows"),
         (b"\x80\x02}(U\x06labels](J\x00\x00\x00\x00eU\x04datacnumpy\nndarray\n(K\x01tbu.", "__setstate__"),
     ],
 )
@@ -127,7 +130,7 @@ def test_a_missing_batch_and_a_wrong_label_are_named(tmp_path):
     (tmp_path / "data_batch_2").write_bytes(python2({"data": pictures(2, 3072), "labels": [2, 10]}))
     assert f"row 1 of {str(tmp_path / 'data_batch_2')!r} has label 10" in error(Data("cifar10", root=str(tmp_path)))
     (tmp_path / "batches.meta").write_bytes(python2({"label_names": [1]}))
-    assert "'label_names' is no list of names" in error(Data("cifar10", root=str(tmp_path)))
+    assert "'label_names' is not a list of names" in error(Data("cifar10", root=str(tmp_path)))
     (tmp_path / "data_batch_4").unlink()
     assert f"{str(tmp_path)!r} has no file 'data_batch_4'" in error(Data("cifar10", root=str(tmp_path)))
 
@@ -155,10 +158,10 @@ def test_unpacked_idx_files_come_before_packed_ones(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("train-images-idx3-ubyte", idx(pictures(3, 28, 28))[:-1], "announces 3x28x28 values, but 2351 bytes follow"),
-        ("train-images-idx3-ubyte", idx(pictures(20, 784)), "is no idx file of bytes with 3 axes"),
-        ("train-images-idx3-ubyte", b"\0\0\x08\x03\0\0", "is no idx file of bytes"),
-        ("t10k-images-idx3-ubyte", b"<html>", "is no idx file of bytes"),
+        ("train-images-idx3-ubyte", idx(pictures(3, 28, 28))[:-1], "declares 3x28x28 values, but 2351 bytes follow"),
+        ("train-images-idx3-ubyte", idx(pictures(20, 784)), "is not an idx file of bytes with 3 axes"),
+        ("train-images-idx3-ubyte", b"\0\0\x08\x03\0\0", "is not an idx file of bytes"),
+        ("t10k-images-idx3-ubyte", b"<html>", "is not an idx file of bytes"),
         ("t10k-labels-idx1-ubyte", idx(np.zeros(4, np.uint8)), "has 5 images, but"),
         ("train-labels-idx1-ubyte", idx(np.full(20, 12, np.uint8)), "has label 12, out of range"),
     ],
@@ -202,7 +205,7 @@ def test_cub_s_own_files(tmp_path, place, named):
         ("train_test_split.txt", "\n4 1\n", "\n4 2\n", "is marked '2'; expected 1 (training) or 0 (test)"),
         ("image_class_labels.txt", "\n4 2\n", "\n4 201\n", "has class '201'; expected a number from 1 to 200"),
         ("classes.txt", "200 200.Bird_199", "300 200.Bird_199", "does not number its classes from 1 to 200"),
-        ("images.txt", "4 002.Bird_1/1.png", "4 002.Bird_1/9.png", "9.png' is no readable image"),
+        ("images.txt", "4 002.Bird_1/1.png", "4 002.Bird_1/9.png", "9.png' is not a readable image"),
     ],
 )
 def test_cub_s_files_that_do_not_fit_are_named(tmp_path, file, old, new, said):

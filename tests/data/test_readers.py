@@ -161,8 +161,8 @@ ONE = [(picture(0), 0), (picture(1), 1)]
         (([(picture(0), "a")], ONE), "some labels are numbers, some are names"),
         (([(picture(0), "zebra")], [(picture(0), "zebre")]), "has class 'zebre'.*Did you mean 'zebra'?"),
         (([(picture(0).astype(float), 0)], ONE), r"Received: an array of float64, \(8, 8, 3\)"),
-        (([("gone.png", 0)], ONE[:1]), "gone.png' is no readable image"),
-        (([], ONE), "holds no image"),
+        (([("gone.png", 0)], ONE[:1]), "gone.png' is not a readable image"),
+        (([], ONE), "holds no images"),
         (([(picture(0), 0), (picture(1), 7)], ONE), "row 1 of the train split.* has label 7"),
     ],
 )

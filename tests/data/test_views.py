@@ -73,7 +73,7 @@ def test_endless_augmentation_has_no_numbers(augment):
 
 
 def test_views_of_an_image_that_is_never_changed_are_refused():
-    with pytest.raises(RecipeError, match="'views: 3' of an image need something to draw"):
+    with pytest.raises(RecipeError, match="'views: 3' needs an augmentation to draw from"):
         Augment(views=3)
     with pytest.raises(RecipeError, match="at least 1"):
         Augment(crop=1, views=0)

@@ -43,7 +43,7 @@ def offline(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("name", ["timm:mobilenetv3_small_050", "torchvision:squeezenet1_1"])
 def test_pretrained_weights_that_cannot_be_fetched(name, offline):
-    with pytest.raises(NetworkError, match=r"could not be had with pretrained weights .*give 'weights: FILE' instead"):
+    with pytest.raises(NetworkError, match=r"could not be built with pretrained weights .*set 'weights: FILE' instead"):
         create(name, pretrained=True)
 
 
@@ -61,7 +61,7 @@ def test_pretrained_weights_from_the_libraries_caches_with_a_fresh_head(offline,
     fresh = {k for k, v in ours.state_dict().items() if not torch.equal(v, theirs.state_dict()[k])}
     assert fresh == {"classifier.1.weight", "classifier.1.bias"}
     assert ours(torch.zeros(1, 3, 64, 64)).shape == (1, 7)
-    assert "the pretrained head is for 1000 classes, the network for 7" in caplog.text
+    assert "the pretrained head has 1000 classes, the network 7" in caplog.text
     with pytest.raises(NetworkError, match="pretrained on 3 channels, not 1"):
         create("torchvision:squeezenet1_1", in_channels=1, pretrained=True)
 

@@ -213,7 +213,7 @@ def test_every_listed_network_can_be_had_on_meta(name):
 @pytest.mark.parametrize(
     ("name", "options", "what"),
     [
-        ("resnet9", {}, "6n\\+2, from 8 to 1202, not 9. The nearest: resnet8 or resnet14."),
+        ("resnet9", {}, "6n\\+2, from 8 to 1202, not 9. Nearest: resnet8 or resnet14."),
         ("resnet2000", {}, "resnet1202"),
         ("resnet18", {}, "Did you mean 'timm:resnet18' or 'torchvision:resnet18'"),
         ("resent8", {}, "Did you mean 'resnet8'"),
@@ -229,12 +229,12 @@ def test_every_listed_network_can_be_had_on_meta(name):
         ("resnet8", {"width": [1, 2]}, "three whole numbers"),
         ("resnet8", {"width": [64, 32, 16]}, "cannot drop channels"),
         ("resnet8", {"shortcut": "C"}, "choose 'A'"),
-        ("resnet8", {"num_classes": 0}, "num_classes is a whole number from 1, not 0"),
-        ("resnet8", {"in_channels": 2.0}, "in_channels is a whole number"),
+        ("resnet8", {"num_classes": 0}, "Expected a whole number from 1 for num_classes. Received: 0"),
+        ("resnet8", {"in_channels": 2.0}, "Expected a whole number from 1 for in_channels"),
         ("timm:resnet18", {"drop_rat": 0.1}, "timm:resnet18 has no option 'drop_rat'. Did you mean 'drop_rate'"),
         ("timm:resnet18", {"act_layer": "nope"}, "cannot be built with options {'act_layer': 'nope'}"),
-        ("timm:resnet18", {"checkpoint_path": "x.pth"}, "Give 'weights: FILE'"),
-        ("timm:resnet18", {"pretrained": "yes"}, "'pretrained' is true or false"),
+        ("timm:resnet18", {"checkpoint_path": "x.pth"}, "Set 'weights: FILE'"),
+        ("timm:resnet18", {"pretrained": "yes"}, "expected true or false for 'pretrained'"),
         ("torchvision:mobilenet_v3_small", {"width_mul": 2}, "Did you mean 'width_mult'"),
         ("torchvision:resnet18", {"zero_init": 1}, "Did you mean 'zero_init_residual'"),
     ],
@@ -248,5 +248,7 @@ def test_build_from_a_specification():
     network = build(nets.Net("resnet8", {"width": [14, 28, 56]}), num_classes=10)
     assert parameters(network) == 57_816
     for option in ("num_classes", "in_channels", "weights"):
-        with pytest.raises(NetworkError, match=f"{option!r} is no option of a network; the (data set|job) says it"):
+        with pytest.raises(
+            NetworkError, match=f"{option!r} is not an option of a network; the (data set|job) decides it"
+        ):
             build(nets.Net("resnet8", {option: 1}), num_classes=10)

@@ -296,7 +296,7 @@ def test_pretrained_is_torchvision_s(name, monkeypatch):
         ("resnet8-kr", {"width": [64, 32]}, "Let the widths not decrease"),
         ("resnet20-imagenet", {"pretrained": True}, "resnet20-imagenet has no option 'pretrained'"),
         ("resnet34-imagenet", {"zero_init": True}, "no option 'zero_init'. Did you mean 'zero_init_residual'"),
-        ("inception-bn", {"num_classes": 0}, "num_classes is a whole number from 1"),
+        ("inception-bn", {"num_classes": 0}, "Expected a whole number from 1 for num_classes"),
     ],
 )
 def test_bad_names_and_options_get_one_clear_error(name, options, what):

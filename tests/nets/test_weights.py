@@ -126,7 +126,7 @@ def test_damaged_files(kind, tmp_path):
         "tensor short": tensors[:-1],
     }
     file.write_bytes(content[kind])
-    with pytest.raises(NetworkError, match=f"{file} is no checkpoint, or a damaged one"):
+    with pytest.raises(NetworkError, match=f"{file} is not a checkpoint, or is damaged"):
         read_weights(file)
 
 
@@ -136,7 +136,7 @@ def test_damaged_files(kind, tmp_path):
 )
 def test_checkpoints_without_a_state_dict(content, what, tmp_path):
     torch.save(content, tmp_path / "w.pth")
-    with pytest.raises(NetworkError, match=f"holds {what}, no state dict"):
+    with pytest.raises(NetworkError, match=f"expected a state dict.*Received: {what}"):
         read_weights(tmp_path / "w.pth")
 
 
@@ -161,7 +161,7 @@ def test_head_of_another_number_of_classes_stays_fresh(name, tmp_path, caplog):
     before = {k: v.clone() for k, v in target.state_dict().items()}
     notices = load_weights(target, tmp_path / "w")
     assert len(notices) == 1
-    assert "is for 6 classes, the network for 4; it starts from fresh weights" in notices[0]
+    assert "has 6 classes, the network 4; the head starts from fresh weights" in notices[0]
     assert [record.getMessage() for record in caplog.records] == notices
     for key, value in target.state_dict().items():
         head = value.shape != source.state_dict()[key].shape
@@ -179,7 +179,7 @@ def test_weights_of_another_network(tmp_path):
         (ResNet(8, width=2).state_dict(), r"'conv1.weight' is \(32, 3, 3, 3\) there and \(16, 3, 3, 3\) here"),
         (ResNet(14).state_dict(), "the network has no 'layer1.1.bn1.bias'.*and 33 more"),
         (renamed, "it lacks 'fc.weight'; the network has no 'fc.weigth' .is it 'fc.weight'"),
-        (linears.state_dict(), "No name is shared"),
+        (linears.state_dict(), "No name matches"),
     ]
     for state, what in cases:
         save_weights(state, file)

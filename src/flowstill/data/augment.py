@@ -1,4 +1,4 @@
-"""Random changes of whole batches on their device, each image's drawn from (seed, epoch or view, its index) alone."""
+"""Random changes of whole batches on their device, each drawn from (seed, epoch or view, index of the image) alone."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from flowstill.data.keyed import Purpose, below, bits, key_of, uniform
 from flowstill.data.order import Rows
 from flowstill.data.spec import Augment
 
-FIXED = 65536  # coordinates of rotation are 16.16 fixed-point numbers: the same on every device, and those of Pillow
+FIXED = 65536  # coordinates of rotation are 16.16 fixed-point numbers: the same on every device, and as in Pillow
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """What is done to each of B images, on the CPU.
+    """The changes of each of B images, on the CPU.
 
-    flip: (B,) bool, mirrored left to right. angle: (B,) float64, degrees counter-clockwise about the centre.
-    move: (B, 2, 2) int64: first by the crop, then by the shift, so many pixels down and to the right.
+    Attributes:
+        flip: (B,) bool, whether to mirror left to right.
+        angle: (B,) float64, degrees counter-clockwise about the centre.
+        move: (B, 2, 2) int64, pixels down and to the right, first by the crop, then by the shift.
     """
 
     flip: Tensor
@@ -45,7 +47,7 @@ def draw(augment: Augment, seed: int, index: Tensor, turn: Tensor) -> Drawn | No
 
 
 def view_numbers(augment: Augment, rows: Rows, drawn: Drawn | None) -> Tensor | None:
-    """The number of each image's view, (B,) int64 below ``augment.view_count``; None where there is no end of them.
+    """The number of each image's view, (B,) int64 below ``augment.view_count``; None if unbounded.
 
     Equal numbers are equal changes. Where views are not fixed the number's digits are flip, crop and shift.
     """
@@ -63,8 +65,8 @@ def view_numbers(augment: Augment, rows: Rows, drawn: Drawn | None) -> Tensor | 
 def changed(pixels: Tensor, drawn: Drawn | None, mean: Tensor, std: Tensor) -> Tensor:
     """Images (B, C, H, W) uint8, changed and normalised: (value - mean) / std, float32.
 
-    mean, std: (C,) float32 on the device of ``pixels``, in units of its values. What comes in from outside an image is
-    0 after normalisation.
+    mean, std: (C,) float32 on the device of ``pixels``, in units of its values. Pixels from outside an image
+    are 0 after normalisation.
     """
     scale, masks = (1 / std).view(-1, 1, 1), []
     if drawn is not None:

@@ -1,4 +1,4 @@
-"""What one step of training sees."""
+"""The images and labels of one training step."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Images on the device, augmented and normalised, with what is known of them.
+    """Images on the device, augmented and normalised, with their labels and rows.
 
-    images: (B, C, H, W) float32. labels: (B,) int64; -1 where the label is unknown to the task.
-    index: (B,) int64 on the CPU, the images' rows in the training set. epoch: (B,) int64 on the CPU, how often the
-    stream was gone through before each image (a batch may straddle epochs). step: the step, from 0. steps: how many
-    there are. view: (B,) int64 on the CPU, the number of each image's view, below ``Augment.view_count``: one index
-    and one view are always the same pixels; None where there is no end of views.
+    Attributes:
+        images: (B, C, H, W) float32.
+        labels: (B,) int64; -1 if the label is hidden from the task.
+        index: (B,) int64 on the CPU, rows of the training set.
+        epoch: (B,) int64 on the CPU, complete passes over the stream before each image (a batch may straddle epochs).
+        step: number of the step, from 0.
+        steps: number of steps in all.
+        view: (B,) int64 on the CPU, number of each image's view, below ``Augment.view_count``: the same index and view
+            always give the same pixels. None if views are unbounded.
     """
 
     images: Tensor

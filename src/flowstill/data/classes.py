@@ -13,19 +13,24 @@ def class_names(
 ) -> tuple[str, ...]:
     """The names of the classes, in the order of their numbers.
 
-    known: how many there must be. called: their names, where the images come with numbers only.
+    Args:
+        train: the training images.
+        test: the test images, if any.
+        known: the expected number of classes.
+        called: names of the classes, for images that come with numbers only.
 
-    Raises: DataError if a split is empty, a label is out of range, a class has no training image, or training and test
+    Raises:
+        DataError: a split is empty, a label is out of range, a class has no training image, or training and test
     images have different classes.
     """
     for split in (train, test):
         if split is not None and len(split) == 0:
-            raise DataError(f"{split.place} holds no image.")
+            raise DataError(f"{split.place} holds no images.")
     declared = train.class_names or (test.class_names if test is not None else None) or called
     names = declared or tuple(map(str, range(known or _count(train))))
     if known is not None and len(names) != known:
         raise DataError(
-            f"{train.place} has {len(names)} classes, not {known}: it is another set. Give its folder as the name."
+            f"{train.place} has {len(names)} classes, not {known}: it is another set. Give its folder as 'name'."
         )
     if test is not None and test.class_names is not None and test.class_names != names:
         raise DataError(_different(train, test, names, test.class_names))
@@ -50,7 +55,7 @@ def class_names(
 
 
 def _count(train: Split) -> int:
-    """How many classes there are by the labels alone."""
+    """The number of classes, from the labels alone."""
     largest = int(train.labels.max())
     if largest >= len(train):
         raise DataError(
@@ -74,14 +79,15 @@ def _check_range(split: Split, names: tuple[str, ...], train: Split | None = Non
     raise DataError(f"{what} Correct the label or remove the row.{hint}")
 
 
-def _different(train: Split, test: Split, ours: tuple[str, ...], theirs: tuple[str, ...]) -> str:
+def _different(train: Split, test: Split, trained: tuple[str, ...], tested: tuple[str, ...]) -> str:
     """Which class name differs first."""
-    place = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
+    pairs = enumerate(zip(trained, tested, strict=False))
+    place = next((i for i, (a, b) in pairs if a != b), min(len(trained), len(tested)))
 
     def at(names: tuple[str, ...]) -> str:
         return repr(names[place]) if place < len(names) else "nothing"
 
     return (
-        f"Train and test have different classes: class {place} is {at(ours)} in {train.place}, {at(theirs)} in "
+        f"Train and test have different classes: class {place} is {at(trained)} in {train.place}, {at(tested)} in "
         f"{test.place}. Give both the same classes in the same order."
     )

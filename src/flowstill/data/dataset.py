@@ -1,4 +1,4 @@
-"""A data set ready for training: batches on the device, augmented and normalised, the same however asked for."""
+"""A data set ready for training: batches on the device, augmented and normalised, the same in every process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Images(Protocol):
     ) -> Iterator[tuple[Rows, Tensor]]:
         """The images of each batch of ``plan``, (B, C, H, W) uint8 on the device.
 
-        seed: of what is drawn while decoding; None shows them as in a test.
+        seed: for what is drawn while decoding; None decodes them as for testing.
         """
 
     def statistics(self, rows: Tensor) -> tuple[list[float], list[float]]:
@@ -41,9 +41,13 @@ class Images(Protocol):
 class ImageData:
     """Training and test images of one set, made by ``open_data``.
 
-    shape: (C, H, W) of an image. classes: their names, by number. mean, std: of each channel over the training images
-    (or as the specification says), as shares of 255; batches are normalised with them. seed: of what is held out, what
-    is labelled, and the fixed views.
+    Attributes:
+        spec: what the recipe says of the data.
+        shape: (C, H, W) of an image.
+        classes: names of the classes, by number.
+        mean: of each channel over the training images (or from ``spec``), as a share of 255.
+        std: standard deviation, likewise. Batches are normalised with both.
+        seed: of the held-out images, the labelled images and the fixed views.
     """
 
     def __init__(
@@ -57,11 +61,11 @@ class ImageData:
     ) -> None:
         self.spec, self.shape, self.seed, self._images = spec, shape, seed, images
         self.classes, self._labels = chosen_classes(spec, classes, labels)
-        self._train_rows = _of_a_class(self._labels["train"])
+        self._train_rows = _rows_with_class(self._labels["train"])
         if spec.hold_out:
             self._train_rows, self._test_rows, self._test_split = *self._hold_out(), "train"
         else:
-            self._test_rows, self._test_split = _of_a_class(self._labels["test"]), "test"
+            self._test_rows, self._test_split = _rows_with_class(self._labels["test"]), "test"
         self.labelled_rows()
         mean, std = (spec.mean, spec.std) if spec.mean and spec.std else images.statistics(self._train_rows)
         self.mean = tuple(value / 255 for value in mean)
@@ -84,41 +88,41 @@ class ImageData:
 
     @property
     def _called(self) -> str:
-        """What messages call the images."""
+        """The name of the images in messages."""
         return f"the chosen part of {self.spec.name!r}" if self.spec.classes else repr(self.spec.name)
 
     @property
     def train_size(self) -> int:
-        """How many images there are to train on, with a label or without."""
+        """Number of training images, labelled or not."""
         return len(self._train_rows)
 
     @property
     def rows(self) -> int:
-        """How many rows a batch's ``index`` can name: all of the training split, also those held out or of other classes."""
+        """Number of rows of the training split, including held-out images and other classes; bounds ``Batch.index``."""
         return len(self._labels["train"])
 
     @property
     def labelled_size(self) -> int:
-        """How many of them the task may use."""
+        """Number of training images whose labels the task may use."""
         return self.spec.labels or self.train_size
 
     @property
     def test_size(self) -> int:
-        """How many images there are to test on."""
+        """Number of test images."""
         return len(self._test_rows)
 
     @property
     def fingerprint(self) -> str:
-        """A digest of images and labels as they are before augmentation, the same wherever they lie."""
+        """A digest of images and labels before augmentation, whichever folder they are in."""
         return self._images.fingerprint
 
     def labelled_rows(self, labels: int | None = None) -> Tensor:
         """The rows of the training set whose labels the task may see, (n,) int64, ascending.
 
-        labels: how many; None for as many as the specification says. Of each class equally many, as far as they go; a
-        smaller number takes a part of what a larger one takes.
+        labels: how many; None for the specification's number. Classes are as equal in number as possible, and a smaller
+        number takes a subset of a larger one's.
 
-        Raises: DataError if they are fewer than the classes, or more than the training images.
+        Raises: DataError if there are fewer than classes, or more than training images.
         """
         count = labels or self.spec.labels
         if count is None:
@@ -191,7 +195,7 @@ class ImageData:
         return 255 * torch.tensor(self.mean, device=device), 255 * torch.tensor(self.std, device=device)
 
 
-def _of_a_class(labels: Tensor) -> Tensor:
+def _rows_with_class(labels: Tensor) -> Tensor:
     """The rows whose label is one of the classes."""
     return (labels >= 0).nonzero().flatten()
 
@@ -209,4 +213,4 @@ def chosen_classes(
     numbers = torch.full((len(classes),), -1)
     for number, name in enumerate(spec.classes):
         numbers[classes.index(name)] = number
-    return spec.classes, {split: numbers[theirs] for split, theirs in labels.items()}
+    return spec.classes, {split: numbers[before] for split, before in labels.items()}

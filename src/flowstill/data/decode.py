@@ -1,4 +1,4 @@
-"""From what an image file holds to pixels."""
+"""Decodes image files to pixels."""
 
 from __future__ import annotations
 
@@ -26,10 +26,13 @@ TRIES = 10
 
 @dataclass(frozen=True)
 class Form:
-    """What every image of a set is brought to: (C, H, W).
+    """The common form of a set's images.
 
-    channels: given by the user, so that images are converted; None where they must have C as they are.
-    size: given likewise; None where they must be HxW as they are. share: of the shorter side, what a test image shows.
+    Attributes:
+        shape: (C, H, W).
+        channels: C, if images are converted to it; None if all must have it already.
+        size: H and W, if images are resized to it; None if all must have it already.
+        share: of the shorter side, how much of it a test image shows.
     """
 
     shape: tuple[int, int, int]
@@ -53,12 +56,12 @@ def open_image(split: Split, row: int) -> Image.Image:
             image: Image.Image = opened
             if opened.getexif().get(ORIENTATION, 1) != 1:
                 image = ImageOps.exif_transpose(opened)
-    except Exception as error:  # Pillow's readers raise errors of many kinds
+    except Exception as error:  # Pillow raises many kinds of errors
         unknown = isinstance(error, UnidentifiedImageError)
-        reason = "of no known format" if unknown else str(error) or type(error).__name__
-        raise DataError(f"{split.where(row)} is no readable image ({reason}). Mend or remove it.") from None
+        reason = "unknown format" if unknown else str(error) or type(error).__name__
+        raise DataError(f"{split.where(row)} is not a readable image ({reason}). Fix or remove it.") from None
     if image.mode.startswith(("I", "F")):
-        raise DataError(f"{split.where(row)} has more than 8 bits a channel. Save it with 8 bits.")
+        raise DataError(f"{split.where(row)} has more than 8 bits per channel. Save it with 8 bits.")
     return split.distortion(image, row) if split.distortion else image
 
 
@@ -69,15 +72,20 @@ def channels_of(image: Image.Image, split: Split, row: int) -> int:
     if image.mode in ("RGB", "P"):
         return 3
     raise DataError(
-        f"{split.where(row)} has channels {image.mode}, neither grey nor RGB. Set 'channels' to 1 or 3 to convert all."
+        f"{split.where(row)} has channels {image.mode}, expected grey or RGB. "
+        "Set 'channels' to 1 or 3 to convert all images."
     )
 
 
 def to_pixels(split: Split, row: int, form: Form, image: Image.Image | None = None, box: Box | None = None) -> Pixels:
-    """One image of a split, (C, H, W) uint8, brought to ``form``. image: where it is already open.
+    """One image of a split in its ``form``, (C, H, W) uint8.
 
-    box: the part to show instead of the centre. Raises: DataError naming the row or file if the image cannot be read,
-    or its channels or size do not fit.
+    Args:
+        image: the image, if it is already open.
+        box: the part to show instead of the centre.
+
+    Raises:
+        DataError: naming the row or file, if it cannot be read or its channels or size do not fit.
     """
     from PIL import Image
 
@@ -86,12 +94,12 @@ def to_pixels(split: Split, row: int, form: Form, image: Image.Image | None = No
     if form.channels is None and (found := channels_of(image, split, row)) != channels:
         raise DataError(
             f"{split.where(row)} has {found} channel(s), the first training image {channels}. "
-            "Set 'channels' to 1 or 3 to convert all."
+            "Set 'channels' to 1 or 3 to convert all images."
         )
     if form.size is None and image.size != (width, height):
         raise DataError(
             f"{split.where(row)} is {image.width}x{image.height} pixels, the first training image {width}x{height}. "
-            "Set 'size' to bring all to one size."
+            "Set 'size' to resize all images."
         )
     image = image.convert("L" if channels == 1 else "RGB")
     if form.size is not None:
@@ -115,7 +123,7 @@ def central(width: int, height: int, share: float = 1.0) -> Box:
 def random_area(width: int, height: int, seed: int, index: int, epoch: int) -> Box:
     """8 % to 100 % of an image, its sides in a ratio of 3:4 to 4:3, drawn from (seed, epoch, index).
 
-    Area and the ratio's logarithm are uniform. Where ten draws do not fit into the image: its central square.
+    Area and the ratio's logarithm are uniform. If none of ten draws fits into the image, its central square.
     """
     random = uniform(
         bits(key_of(seed, Purpose.AREA), torch.tensor(epoch), torch.tensor(index), torch.arange(4 * TRIES))

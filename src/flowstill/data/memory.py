@@ -16,7 +16,7 @@ from flowstill.data.statistics import channel_statistics
 from flowstill.data.streaming import FORKS, Streamed, processors
 
 CHUNK = 256  # images that a process decodes at a time
-WORTH_A_WORKER = 2000  # images: fewer are decoded sooner than a process starts
+WORTH_A_WORKER = 2000  # images: fewer take less time than a process needs to start
 CPU = torch.device("cpu")
 
 
@@ -30,12 +30,12 @@ class Decoded:
     def batches(
         self, split: str, plan: Iterable[Rows], *, seed: int | None, device: torch.device
     ) -> Iterator[tuple[Rows, Tensor]]:
-        """The images of each batch of ``plan``, (B, C, H, W) uint8 on the device, where the set stays from now on."""
+        """The images of each batch of ``plan``, (B, C, H, W) uint8 on the device; the whole set stays there."""
         if device not in self._pixels:
             self._pixels[device] = {name: pixels.to(device) for name, pixels in self._pixels[CPU].items()}
-        held = self._pixels[device][split]
+        on_device = self._pixels[device][split]
         for rows in plan:
-            yield rows, held.index_select(0, rows.index.to(device, non_blocking=True))
+            yield rows, on_device.index_select(0, rows.index.to(device, non_blocking=True))
 
     def statistics(self, rows: Tensor) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each channel over the training images ``rows``, in units of 0 to 255."""
@@ -53,7 +53,7 @@ class Decoded:
 
 
 def decode(split: Split, form: Form) -> Tensor:
-    """All images of a split, (N, C, H, W) uint8, by as many processes as it is worth starting. Raises: DataError."""
+    """All images of a split, (N, C, H, W) uint8, in several processes if there are enough of them. Raises: DataError."""
     pixels = torch.empty((len(split), *form.shape), dtype=torch.uint8)
     workers = min(processors(), len(split) // WORTH_A_WORKER) if FORKS else 0
     encoded = Streamed({split.place: split}, form, workers=workers, random_areas=False)

@@ -1,4 +1,4 @@
-"""The data sets known by name, and what is known of them without opening them."""
+"""The data sets known by name, and what their names tell without opening them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from flowstill.data.spec import DISTORTED, Augment, Data
 from flowstill.errors import DataError, did_you_mean
 
 NONE = Augment()
-SYNTHETIC = "synthetic:"  # before a name: images made up in the shape of that set
+SYNTHETIC = "synthetic:"  # prefix of a name: noise in the shape of that set
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def refuse_unknown(spec: Data, classes: tuple[str, ...]) -> None:
     for wanted in spec.classes or ():
         if wanted not in classes:
             near = did_you_mean(wanted, classes)
-            raise DataError(f"'classes' names {wanted!r}, which {spec.name!r} does not have. {near}".strip())
+            raise DataError(f"Unknown class {wanted!r} of {spec.name!r} in 'classes'. {near}".strip())
 
 
 def data_facts(data: Data | str) -> Facts | None:

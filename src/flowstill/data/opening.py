@@ -23,7 +23,7 @@ IN_MEMORY = 4 * 2**30  # bytes of decoded images up to which a set is held in me
 
 
 def open_data(spec: Data, *, seed: int = 0) -> ImageData:
-    """The images that ``spec`` names, ready for training. seed: of what is held out and what is labelled.
+    """The images that ``spec`` names, ready for training. seed: of the held-out and the labelled images.
 
     Raises: DataError if they are missing or unfit: the text names the file or row, and what to do.
 
@@ -60,25 +60,25 @@ def find_facts(spec: Data) -> Facts:
 
 
 def _form(spec: Data, train: Split) -> Form:
-    """What all images are brought to: by the specification, by the name, or else as the first training image is."""
+    """The form of all images: from the specification, from the name, or else from the first training image."""
     named, facts = NAMED.get(spec.name), data_facts(spec)
     channels: int | None = spec.channels
     size = spec.size
     if facts and named and not named.fixed:
         channels, size = channels or facts.shape[0], size or facts.shape[1]
     if spec.augment.resized_crop and size is None:
-        raise DataError(f"'resized_crop' brings areas of {spec.name!r} to one size: set 'size' to it, in pixels.")
+        raise DataError(f"'resized_crop' resizes areas of {spec.name!r} to one size: set 'size', in pixels.")
     first = open_image(train, 0)
     height, width = (size, size) if size else (first.height, first.width)
     shape = (channels or channels_of(first, train, 0), height, width)
     if facts and shape != facts.shape:
         raise DataError(
-            f"{train.where(0)} has (channels, height, width) {shape}; {spec.name!r} has {facts.shape}. Is it another "
-            "set? Give its folder's name to use it as it is, or set 'size' and 'channels'."
+            f"{train.where(0)} has (channels, height, width) {shape}; {spec.name!r} has {facts.shape}. If it is "
+            "another set, give its folder as 'name'; to convert it, set 'size' and 'channels'."
         )
     if spec.mean and len(spec.mean) != shape[0]:
         raise DataError(
             f"'mean' and 'std' have {len(spec.mean)} number(s), but images of {spec.name!r} have {shape[0]} channel(s). "
-            "Give as many numbers in each."
+            "Give one number per channel in each."
         )
     return Form(shape, channels, size, TESTED_SHARE if spec.augment.resized_crop else 1.0)

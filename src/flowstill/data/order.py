@@ -14,9 +14,12 @@ from flowstill.errors import DataError
 
 @dataclass(frozen=True)
 class Rows:
-    """What a batch holds: (B,) int64 rows of the training set, and how often it was gone through before each.
+    """The images of a batch.
 
-    view: (B,) int64, which of its fixed views each image shows; None where every epoch draws anew.
+    Attributes:
+        index: (B,) int64, rows of the training set.
+        epoch: (B,) int64, number of complete passes over the images before each one.
+        view: (B,) int64, which fixed view each image shows; None if every epoch draws a new one.
     """
 
     index: Tensor
@@ -25,7 +28,7 @@ class Rows:
 
     @property
     def turn(self) -> Tensor:
-        """From what each image's augmentation is drawn, beside a seed and its index: its view, or else the epoch."""
+        """What each image's augmentation is drawn from, besides seed and index: its view, else its epoch."""
         return self.epoch if self.view is None else self.view
 
 
@@ -81,9 +84,9 @@ def in_order(rows: Tensor, *, batch: int, rank: int = 0, world: int = 1) -> Iter
 
 
 def stratified(labels: Tensor, count: int, *, key: int, proportional: bool = False) -> Tensor:
-    """``count`` rows of ``labels``, (N,) int64, in ascending order: of each class as equally many as there are.
+    """``count`` rows of ``labels``, (N,) int64, ascending, with classes as equal in number as possible.
 
-    proportional: of each class the same share instead. A smaller count takes a part of what a larger one takes.
+    proportional: take the same share of each class instead. A smaller count takes a subset of a larger one's.
 
     >>> torch.tensor([0, 1] * 5)[stratified(torch.tensor([0, 1] * 5), 4, key=0)].bincount().tolist()
     [2, 2]
@@ -94,10 +97,10 @@ def stratified(labels: Tensor, count: int, *, key: int, proportional: bool = Fal
     sizes = labels.bincount()
     first = sizes.cumsum(0) - sizes
     grouped = labels[by_class]
-    place = (torch.arange(len(labels)) - first[grouped]).double()  # its number within its class
+    place = (torch.arange(len(labels)) - first[grouped]).double()  # number within its class
     if proportional:
         place = (place + 0.5) / sizes[grouped]
-    # Where the places tie, the classes come in a random order: no class is always the first to get one more.
+    # Ties are broken in a random order of classes, so that no class is always the first to get one more.
     tie = bits(key, torch.tensor(-2), torch.arange(len(sizes)))[grouped]
     order = torch.argsort(tie, stable=True)
     order = order[torch.argsort(place[order], stable=True)]

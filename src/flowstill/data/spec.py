@@ -1,4 +1,4 @@
-"""Which images, in what batches, with what augmentation."""
+"""The data section of a recipe: which images, in what batches, with what augmentation."""
 
 from __future__ import annotations
 
@@ -10,24 +10,27 @@ from flowstill.schema import specification
 
 Artifact = Literal["blur_sigma1", "noise_255_sigma1", "noise_norm_sigma1", "noise_calibrated"]
 ClassName = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, int) else value)]
-DISTORTED = {"tcifar10": "cifar10", "tcifar100": "cifar100"}  # sets made from others, which need no file of their own
+DISTORTED = {"tcifar10": "cifar10", "tcifar100": "cifar100"}  # sets made from the files of others
 
 
 @specification
 class Augment:
     """Random changes of each training image, drawn from (seed, epoch, index of the image).
 
-    Applied in this order: flip, rotation, crop, shift. What comes in from outside is 0 after normalisation (the
+    Applied in this order: flip, rotation, crop, shift. Pixels from outside the image are 0 after normalisation (the
     training set's mean colour), as in the SVD paper's pipeline; the FSP paper does not say.
 
-    crop: padding in pixels before a random crop of the original size. flip: mirror half of the images, left to right.
-    shift: translation by up to so many pixels each way. rotate: by up to so many degrees, nearest neighbour.
-    resized_crop: for large images, a random area of 8 % to 100 %, resized to the data's size, before all others;
-    test images are then the central 7/8 of their shorter side instead of all of it.
-    views: how many ways each image has of being shown, None as many as there are. They are drawn once, by chance, from
-    (the data's seed, index, number of the view), are the same in all stages and jobs of a run, and each epoch shows one
-    of them. A teacher's knowledge of a few views can be stored; but it is less augmentation than the papers train with,
-    which draw anew in each epoch.
+    Attributes:
+        crop: padding in pixels on each side before a random crop of the original size.
+        flip: mirror half of the images, left to right.
+        shift: largest translation in each direction, in pixels.
+        rotate: largest rotation each way, in degrees, nearest neighbour; 0 to 180.
+        resized_crop: for photographs, a random area of 8 % to 100 %, resized to the data's ``size`` before everything
+            else. Test images are then the central 7/8 of their shorter side instead of all of it.
+        views: number of fixed views of each image; None to draw a new one in every epoch. Fixed views are drawn once
+            from (the data's seed, index, number of the view), are the same in all stages and jobs of a run, and each
+            epoch shows one of them. A teacher's knowledge of a few views can be stored, but it is less augmentation
+            than the papers train with.
     """
 
     crop: Annotated[int, Field(ge=0)] = 0
@@ -40,13 +43,13 @@ class Augment:
     def __post_init__(self) -> None:
         if self.views and not (self.crop or self.flip or self.shift or self.rotate or self.resized_crop):
             raise ValueError(
-                f"'views: {self.views}' of an image need something to draw: 'crop', 'flip', 'shift', "
+                f"'views: {self.views}' needs an augmentation to draw from: set 'crop', 'flip', 'shift', "
                 "'rotate' or 'resized_crop'"
             )
 
     @property
     def view_count(self) -> int | None:
-        """How many views there are of an image; None where there is no end of them.
+        """How many views an image has; None if unbounded.
 
         >>> Augment().view_count, Augment(crop=4).view_count, Augment(crop=4, flip=True).view_count
         (1, 81, 162)
@@ -64,27 +67,37 @@ class Augment:
 class Data:
     """A data set and how it is fed.
 
-    name: ``digits``, ``cifar10``, ``cifar100``, ``mnist``, ``cub200``, ``imagenet``, ``tcifar10``, ``tcifar100``, a
-    folder of images, a parquet file's folder, or a hub name. root: where local copies lie (``--data-root``), as parquet,
-    folders of classes, or as the set's own archive unpacks.
-    accumulate: in so many parts, one after another, each batch goes through the networks, and the gradients of the parts are
-    summed: for batches that do not fit into memory. BatchNorm, where there is any, sees each part by itself.
-    classes: those of the set's classes, by name, that there are: images of the others are left out, of training and test.
-    None for all. Their order is that of the network's outputs.
-    labels: so many labelled training images for the task (stratified, seeded), None for all; transfer uses all images.
-    unlabelled: with ``labels``, so many images more in each joint update, from the whole set, for its transfer terms.
-    hold_out: so many training images (stratified, seeded) stand in for the test images and are not trained on.
-    size: side in pixels to which images are brought, the shorter side first, then the centre; None as they are.
-    channels: 1 or 3, None as they are. workers: processes that decode, for sets too large for memory.
-    mean, std: of red, green and blue (or of grey), in units of 0 to 255, with which images are normalised; None to
-    measure them on the training images. The SVD paper's code has [129.38, 124.11, 112.48] and [68.21, 65.43, 70.46].
-    distortion: for ``tcifar10`` and ``tcifar100``, which are CIFAR with artifacts in all images, training and test, made
-    as they are opened and always the same for one (split, row). The paper (knowledge representing, 2019) says only "from
-    a gaussian distribution (sigma = 1)". ``blur_sigma1`` (None is the same) blurs by a Gaussian of 1 pixel;
-    ``noise_255_sigma1`` adds noise of deviation 1 on 0 to 255; ``noise_norm_sigma1`` of deviation 1 after normalisation;
-    ``noise_calibrated`` of deviation ``noise_sigma``. Blur is the default because noise of 1 in 255 cannot be seen, noise
-    of 1 after normalisation is as strong as the image, and the paper's teacher loses 2.8 %: a judgement, not measured.
-    noise_sigma: in units of 0 to 255, with ``noise_calibrated``.
+    Attributes:
+        name: ``digits``, ``cifar10``, ``cifar100``, ``mnist``, ``cub200``, ``imagenet``, ``tcifar10``, ``tcifar100``, a
+            folder, or a data set of the Hugging Face hub (``owner/name``).
+        root: folder of local copies (``--data-root``): parquet files, folders of classes, a set's own archive as it
+            unpacks, or any layout that has a reader.
+        batch: images in each batch.
+        accumulate: number of micro-batches that each batch is split into, for batches that do not fit into memory;
+            their gradients are summed. BatchNorm sees each micro-batch by itself.
+        classes: names of the classes to keep, in the order of the network's outputs; images of other classes are
+            dropped from training and test. None for all.
+        labels: number of labelled training images for the task (stratified, seeded); None for all. Transfer always uses
+            all images.
+        unlabelled: with ``labels``, number of further images from the whole set in each joint update, for its transfer
+            terms.
+        hold_out: number of training images (stratified, seeded) to test on instead of the test images. They are not
+            trained on.
+        augment: random changes of the training images.
+        size: side in pixels to resize images to, the shorter side first, then the central square; None to keep theirs.
+        channels: 1 or 3, to convert images to; None to keep theirs.
+        workers: number of processes that decode images, for sets too large for memory.
+        mean: means of red, green and blue (or of grey) to normalise with, from 0 to 255; None to measure them on the
+            training images. The SVD paper's code has [129.38, 124.11, 112.48].
+        std: standard deviations, likewise, from 1 to 255. The SVD paper's code has [68.21, 65.43, 70.46].
+        distortion: for ``tcifar10`` and ``tcifar100``, CIFAR with artifacts in all training and test images, a function
+            of the split and the row. The paper (Knowledge Representing, 2019) says only "from a gaussian distribution
+            (sigma = 1)". ``blur_sigma1`` (the default) blurs by a Gaussian of 1 pixel; ``noise_255_sigma1`` adds noise
+            of standard deviation 1 on 0 to 255; ``noise_norm_sigma1``, of 1 after normalisation; ``noise_calibrated``,
+            of ``noise_sigma``. Blur is the default because noise of 1 in 255 is invisible, noise of 1 after
+            normalisation is as strong as the image, and the paper's teacher loses 2.8 %: a judgement, not measured.
+        noise_sigma: standard deviation of ``noise_calibrated``, on 0 to 255.
+        reader: name of the reader for a folder; None to recognise the layout. See ``flowstill.register_reader``.
     """
 
     name: str

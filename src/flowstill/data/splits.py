@@ -1,4 +1,4 @@
-"""Splits of a data set: encoded images with their labels, as Hugging Face ``datasets`` whatever they come from."""
+"""Splits of a data set: encoded images with their labels, as Hugging Face ``datasets``, whatever the layout."""
 
 from __future__ import annotations
 
@@ -18,11 +18,16 @@ Encoded = Mapping[str, Any]  # "bytes": what an image file holds, or None; "path
 
 @dataclass(frozen=True)
 class Split:
-    """One split. table: a ``datasets.Dataset``. labels: (N,) int64.
+    """One split of a data set.
 
-    class_names: as declared by the source, None if it holds numbers only. parts: the files that the rows come from,
-    each with its number of rows; empty if each row is a file of its own. place: for messages.
-    column: of the table, holds the images, left encoded. distortion: what is done to each once it is decoded.
+    Attributes:
+        table: a ``datasets.Dataset``.
+        labels: (N,) int64.
+        class_names: names declared by the source; None if it has numbers only.
+        place: where it comes from, for messages.
+        parts: the files that the rows come from, each with its number of rows; empty if each row is its own file.
+        column: the table's column of encoded images.
+        distortion: applied to each image after decoding.
     """
 
     table: Any
@@ -38,7 +43,7 @@ class Split:
 
     def encoded(self, row: int) -> Encoded:
         """One image as it is stored."""
-        # Through Arrow itself, for indexing the data set costs thirty times as much.
+        # Arrow's own column: indexing the data set takes thirty times as long.
         image: Encoded = self.table.data.column(self.column)[row].as_py()
         return image
 

@@ -37,20 +37,20 @@ class Streamed:
     def batches(
         self, split: str, plan: Iterable[Rows], *, seed: int | None, device: torch.device
     ) -> Iterator[tuple[Rows, Tensor]]:
-        """The images of each batch of ``plan``, (B, C, H, W) uint8 on the device. seed: None shows them as in a test.
+        """The images of each batch of ``plan``, (B, C, H, W) uint8 on the device. seed: None decodes them as for testing.
 
         Raises: DataError naming the first image that cannot be used.
         """
         seed = seed if self._random_areas else None
         images = _Images(self._splits[split], self._form, seed)
-        # A generator of its own, for the loader would draw from the process-wide one. Forked where that is safe:
-        # workers started afresh would import the caller's script, and run it if it is not guarded against that.
+        # With its own generator, since the loader would draw from the process-wide one. Forked where that is safe, since
+        # spawned workers would import the caller's script, and run it if it is unguarded.
         batches: Any = plan
         loader: DataLoader[Any] = DataLoader(
             images,
             batch_sampler=batches,
             num_workers=self._workers,
-            collate_fn=_as_it_is,
+            collate_fn=_unchanged,
             pin_memory=device.type == "cuda",
             generator=torch.Generator(),
             worker_init_fn=_ignore_interrupts,
@@ -71,7 +71,7 @@ class Streamed:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A digest of the form, all labels and 256 images of each split, wherever they lie."""
+        """A digest of the form, all labels and 256 images of each split, whichever folder they are in."""
         digest = hashlib.sha256(str(self._form).encode())
         for name, split in sorted(self._splits.items()):
             digest.update(f"{name} {len(split)}".encode())
@@ -82,13 +82,13 @@ class Streamed:
 
 
 class _Images(Dataset[tuple[Rows, Tensor | DataError]]):
-    """What a worker process holds: it makes whole batches. seed: of the random areas; None for the central ones."""
+    """Decodes whole batches in a worker process. seed: of the random areas; None for the central ones."""
 
     def __init__(self, split: Split, form: Form, seed: int | None) -> None:
         self.split, self.form, self.seed = split, form, seed
 
     def __getitems__(self, rows: Rows) -> tuple[Rows, Tensor | DataError]:
-        """A batch, or the reason why there is none: an error raised here would arrive with a worker's traceback."""
+        """A batch, or the error: raised here, it would arrive with a worker's traceback."""
         pixels = torch.empty((len(rows.index), *self.form.shape), dtype=torch.uint8)
         try:
             for target, index, turn in zip(pixels.numpy(), rows.index.tolist(), rows.turn.tolist(), strict=True):
@@ -106,14 +106,14 @@ class _Images(Dataset[tuple[Rows, Tensor | DataError]]):
 
 
 def processors() -> int:
-    """How many processors this process may use."""
+    """Number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _ignore_interrupts(worker: int) -> None:
-    """A key press reaches all processes, and what comes of it is the parent's to decide."""
+    """Ctrl-C reaches all processes; only the parent handles it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _as_it_is(batch: Any) -> Any:
+def _unchanged(batch: Any) -> Any:
     return batch

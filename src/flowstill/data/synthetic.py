@@ -1,4 +1,4 @@
-"""Images made up in the shape of a known set: to try a recipe where its data is not at hand."""
+"""Images of noise in the shape of a known set, to try a recipe without its data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SPLITS = ("train", "test")
 
 
 def is_synthetic(name: str) -> bool:
-    """Whether the name asks for made-up images.
+    """Whether the name asks for synthetic images.
 
     >>> is_synthetic("synthetic:cifar10"), is_synthetic("cifar10")
     (True, False)
@@ -26,8 +26,8 @@ def is_synthetic(name: str) -> bool:
     return name.startswith(SYNTHETIC)
 
 
-class MadeUp:
-    """Noise, each image a function of its split and row."""
+class Noise:
+    """Uniform noise; each image is a function of its split and row."""
 
     fingerprint = "synthetic"
 
@@ -45,14 +45,14 @@ class MadeUp:
             yield rows, (noise & 255).to(torch.uint8).view(-1, channels, height, width).to(device)
 
     def statistics(self, rows: Tensor) -> tuple[list[float], list[float]]:
-        """Of even noise from 0 to 255."""
+        """Mean and standard deviation of uniform noise from 0 to 255."""
         return [127.5] * self._shape[0], [(256**2 / 12) ** 0.5] * self._shape[0]
 
 
 def synthetic_data(spec: Data, seed: int = 0) -> ImageData:
-    """A set of noise for ``synthetic:NAME``: shape and classes of NAME; of a set that is not known, 3 x 32 x 32 and 10.
+    """A set of noise for ``synthetic:NAME``: shape and classes of NAME; for an unknown set, 3 x 32 x 32 and 10.
 
-    As many training images as the specification's numbers ask for. The labels follow each other.
+    There are as many training images as ``spec`` needs; their labels run through the classes in turn.
     """
     facts = data_facts(spec) or Facts(
         (spec.channels or 3, spec.size or 32, spec.size or 32), len(spec.classes or ()) or 10
@@ -60,4 +60,4 @@ def synthetic_data(spec: Data, seed: int = 0) -> ImageData:
     count = facts.classes + max(spec.batch, spec.labels or 0) + spec.hold_out
     labels = {"train": torch.arange(count) % facts.classes, "test": torch.arange(TESTED) % facts.classes}
     classes = spec.classes or tuple(map(str, range(facts.classes)))
-    return ImageData(spec, MadeUp(facts.shape), facts.shape, classes, labels, seed)
+    return ImageData(spec, Noise(facts.shape), facts.shape, classes, labels, seed)

@@ -17,14 +17,14 @@ from flowstill.errors import NetworkError, nearest
 from flowstill.files import atomic_write
 
 State = dict[str, Tensor]
-_INSIDE = ("state_dict", "model", "student")  # where training scripts keep a network in their checkpoints
+_STATE_KEYS = ("state_dict", "model", "student")  # where training scripts keep a network in their checkpoints
 _WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
 
 
 def save_weights(network: nn.Module | Mapping[str, Tensor], path: str | Path) -> None:
     """Write a network's state, or a state dict, as safetensors: the same weights give the same bytes.
 
-    Tensors that share memory are written each; memory formats are not kept. The file is there wholly or not at all.
+    Tensors that share memory are each written; memory formats are not kept. The file is written whole or not at all.
 
     Raises: NetworkError where a value is no tensor or holds no data; OSError where the file cannot be written.
     """
@@ -60,10 +60,10 @@ def read_weights(path: str | Path) -> State:
             raise _unreadable(path, error) from None
         raise NetworkError(
             f"{path} was not loaded, as it could run code: it holds "
-            f"{named[1] if named else 'a pickle'}, not only tensors. Where you trust its source, load it there, "
+            f"{named[1] if named else 'a pickle'}, not only tensors. If you trust its source, load it in Python, "
             "write its state dict with safetensors.torch.save_file, and give that file."
         ) from None
-    except Exception as error:  # damage shows in many ways: zip, struct, safetensors, ...
+    except Exception as error:  # damage raises many kinds of errors: zip, struct, safetensors, ...
         raise _unreadable(path, error) from None
     return _bare(_tensors(content, path))
 
@@ -72,23 +72,23 @@ def _instead(path: Path) -> str:
     if path.is_dir():
         return "it is a folder; name the file in it."
     if not path.parent.is_dir():
-        return f"there is no folder {str(path.parent)!r}. Train that network into it, or give the path of another file."
+        return f"there is no folder {str(path.parent)!r}. Train that network first, or give the path of another file."
     near = nearest(path.name, (p.name for p in path.parent.iterdir()))
     return f"did you mean {near[0]!r}, in the same folder?" if near else "check the path."
 
 
 def _load(path: Path) -> Any:
-    with path.open("rb") as file, warnings.catch_warnings():  # a file, as torch.load goes by the endings of names
+    with path.open("rb") as file, warnings.catch_warnings():  # an open file, since torch.load goes by file names
         warnings.simplefilter("ignore")  # what torch warns of here, it also raises
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _unreadable(path: Path, error: Exception) -> NetworkError:
     if path.stat().st_size == 0:
-        return NetworkError(f"{path} is empty. Write the file anew, or name another.")
+        return NetworkError(f"{path} is empty. Write it again, or name another file.")
     reason = re.split(r"\.\s|\n", f"{type(error).__name__}: {error}")[0]
     return NetworkError(
-        f"{path} is no checkpoint, or a damaged one ({reason}). "
+        f"{path} is not a checkpoint, or is damaged ({reason}). "
         "Weights are read from safetensors, and from torch.save(network.state_dict(), FILE)."
     )
 
@@ -96,7 +96,7 @@ def _unreadable(path: Path, error: Exception) -> NetworkError:
 def _tensors(content: Any, path: Path) -> State:
     """The state dict in a checkpoint's content."""
     if isinstance(content, Mapping):
-        for key in _INSIDE:
+        for key in _STATE_KEYS:
             if isinstance(content.get(key), Mapping):
                 return _tensors(content[key], path)
         if content and all(isinstance(value, Tensor) for value in content.values()):
@@ -105,12 +105,12 @@ def _tensors(content: Any, path: Path) -> State:
     else:
         held = f"a {type(content).__name__}"
     raise NetworkError(
-        f"{path} holds {held}, no state dict. Expected tensors by name, alone or under {', '.join(map(repr, _INSIDE))}."
+        f"{path}: expected a state dict, at the top or under {', '.join(map(repr, _STATE_KEYS))}. Received: {held}."
     )
 
 
 def _bare(state: State) -> State:
-    """The names without what wrappers put before all of them."""
+    """The names without the prefixes of wrappers."""
     for prefix in _WRAPPERS * 2:  # they nest, either way round
         if all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}

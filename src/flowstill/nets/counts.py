@@ -14,7 +14,12 @@ from flowstill.errors import NetworkError
 
 @dataclass(frozen=True)
 class Counts:
-    """parameters: numbers that training may change, BatchNorm's among them, shared ones once. macs: of one image."""
+    """The size of a network.
+
+    Attributes:
+        parameters: number of trainable values, including BatchNorm's; shared ones count once.
+        macs: multiply-accumulates for one image.
+    """
 
     parameters: int
     macs: int

@@ -1,4 +1,4 @@
-"""A network by its name."""
+"""Builds networks by name."""
 
 from __future__ import annotations
 
@@ -55,15 +55,15 @@ def create(
     """
     for what, value in (("num_classes", num_classes), ("in_channels", in_channels)):
         if value is not None and (type(value) is not int or value < 1):
-            raise NetworkError(f"{what} is a whole number from 1, not {value!r}.")
+            raise NetworkError(f"Expected a whole number from 1 for {what}. Received: {value!r}.")
     fetch = weights is None and torch.get_default_device().type != "meta"
     make = _maker(name, in_channels, options, fetch)
     network = _on_default_device(lambda: make(num_classes))
     if weights is None:
         return network
-    theirs = head_classes(network, weights) if num_classes is None else None
-    if theirs is not None:
-        network = _on_default_device(lambda: make(theirs))
+    classes = head_classes(network, weights) if num_classes is None else None
+    if classes is not None:
+        network = _on_default_device(lambda: make(classes))
     load_weights(network, weights)
     return network
 
@@ -77,7 +77,7 @@ def build(
     """
     for option, decides in (("num_classes", "data set"), ("in_channels", "data set"), ("weights", "job")):
         if option in spec.options:
-            raise NetworkError(f"{spec.name}: {option!r} is no option of a network; the {decides} says it.")
+            raise NetworkError(f"{spec.name}: {option!r} is not an option of a network; the {decides} decides it.")
     return create(spec.name, num_classes, in_channels, weights=weights, **spec.options)
 
 
@@ -137,13 +137,13 @@ def _build(name: str, make: Callable[..., nn.Module], arguments: dict[str, Any])
 
 
 def _elsewhere(name: str) -> str:
-    """A sentence that offers the libraries' networks of just this name."""
+    """A sentence that offers the libraries' networks of exactly this name."""
     found = [f"'{prefix}:{name}'" for prefix in libraries.PREFIXES if name in libraries.names(prefix)]
     return f"Did you mean {' or '.join(found)}?" if found else ""
 
 
 def _on_default_device(make: Callable[[], nn.Module]) -> nn.Module:
-    """Build the network; where it computes with values, which ``meta`` has none of, build it on the CPU first."""
+    """Build the network. If its constructor needs values, which ``meta`` does not have, build it on the CPU first."""
     try:
         return make()
     except Exception:

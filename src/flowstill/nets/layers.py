@@ -1,4 +1,4 @@
-"""What several of the papers' networks are made of."""
+"""Layers shared by several papers' networks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks of timm and torchvision, by name; the libraries are imported when first asked for one."""
+"""Networks of timm and torchvision, by name; each library is imported on first use."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ def make(
     options = dict(options)
     pretrained = options.pop("pretrained", False)
     if not isinstance(pretrained, bool):
-        raise NetworkError(f"{whole}: 'pretrained' is true or false, not {pretrained!r}.")
+        raise NetworkError(f"{whole}: expected true or false for 'pretrained'. Received: {pretrained!r}.")
     for option in _READS_FILES & set(options):
-        raise NetworkError(f"{whole}: {option!r} could run code from a file. Give 'weights: FILE' instead.")
+        raise NetworkError(f"{whole}: {option!r} could run code from a file. Set 'weights: FILE' instead.")
     known = _tagged() if prefix == "timm" and "." in name else names(prefix)
     if name not in known:
         near = did_you_mean(name, known, count=3)
@@ -78,7 +78,7 @@ def make(
 def _problem(error: Exception, pretrained: bool, options: dict[str, Any]) -> str:
     text = f"{type(error).__name__}: {error}"
     if pretrained:
-        return f"could not be had with pretrained weights ({text}). Offline, give 'weights: FILE' instead."
+        return f"could not be built with pretrained weights ({text}). Offline, set 'weights: FILE' instead."
     return f"cannot be built with options {options} ({text})."
 
 
@@ -100,7 +100,7 @@ def _torchvision(
 
     known = _options("torchvision", name)
     for option in options:
-        if option not in known:  # some of its constructors would drop it without a word
+        if option not in known:  # some constructors would ignore it silently
             raise no_option(f"torchvision:{name}", option, known)
     if num_classes is None:
         num_classes = 1000
@@ -111,18 +111,18 @@ def _torchvision(
     if in_channels != 3:
         raise NetworkError(
             f"torchvision:{name} is pretrained on 3 channels, not {in_channels}. "
-            "timm's networks adapt theirs: name one of those, or drop 'pretrained'."
+            "Name a network of timm, which adapts pretrained weights, or drop 'pretrained'."
         )
     network = models.get_model(name, weights="DEFAULT", **options)
     _tell_head(f"torchvision:{name}", 1000, num_classes)
     return _with_heads(network, fresh(num_classes=num_classes))
 
 
-def _tell_head(whole: str, theirs: int, ours: int | None) -> None:
-    if ours not in (None, theirs):
+def _tell_head(whole: str, pretrained: int, wanted: int | None) -> None:
+    if wanted not in (None, pretrained):
         _log.warning(
-            f"{whole}: the pretrained head is for {theirs} classes, the network for {ours}; "
-            "it starts from fresh weights."
+            f"{whole}: the pretrained head has {pretrained} classes, the network {wanted}; "
+            "the head starts from fresh weights."
         )
 
 
@@ -137,11 +137,11 @@ def _with_heads(network: nn.Module, fresh: nn.Module) -> nn.Module:
 
 
 def _with_channels(network: nn.Module, in_channels: int, whole: str) -> nn.Module:
-    """``network`` with its first convolution taking ``in_channels``, its fresh weights as widely spread as before."""
+    """``network`` with its first convolution taking ``in_channels``, with fresh weights of the same standard deviation."""
     path, old = next((path, module) for path, module in network.named_modules() if isinstance(module, nn.Conv2d))
     if old.in_channels != 3 or old.groups != 1:
         raise NetworkError(
-            f"{whole} cannot take {in_channels} channels: its first convolution, {path!r}, reads no image."
+            f"{whole} cannot take {in_channels} channels: its first convolution, {path!r}, does not read the image."
         )
     # Torch types a convolution's shape as tuples of any length, which its constructor does not take.
     shape: dict[str, Any] = {name: getattr(old, name) for name in ("kernel_size", "stride", "padding", "dilation")}

@@ -83,13 +83,13 @@ class ResNet(nn.Module):
     """A 3x3 convolution, three sections of (depth - 2) / 6 basic blocks, global average pooling, one linear layer.
 
     depth: 8, 14, 20, ... up to 1202. width: a factor on the channels 16-32-64, or the three channel numbers themselves.
-    shortcut: where a section begins, ``A`` pads with zero channels (the paper's choice), ``B`` is 1x1 conv + BatchNorm.
+    shortcut: at the start of a section, ``A`` pads with zero channels (the paper's choice), ``B`` is 1x1 conv + BatchNorm.
 
     init: how convolutions start. ``he`` is N(0, 2 / fan_out), fan_out = 9 out_channels (as in Facebook's ResNet code),
-    ``xavier`` Glorot's even distribution, ``orthogonal`` rows at right angles. BatchNorm starts as 1 and 0, the linear
+    ``xavier`` Glorot's uniform distribution, ``orthogonal`` orthogonal rows. BatchNorm starts as 1 and 0, the linear
     layer as PyTorch's, its bias 0.
 
-    Raises: NetworkError naming the argument that cannot be.
+    Raises: NetworkError naming the invalid argument.
 
     >>> sum(p.numel() for p in ResNet(8).parameters())
     75290
@@ -164,7 +164,7 @@ def _check_depth(depth: int) -> None:
     below = min(max(8, depth - (depth - 2) % 6), LARGEST_DEPTH)
     near = [f"resnet{d}" for d in (below, below + 6) if d <= LARGEST_DEPTH]
     raise NetworkError(
-        f"A CIFAR ResNet has a depth of 6n+2, from 8 to {LARGEST_DEPTH}, not {depth}. The nearest: {' or '.join(near)}."
+        f"A CIFAR ResNet has a depth of 6n+2, from 8 to {LARGEST_DEPTH}, not {depth}. Nearest: {' or '.join(near)}."
     )
 
 

@@ -1,4 +1,4 @@
-"""Which network: its name and how it is made."""
+"""The network of a job: its name and options."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from flowstill.schema import specification
 class Net:
     """A network by name: ``resnet8``, ``timm:resnet18``, ``torchvision:vgg11``, ``file.py:factory``.
 
-    ``object:CLASS`` stands for one that was given as a Python object, and cannot be built by its name.
-    options: keyword arguments of its constructor, such as ``width: 2`` or ``pretrained: true``.
+    Attributes:
+        name: of the network. ``object:CLASS`` stands for one that was given as a Python object and has no name.
+        options: keyword arguments of the constructor, such as ``width: 2`` or ``pretrained: true``.
     """
 
     name: str

@@ -16,7 +16,7 @@ _log = logging.getLogger("flowstill")
 
 
 def load_weights(network: nn.Module, path: str | Path) -> list[str]:
-    """Read a file's weights into ``network``, and say what was done beyond that.
+    """Read a file's weights into ``network``, and report what was replaced.
 
     A classifier head of another number of classes keeps its fresh weights: that is a Linear or 1x1 convolution whose
     outputs alone differ. On ``meta``, names and shapes are checked and nothing is copied.
@@ -32,14 +32,12 @@ def load_weights(network: nn.Module, path: str | Path) -> list[str]:
     heads = _heads(network, other)
     if any(_owner(name) not in heads for name in other):
         shapes = [f"{n!r} is {tuple(t.shape)} there and {tuple(own[n].shape)} here" for n, t in other.items()]
-        raise NetworkError(
-            f"{where}: {', '.join(shapes[:_SHOWN])}{_more(shapes)}. Is its width, or another option, a different one?"
-        )
+        raise NetworkError(f"{where}: {', '.join(shapes[:_SHOWN])}{_more(shapes)}. Check its width and other options.")
     if not any(tensor.is_meta for tensor in own.values()):
         network.load_state_dict({n: t for n, t in state.items() if _owner(n) not in heads}, strict=False)
     notices = [
-        f"{path}: the head {head!r} is for {theirs} classes, the network for {ours}; it starts from fresh weights."
-        for head, (theirs, ours) in heads.items()
+        f"{path}: the head {head!r} has {stored} classes, the network {wanted}; the head starts from fresh weights."
+        for head, (stored, wanted) in heads.items()
     ]
     for notice in notices:
         _log.warning(notice)
@@ -54,7 +52,7 @@ def head_classes(network: nn.Module, path: str | Path) -> int | None:
     state = read_weights(path)
     own = network.state_dict()
     heads = _heads(network, {n: t for n, t in state.items() if n in own and own[n].shape != t.shape})
-    return next((theirs for theirs, _ in heads.values()), None)
+    return next((stored for stored, _ in heads.values()), None)
 
 
 def _owner(name: str) -> str:
@@ -69,12 +67,12 @@ def _heads(network: nn.Module, other: Mapping[str, Tensor]) -> dict[str, tuple[i
     """
     heads = {}
     for path, module in network.named_modules():
-        theirs = other.get(f"{path}.weight" if path else "weight")
+        stored = other.get(f"{path}.weight" if path else "weight")
         pointwise = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)
-        if theirs is not None and (pointwise or isinstance(module, nn.Linear)):
-            ours = module.get_parameter("weight")
-            if theirs.shape[1:] == ours.shape[1:]:
-                heads[path] = (theirs.shape[0], ours.shape[0])
+        if stored is not None and (pointwise or isinstance(module, nn.Linear)):
+            own = module.get_parameter("weight")
+            if stored.shape[1:] == own.shape[1:]:
+                heads[path] = (stored.shape[0], own.shape[0])
     return heads if len(set(heads.values())) == 1 else {}
 
 
@@ -90,7 +88,7 @@ def _check_names(own: Mapping[str, Tensor], state: Mapping[str, Tensor], where: 
         shown = [f"{name!r} (is it {like[0]!r}?)" if like else repr(name) for name, like in near.items()]
         problems.append(f"the network has no {', '.join(shown)}{_more(extra)}")
     if problems:
-        hint = "" if own.keys() & state.keys() else " No name is shared: these are weights of another network."
+        hint = "" if own.keys() & state.keys() else " No name matches: these are the weights of another network."
         raise NetworkError(f"{where}: {'; '.join(problems)}.{hint}")
 
 

@@ -1,4 +1,4 @@
-"""CIFAR's Python version (Krizhevsky 2009): pickles of plain numpy arrays, read without running what they ask for."""
+"""CIFAR's Python version (Krizhevsky 2009): pickles of plain numpy arrays, read without running their code."""
 
 from __future__ import annotations
 
@@ -56,27 +56,27 @@ def _batch(file: Path) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], np.ndarray[
     content = _contents(file)
     labels = content.get("fine_labels", content.get("labels"))
     if not isinstance(labels, list) or not all(type(label) is int and abs(label) < 2**63 for label in labels):
-        raise _unlike(file, "'labels' (or 'fine_labels') is no list of numbers")
+        raise _unreadable(file, "'labels' (or 'fine_labels') is not a list of numbers")
     data = content.get("data")
-    if not isinstance(data, _Made) or not data.is_bytes((len(labels), int(np.prod(SHAPE)))):
-        raise _unlike(file, f"'data' is no array of {len(labels)} rows (one a label) of 3072 bytes")
+    if not isinstance(data, _ArrayStandIn) or not data.is_bytes((len(labels), int(np.prod(SHAPE)))):
+        raise _unreadable(file, f"'data' is not an array of {len(labels)} rows (one per label) of 3072 bytes")
     pixels = np.frombuffer(data.state[-1], np.uint8).reshape(-1, *SHAPE).transpose(0, 2, 3, 1)
     return pixels, np.array(labels, np.int64)
 
 
 def _class_names(folder: Path) -> tuple[str, ...] | None:
-    """From the file beside the batches; None without one."""
+    """The class names in the file beside the batches; None without that file."""
     for file, key in ((folder / "batches.meta", "label_names"), (folder / "meta", "fine_label_names")):
         if file.is_file():
             names = _contents(file).get(key)
             if not isinstance(names, list) or not all(isinstance(name, (str, bytes)) for name in names):
-                raise _unlike(file, f"{key!r} is no list of names")
+                raise _unreadable(file, f"{key!r} is not a list of names")
             return tuple(map(_text, names))
     return None
 
 
-class _Made:
-    """Stands for an array or its type: with what a pickle would have it made. Nothing of numpy is called by a pickle."""
+class _ArrayStandIn:
+    """Stands for a numpy array or its type, and keeps what the pickle says of it. No code of numpy is called."""
 
     def __init__(self, *arguments: Any) -> None:
         self.arguments = arguments
@@ -86,44 +86,46 @@ class _Made:
         self.state = state
 
     def is_bytes(self, shape: tuple[int, ...]) -> bool:
-        """Whether it is a uint8 array of that shape in the order of C: version, shape, type, order, content."""
+        """Whether it is a uint8 array of that shape in C order. Its state: version, shape, type, order, content."""
         if not isinstance(self.state, tuple) or len(self.state) != 5:
             return False
         _, found, kind, by_columns, content = self.state
-        of_bytes = isinstance(kind, _Made) and kind.arguments[:1] in (("u1",), (b"u1",))
+        of_bytes = isinstance(kind, _ArrayStandIn) and kind.arguments[:1] in (("u1",), (b"u1",))
         whole = isinstance(content, bytes) and len(content) == int(np.prod(shape))
         return found == shape and of_bytes and not by_columns and whole
 
 
-class _Reader(pickle.Unpickler):
-    """Gives stand-ins for arrays, plain Python values, and nothing else."""
+class _SafeUnpickler(pickle.Unpickler):
+    """Loads plain Python values, and stand-ins for arrays; refuses everything else."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in ARRAYS:
-            return _Made
+            return _ArrayStandIn
         if (module, name) == ("_codecs", "encode"):  # how Python 3 writes bytes for Python 2
             return str.encode
-        raise pickle.UnpicklingError(f"it asks for '{module}.{name}', which no such file holds; nothing of it was run")
+        raise pickle.UnpicklingError(
+            f"it asks for '{module}.{name}', which the set does not contain; none of it was run"
+        )
 
 
 def _contents(file: Path) -> dict[str, Any]:
-    """The mapping that a file holds. Raises: DataError if it holds anything but plain values and arrays."""
+    """The mapping in a file. Raises: DataError if it holds anything but plain values and arrays."""
     try:
         with file.open("rb") as stream:
-            content = _Reader(stream, encoding="bytes").load()
-    except Exception as error:  # what damaged pickles raise is of many kinds
-        raise _unlike(file, str(error) or type(error).__name__) from None
+            content = _SafeUnpickler(stream, encoding="bytes").load()
+    except Exception as error:  # damaged pickles raise many kinds of errors
+        raise _unreadable(file, str(error) or type(error).__name__) from None
     if not isinstance(content, dict):
-        raise _unlike(file, "it holds no mapping")
+        raise _unreadable(file, "expected a mapping")
     return {_text(key): value for key, value in content.items()}
 
 
 def _text(value: Any) -> str:
-    """Text as it is, or from the bytes that Python 2 wrote."""
+    """Text, also from the bytes that Python 2 wrote."""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
-def _unlike(file: Path, reason: str) -> DataError:
+def _unreadable(file: Path, reason: str) -> DataError:
     return DataError(
-        f"{str(file)!r} is no file of CIFAR's Python version: {reason}. Unpack the set's own archive anew."
+        f"{str(file)!r} is not a file of CIFAR's Python version: {reason}. Unpack the set's own archive again."
     )

@@ -28,15 +28,15 @@ class Hub(Reader):
         with quiet():
             try:
                 tables = datasets.load_dataset(source.place)
-            except Exception as error:  # what the hub's client raises depends on its HTTP library
+            except Exception as error:  # the hub's client raises its HTTP library's errors
                 raise DataError(_hub_failure(source, error)) from None
         names = ["train", *(name for name in source.tests if source.with_test and name in tables)][
             : 1 + source.with_test
         ]
         if "train" not in tables or len(names) < 1 + source.with_test:
             raise DataError(
-                f"The hub's data set {source.place!r} has splits {', '.join(map(repr, tables))}, but training and test "
-                "images are needed ('train' and 'test'). Set 'hold_out' to test on some of the training images."
+                f"The hub's data set {source.place!r} has splits {', '.join(map(repr, tables))}; training and test "
+                "images are needed ('train' and 'test'). Set 'hold_out' to test on some training images instead."
             )
         splits = []
         for name in names:
@@ -56,12 +56,12 @@ def _hub_failure(source: Source, error: Exception) -> str:
     if isinstance(error, datasets.exceptions.DatasetNotFoundError):
         return (
             f"There is no folder {source.name!r}, and the Hugging Face hub has no data set {source.place!r} that you "
-            f"may read: {text}. Check the spelling, log in with 'hf auth login' if it is gated, or {fix}."
+            f"can read: {text}. Check the spelling, log in with 'hf auth login' if it is gated, or {fix}."
         )
     network = (
         "Connect to the network (and unset HF_HUB_OFFLINE), or else: " if isinstance(error, ConnectionError) else ""
     )
     return (
-        f"There is no folder {source.name!r}, and {source.place!r} could not be had from the Hugging Face hub: "
+        f"There is no folder {source.name!r}, and {source.place!r} could not be downloaded from the Hugging Face hub: "
         f"{type(error).__name__}: {text}. {network}{fix[0].upper()}{fix[1:]}."
     )

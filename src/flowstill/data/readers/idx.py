@@ -42,7 +42,7 @@ def _split(images: Path, labels: Path) -> Split:
     pixels, numbers = _read(images, 3), _read(labels, 1)
     if len(pixels) != len(numbers):
         raise DataError(
-            f"{str(images)!r} has {len(pixels)} images, but {str(labels)!r} {len(numbers)} labels. Fetch both anew."
+            f"{str(images)!r} has {len(pixels)} images, but {str(labels)!r} {len(numbers)} labels. Download both again."
         )
     place = repr(str(images))
     return array_split(pixels, torch.from_numpy(numbers.astype(np.int64)), None, place, ((place, len(pixels)),))
@@ -53,14 +53,14 @@ def _read(file: Path, axes: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
     try:
         content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{str(file)!r} cannot be read ({error}). Fetch it anew.") from None
+        raise DataError(f"{str(file)!r} cannot be read ({error}). Download it again.") from None
     first = 4 + 4 * axes
     if content[:4] != bytes([0, 0, BYTES, axes]) or len(content) < first:
-        raise DataError(f"{str(file)!r} is no idx file of bytes with {axes} axes. Fetch it anew.")
+        raise DataError(f"{str(file)!r} is not an idx file of bytes with {axes} axes. Download it again.")
     shape = np.frombuffer(content[4:first], ">u4").tolist()
     if len(content) - first != math.prod(shape):
         raise DataError(
-            f"{str(file)!r} announces {'x'.join(map(str, shape))} values, but {len(content) - first} bytes follow. "
-            "Fetch it anew."
+            f"{str(file)!r} declares {'x'.join(map(str, shape))} values, but {len(content) - first} bytes follow. "
+            "Download it again."
         )
     return np.frombuffer(content, np.uint8, offset=first).reshape(shape)

@@ -68,10 +68,10 @@ def _split(files: Files) -> Split:
             schema = schema or pyarrow.parquet.read_schema(file)
             parts.append((repr(str(file)), pyarrow.parquet.read_metadata(file).num_rows))
         except (pyarrow.ArrowException, OSError) as error:
-            raise DataError(f"{str(file)!r} is no readable parquet file ({error}). Fetch it anew.") from None
+            raise DataError(f"{str(file)!r} is not a readable parquet file ({error}). Download it again.") from None
     place = parts[0][0] if len(parts) == 1 else repr(str(files[0].parent))
     if not any(rows for _, rows in parts):
-        raise DataError(f"{place} holds no image.")
+        raise DataError(f"{place} holds no images.")
     found = datasets.Features.from_arrow_schema(schema)
     image, label = find_columns(found, place)
     wanted = datasets.Features({image: datasets.Image(decode=False), label: datasets.Value("int64")})
@@ -90,6 +90,6 @@ def _split(files: Files) -> Split:
         except (datasets.exceptions.DatasetsError, pyarrow.ArrowException, OSError, ValueError) as error:
             reason = " ".join(str(error.__cause__ or error).split())
             raise DataError(
-                f"{place} cannot be read, with images in {image!r} and labels in {label!r}: {reason}. Fetch it anew."
+                f"{place} cannot be read, with images in {image!r} and labels in {label!r}: {reason}. Download it again."
             ) from None
     return table_split(table, image, label, getattr(found[label], "names", None), place, tuple(parts))
