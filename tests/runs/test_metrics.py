@@ -1,6 +1,7 @@
 """Measurements: kept exactly, and after a kill as if it had not been."""
 
 import math
+import sys
 import threading
 import time
 from pathlib import Path
@@ -115,3 +116,31 @@ def test_no_thread_is_left_when_a_job_or_the_log_ends(tmp_path):
         *[(s, pytest.approx(0.1)) for s in (2, 3)],
     ]
     assert [row.step for row in Run(tmp_path).metrics() if row.job == "teacher"] == [1, 1, 2, 3]
+
+
+def test_without_tensorboard_the_csv_file_is_all(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)  # as if it were not installed
+    log = MetricsLog(tmp_path)
+    log.truncate(0)
+    log_steps(log, range(1, 4))
+    log.flush()
+    log.close()
+    assert [row.step for row in Run(tmp_path).metrics()] == [1, 1, 2, 2, 3, 3]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+    assert not caplog.messages
+
+
+def test_events_that_cannot_be_continued_are_said_once(tmp_path, monkeypatch, caplog):
+    log = MetricsLog(tmp_path)
+    log_steps(log, range(1, 4))
+    position = log.position()
+    log.close()
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    log = MetricsLog(tmp_path)
+    log.truncate(position)
+    log_steps(log, range(4, 7))
+    log.close()
+    (message,) = caplog.messages
+    assert message.startswith(f"{str(tmp_path)!r} has TensorBoard events")
+    assert "pip install 'flowstill[tensorboard]'" in message
+    assert Run(tmp_path).metrics()[-1].step == 6

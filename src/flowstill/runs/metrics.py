@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 METRICS, EVENTS = "metrics.csv", "tensorboard"
+_log = logging.getLogger("flowstill")
 
 
 class Measurement(NamedTuple):
@@ -53,7 +56,7 @@ def read_metrics(path: Path) -> list[Measurement]:
 
 
 class MetricsLog:
-    """Writes measurements as rows of ``metrics.csv`` and as TensorBoard events, one folder of events per stage.
+    """Writes measurements as rows of ``metrics.csv`` and, if TensorBoard is installed, as events, one folder per stage.
 
     A context manager: leaving it closes all files and ends TensorBoard's threads.
     """
@@ -61,6 +64,7 @@ class MetricsLog:
     def __init__(self, folder: Path) -> None:
         self.path = folder / METRICS
         self._events = folder / EVENTS
+        self._with_events = importlib.util.find_spec("tensorboard") is not None
         self._writers: dict[tuple[str, str], SummaryWriter] = {}
         self._kept: dict[tuple[str, str], int] | None = None  # after truncate: each stage's last valid step
         self._file: io.BufferedWriter | None = None
@@ -78,9 +82,10 @@ class MetricsLog:
             [job, stage, step, metric, repr(float(value))] for metric, value in values.items()
         )
         self._open().write(text.getvalue().encode())
-        writer = self._writer(job, stage)
-        for metric, value in values.items():
-            writer.add_scalar(metric, value, step)
+        if self._with_events:
+            writer = self._writer(job, stage)
+            for metric, value in values.items():
+                writer.add_scalar(metric, value, step)
         if self._kept is not None:
             self._kept[job, stage] = step
 
@@ -104,6 +109,13 @@ class MetricsLog:
             RunError: the file is shorter than ``position``.
         """
         self.close()
+        if self._events.exists() and not self._with_events:
+            _log.warning(
+                "%r has TensorBoard events, but TensorBoard is not installed: new measurements go to %s only. "
+                "To continue the events, stop, run `pip install 'flowstill[tensorboard]'` and resume.",
+                str(self._events.parent),
+                METRICS,
+            )
         length = self.path.stat().st_size if self.path.exists() else 0
         if length < position:
             raise RunError(
