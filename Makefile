@@ -1,16 +1,19 @@
 # Everything runs in .venv, which each target makes by itself.
-PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+PYTHONS := python3.11 python3.12 python3.13 python3.14 python3
+PYTHON ?= $(shell for python in $(PYTHONS); do $$python -c '' 2>&- && command -v $$python && break; done)
 BIN := .venv/bin
+LOWEST := .venv-lowest/bin
 export HF_HUB_OFFLINE = 1
 # Threads that wait asleep: on cores that others use too, spinning ones can take ten times as long.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help install demo test test-all lint format docs bench clean
+.PHONY: help install demo test test-all test-lowest lint format docs bench clean
 
 help:
 	@echo "make demo      train the demonstration: a ResNet-26 teaches a ResNet-8 to read digits"
 	@echo "make test      the tests that must pass"
 	@echo "make test-all  all tests, the long ones too"
+	@echo "make test-lowest  the tests on the lowest versions that pyproject.toml allows, with Python 3.11"
 	@echo "make lint      ruff, mypy, import-linter"
 	@echo "make format    let ruff rewrite what it can"
 	@echo "make docs      write what docs/methods takes from the code"
@@ -33,6 +36,16 @@ test: install
 test-all: install
 	$(BIN)/pytest
 
+# uv resolves each dependency to its lower bound; the versions of constraints.txt do not count here.
+test-lowest: .venv-lowest/.installed
+	$(LOWEST)/pytest -m "not slow"
+
+.venv-lowest/.installed: pyproject.toml
+	python3.11 -m venv --clear .venv-lowest
+	$(LOWEST)/pip install --quiet uv
+	$(LOWEST)/uv pip install --quiet --python .venv-lowest --resolution lowest-direct --editable '.[dev]'
+	@touch $@
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -50,4 +63,4 @@ bench: install
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf .venv build dist .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .venv-lowest build dist .mypy_cache .ruff_cache .import_linter_cache
