@@ -1,9 +1,11 @@
 """The package's face: names that are there, loaded late, and quick to start."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -71,3 +73,13 @@ def test_all_recipes_go_into_the_wheel():
     recipes = set((package / "papers").rglob("*.yaml"))
     assert len(recipes) > 25
     assert recipes <= packaged
+
+
+def test_the_version_stands_in_one_place(tmp_path):
+    project = tomllib.loads((SOURCE.parents[2] / "pyproject.toml").read_text())["project"]
+    assert flowstill.__version__ == version("flowstill") == project["version"]
+    recipe = flowstill.load_recipe("digits", scale=0.01)
+    summary = flowstill.train(recipe, tmp_path / "run", device="cpu", precision="32", progress=False).summary
+    assert summary["versions"]["flowstill"] == flowstill.__version__
+    literal = re.compile(rf"(?<![\d.]){re.escape(flowstill.__version__)}(?![\d.])")
+    assert [path for path in SOURCE.parent.rglob("*.py") if literal.search(path.read_text(encoding="utf-8"))] == []

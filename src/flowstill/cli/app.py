@@ -49,9 +49,9 @@ def flowstill(
     Start with `flowstill demo`: a teacher, a student alone and a taught student, in a few minutes.
     """
     if version:
-        from importlib.metadata import version as version_of
+        from flowstill import __version__
 
-        print(f"flowstill {version_of('flowstill')}")
+        print(f"flowstill {__version__}")
     elif context.invoked_subcommand is None:
         print(context.get_help())
 
