@@ -29,7 +29,7 @@ from flowstill.engine.step import Step
 from flowstill.engine.stored import Stores
 from flowstill.engine.student import Student
 from flowstill.engine.teacher import Teacher
-from flowstill.features.sections import pair_sections
+from flowstill.features.pairs import pair_sections
 from flowstill.transfer.knowledge import Setting
 from flowstill.transfer.stages import Stage
 

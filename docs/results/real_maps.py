@@ -19,7 +19,7 @@ from flowstill.data import Data, open_data
 from flowstill.engine.hardware import make_fabric
 from flowstill.engine.precision import Precision
 from flowstill.engine.teacher import Teacher
-from flowstill.features.sections import pair_sections
+from flowstill.features.pairs import pair_sections
 from flowstill.features.taps import Tapped
 from flowstill.transfer.knowledge import KNOWLEDGE, Setting
 

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from flowstill.data.reader import register_reader
     from flowstill.data.spec import Augment
     from flowstill.errors import DataError, FlowstillError, NetworkError, RecipeError, RunError, ShapeError, TapError
-    from flowstill.features.sections import Pairs, Section, SectionPair, find_sections, pair_sections
+    from flowstill.features.pairs import Pairs, SectionPair, pair_sections
+    from flowstill.features.sections import Section, find_sections
     from flowstill.features.taps import Flow, Reading, Tap, Tapped
     from flowstill.knowledge.aggregation import (
         Aggregated,
@@ -64,7 +65,8 @@ _HOMES = {
         "ShapeError",
         "TapError",
     ),
-    "flowstill.features.sections": ("Pairs", "Section", "SectionPair", "find_sections", "pair_sections"),
+    "flowstill.features.pairs": ("Pairs", "SectionPair", "pair_sections"),
+    "flowstill.features.sections": ("Section", "find_sections"),
     "flowstill.features.taps": ("Flow", "Reading", "Tap", "Tapped"),
     "flowstill.knowledge.aggregation": (
         "Aggregated",

@@ -14,7 +14,7 @@ from flowstill.engine.hardware import make_fabric
 from flowstill.engine.precision import Precision
 from flowstill.engine.teacher import TaughtBatch, Teacher
 from flowstill.errors import RecipeError
-from flowstill.features.sections import pair_sections
+from flowstill.features.pairs import pair_sections
 from flowstill.knowledge.kdgan import adversarial
 from flowstill.knowledge.representing import alternating
 from flowstill.recipes.recipe import Job, Recipe

@@ -11,7 +11,7 @@ from flowstill.engine.folding import FoldedNetwork
 from flowstill.engine.hardware import make_fabric
 from flowstill.engine.precision import Precision
 from flowstill.engine.teacher import Teacher
-from flowstill.features.sections import pair_sections
+from flowstill.features.pairs import pair_sections
 from flowstill.features.taps import Tap, Tapped
 from flowstill.knowledge.fsp import FSP
 from support.representing_networks import calibrated

@@ -6,7 +6,8 @@ from torch import nn
 
 import flowstill as fs
 from flowstill.features.layers import find_layers
-from flowstill.features.sections import find_sections, pairs_by_hand
+from flowstill.features.pairs import pairs_by_hand
+from flowstill.features.sections import find_sections
 from flowstill.features.taps import Tapped
 from flowstill.knowledge.aggregation import (
     Aggregation,

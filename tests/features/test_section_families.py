@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from flowstill.errors import NetworkError
-from flowstill.features.sections import align_sections, find_sections
+from flowstill.features.pairs import align_sections
+from flowstill.features.sections import find_sections
 from flowstill.features.taps import Tapped
 
 # Network: side of the image, then the sizes that its sections have by its design (strides, pools, padding).

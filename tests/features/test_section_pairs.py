@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from flowstill.errors import NetworkError, ShapeError, TapError
-from flowstill.features.sections import Section, align_sections, pairs_by_hand, unpaired
+from flowstill.features.pairs import align_sections, pairs_by_hand, unpaired
+from flowstill.features.sections import Section
 from flowstill.features.taps import Tap
 from flowstill.nets import create
 
@@ -101,5 +102,5 @@ def test_pairs_by_hand_refuse_what_is_no_map():
     net = create("resnet8")
     with pytest.raises(TapError, match="layer4"):
         pairs_by_hand(net, net, (3, 32, 32), [(("layer3", "layer4"), ("layer2", "layer3"))])
-    with pytest.raises(ShapeError, match=r"'fc' of ResNet gives shape \(1, 10\)"):
+    with pytest.raises(ShapeError, match=r"'fc' of ResNet: expected a feature map .*shape \(1, 10\)"):
         pairs_by_hand(net, net, (3, 32, 32), [(("layer2", "layer3"), ("layer3", "fc"))])

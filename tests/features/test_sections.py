@@ -6,7 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from flowstill.errors import NetworkError
-from flowstill.features.sections import find_sections, pair_sections
+from flowstill.features.pairs import pair_sections
+from flowstill.features.sections import find_sections
 from flowstill.features.taps import Tap, Tapped
 from flowstill.nets import create
 

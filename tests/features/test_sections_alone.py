@@ -5,7 +5,7 @@ import torch
 
 import flowstill as fs
 from flowstill.data.batch import Batch
-from flowstill.features.sections import pair_sections
+from flowstill.features.pairs import pair_sections
 from flowstill.features.taps import Tap
 from flowstill.knowledge.fsp import FSP
 from flowstill.knowledge.hints import Hints
@@ -63,7 +63,7 @@ def test_several_sections_keep_what_is_below_the_first_of_them():
 @pytest.mark.parametrize("sections", [None, (0,), (0, 2)])
 def test_nothing_lies_below_the_first_section(knowledge, sections):
     given = {} if sections is None else {"sections" if knowledge is FSP else "layers": sections}
-    with pytest.raises(fs.RecipeError, match="'freeze_below' says something of sections above the first"):
+    with pytest.raises(fs.RecipeError, match="'freeze_below' needs section numbers above 0"):
         knowledge(**given, freeze_below=True)
 
 

@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from flowstill.errors import NetworkError
-from flowstill.features.sections import find_sections, pairs_by_hand
+from flowstill.features.pairs import pairs_by_hand
+from flowstill.features.sections import find_sections
 from flowstill.nets import create
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 import flowstill as fs
 from flowstill.errors import DataError, NetworkError, RecipeError, ShapeError, TapError
-from flowstill.features.sections import pair_sections
+from flowstill.features.pairs import pair_sections
 from flowstill.knowledge.fsp import FSPLoss
 from flowstill.transfer.knowledge import KNOWLEDGE
 from flowstill.transfer.rules import Rule

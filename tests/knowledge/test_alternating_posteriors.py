@@ -9,7 +9,7 @@ from flowstill.data.batch import Batch
 from flowstill.engine.hardware import make_fabric
 from flowstill.engine.precision import Precision
 from flowstill.engine.teacher import needs_of
-from flowstill.features.sections import pair_sections
+from flowstill.features.pairs import pair_sections
 from flowstill.features.taps import Tapped
 from flowstill.knowledge.kdgan import KDGAN, gumbel_noise, with_adversaries
 from flowstill.knowledge.logits import SoftLogits

@@ -21,7 +21,7 @@ from flowstill.engine.step import Step
 from flowstill.engine.student import StudentWithLosses
 from flowstill.engine.teacher import Teacher
 from flowstill.errors import RecipeError
-from flowstill.features.sections import pair_sections
+from flowstill.features.pairs import pair_sections
 from flowstill.features.taps import Tapped
 from flowstill.knowledge.kdgan import with_adversaries
 from flowstill.knowledge.representing import alternating

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from flowstill.errors import RecipeError, ShapeError
-from flowstill.features.sections import Section, SectionPair, pair_sections, pairs_by_hand
+from flowstill.features.pairs import SectionPair, pair_sections, pairs_by_hand
+from flowstill.features.sections import Section
 from flowstill.features.taps import Flow, Reading, Tap, Tapped
 from flowstill.knowledge.dense import Dense, all_spans, step_spans
 from flowstill.knowledge.fsp import FSP, FSPLoss

@@ -9,7 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from flowstill.errors import RecipeError, ShapeError
-from flowstill.features.sections import Section, SectionPair, pair_sections
+from flowstill.features.pairs import SectionPair, pair_sections
+from flowstill.features.sections import Section
 from flowstill.features.taps import Flow, Reading, Tap, Tapped
 from flowstill.knowledge.fsp import FSP, fsp_loss, fsp_matrix
 from flowstill.nets.resnet import ResNet

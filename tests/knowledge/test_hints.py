@@ -6,7 +6,8 @@ from torch import nn
 
 import flowstill as fs
 from flowstill.data.batch import Batch
-from flowstill.features.sections import find_sections, pair_sections, pairs_by_hand
+from flowstill.features.pairs import pair_sections, pairs_by_hand
+from flowstill.features.sections import find_sections
 from flowstill.features.taps import Reading, Tapped
 from flowstill.knowledge.hints import Hints, blocks, hint_loss
 from flowstill.knowledge.logits import SoftLogits

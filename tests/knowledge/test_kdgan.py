@@ -8,7 +8,7 @@ import torch
 import flowstill as fs
 from flowstill.data.batch import Batch
 from flowstill.data.keyed import Purpose, bits, key_of, uniform
-from flowstill.features.sections import pair_sections
+from flowstill.features.pairs import pair_sections
 from flowstill.features.taps import Tapped
 from flowstill.knowledge.kdgan import (
     KDGAN,

@@ -10,7 +10,7 @@ from flowstill.data.batch import Batch
 from flowstill.data.spec import Augment, Data
 from flowstill.engine.student import parameters_below
 from flowstill.errors import RecipeError
-from flowstill.features.sections import pair_sections
+from flowstill.features.pairs import pair_sections
 from flowstill.features.taps import Tap
 from flowstill.knowledge.dense import Dense
 from flowstill.knowledge.fsp import FSP

@@ -10,7 +10,8 @@ import torch
 
 from flowstill.data.batch import Batch
 from flowstill.errors import RecipeError
-from flowstill.features.sections import Section, SectionPair, find_sections, pair_sections
+from flowstill.features.pairs import SectionPair, pair_sections
+from flowstill.features.sections import Section, find_sections
 from flowstill.features.taps import Flow, Tap, Tapped
 from flowstill.knowledge.dense import Dense
 from flowstill.knowledge.fsp import FSP

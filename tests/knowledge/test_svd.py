@@ -6,7 +6,8 @@ from torch.autograd import gradcheck
 from torch.nn import functional as F
 
 from flowstill.errors import RecipeError, ShapeError
-from flowstill.features.sections import Section, SectionPair
+from flowstill.features.pairs import SectionPair
+from flowstill.features.sections import Section
 from flowstill.features.taps import Reading, Tap
 from flowstill.knowledge import svd
 from flowstill.knowledge.svd import SVD, align, dfv_loss, truncated_svd

@@ -11,7 +11,8 @@ from torch.nn import functional
 
 import flowstill as fs
 from flowstill.errors import NetworkError
-from flowstill.features.sections import find_sections, pairs_by_hand
+from flowstill.features.pairs import pairs_by_hand
+from flowstill.features.sections import find_sections
 from flowstill.nets import count, create, libraries
 from flowstill.nets.resnext import Block, PoolAndPad
 

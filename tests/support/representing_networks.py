@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from flowstill.features.sections import pair_sections
+from flowstill.features.pairs import pair_sections
 from flowstill.features.taps import Tapped
 from flowstill.transfer.knowledge import Setting
 from oracles import representing as oracle

@@ -15,7 +15,7 @@ from flowstill.engine.seeds import RandomSequences
 from flowstill.engine.step import Step
 from flowstill.engine.student import Student
 from flowstill.engine.teacher import TaughtBatch, Teacher, needs_of
-from flowstill.features.sections import pair_sections
+from flowstill.features.pairs import pair_sections
 from flowstill.features.taps import Reading, Tapped
 from flowstill.transfer.knowledge import Loss, Setting, Target
 from flowstill.transfer.stages import Stage

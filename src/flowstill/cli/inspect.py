@@ -57,7 +57,7 @@ def show_network(net: str, network: nn.Module, shape: Shape) -> list[Section]:
 
 def show_pairs(net: str, teacher: list[Section], against: str, student: list[Section]) -> None:
     """Print the paired sections of two networks, the unpaired ones, and whether FSP fits."""
-    from flowstill.features.sections import align_sections, unpaired
+    from flowstill.features.pairs import align_sections, unpaired
     from flowstill.transfer.knowledge import KNOWLEDGE
 
     pairs = align_sections(teacher, student)

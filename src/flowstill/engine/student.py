@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from flowstill.engine.player import ActivePlayer
 from flowstill.errors import RecipeError
-from flowstill.features.sections import Pairs
+from flowstill.features.pairs import Pairs
 from flowstill.features.taps import Tap, Tapped
 from flowstill.features.tracing import example_images, read_once, undisturbed
 from flowstill.transfer.knowledge import Loss, Setting, Target

@@ -42,7 +42,8 @@ def module_at(network: nn.Module, path: str) -> nn.Module:
 
 
 def unwrapped(network: nn.Module) -> nn.Module:
-    """The network without DDP, DataParallel and torch.compile around it."""
+    """The network without DDP, DataParallel and torch.compile around it, in whatever order they are nested."""
+    # timm.utils.unwrap_model takes any attribute called `module` for a wrapper, and timm is slow to import.
     return list(_wrappers(network))[-1]
 
 

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from flowstill.data.batch import Batch
 from flowstill.errors import RecipeError
 from flowstill.features.modules import module_at
-from flowstill.features.sections import Pairs
+from flowstill.features.pairs import Pairs
 from flowstill.features.taps import Reading
 from flowstill.knowledge.aggregate import Aggregate
 from flowstill.knowledge.groups import find_groups

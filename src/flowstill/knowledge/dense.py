@@ -20,7 +20,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from flowstill.errors import RecipeError
-from flowstill.features.sections import Pairs, Section
+from flowstill.features.pairs import Pairs
+from flowstill.features.sections import Section
 from flowstill.features.taps import Flow
 from flowstill.knowledge.flows import Shaped, Weighting, check_channels, flow_weights
 from flowstill.knowledge.fsp import FSPLoss, build_loss

@@ -29,7 +29,8 @@ from torch.nn import functional as F
 
 from flowstill.data.batch import Batch
 from flowstill.errors import ShapeError
-from flowstill.features.sections import Pairs, Section
+from flowstill.features.pairs import Pairs
+from flowstill.features.sections import Section
 from flowstill.features.taps import Flow, Reading
 from flowstill.knowledge.flows import Shaped, Weighting, check_channels, flow_weights, taps_of
 from flowstill.knowledge.numbered import check_in_range, check_numbers, end_below

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flowstill.features.layers import Layer, find_layers
-from flowstill.features.sections import Pairs
+from flowstill.features.pairs import Pairs
 from flowstill.transfer.knowledge import Setting
 
 

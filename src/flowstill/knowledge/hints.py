@@ -14,7 +14,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from flowstill.features.sections import Pairs, Section
+from flowstill.features.pairs import Pairs
+from flowstill.features.sections import Section
 from flowstill.features.taps import Reading, Tap
 from flowstill.features.tracing import find_trunk
 from flowstill.features.trunk import Trunk, TrunkMap

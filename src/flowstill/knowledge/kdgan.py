@@ -33,7 +33,7 @@ from torch.nn import functional as F
 
 from flowstill.data.batch import Batch
 from flowstill.errors import RecipeError, ShapeError
-from flowstill.features.sections import Pairs
+from flowstill.features.pairs import Pairs
 from flowstill.features.taps import Reading
 from flowstill.knowledge.adversaries import Discriminator, TeacherCopy, deception_loss, discrimination_loss
 from flowstill.knowledge.gumbel import gumbel_noise, gumbel_softmax, gumbel_temperature

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flowstill.data.batch import Batch
-from flowstill.features.sections import Pairs
+from flowstill.features.pairs import Pairs
 from flowstill.features.taps import Reading
 from flowstill.schema import specification
 from flowstill.transfer.knowledge import Knowledge, Loss, Setting, register

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from flowstill.data.batch import Batch
 from flowstill.errors import ShapeError
-from flowstill.features.sections import Pairs
+from flowstill.features.pairs import Pairs
 from flowstill.features.taps import Reading
 from flowstill.knowledge.maps import precise
 from flowstill.schema import specification

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flowstill.features.sections import Pairs
+from flowstill.features.pairs import Pairs
 from flowstill.features.taps import Tap
 from flowstill.knowledge.maps import MapsLoss, precise, same_size
 from flowstill.schema import specification

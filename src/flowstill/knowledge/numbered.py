@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flowstill.errors import RecipeError
-from flowstill.features.sections import Pairs
+from flowstill.features.pairs import Pairs
 from flowstill.features.taps import Tap
 
 

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from flowstill.data.batch import Batch
 from flowstill.errors import ShapeError
-from flowstill.features.sections import Pairs
+from flowstill.features.pairs import Pairs
 from flowstill.features.taps import Flow, Reading
 from flowstill.knowledge.decomposition import Gradient, truncated_svd
 from flowstill.knowledge.flows import taps_of

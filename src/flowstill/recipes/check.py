@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from flowstill.errors import FlowstillError, NetworkError, RecipeError
-from flowstill.features.sections import Pairs, pair_sections, pairs_by_hand
+from flowstill.features.pairs import Pairs, pair_sections, pairs_by_hand
 from flowstill.features.taps import Tapped
 from flowstill.features.tracing import example_images, read_once, undisturbed
 from flowstill.nets import Counts, build, count, is_object, load_weights

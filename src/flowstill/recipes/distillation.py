@@ -11,7 +11,7 @@ from torch import nn
 from flowstill.data import Data, find_facts
 from flowstill.errors import RecipeError
 from flowstill.features.modules import unwrapped
-from flowstill.features.sections import pair_sections
+from flowstill.features.pairs import pair_sections
 from flowstill.nets import Net
 from flowstill.recipes.check import on_meta
 from flowstill.recipes.load import load_recipe

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from flowstill.data.batch import Batch
 from flowstill.errors import DataError, RecipeError, ShapeError, TapError
-from flowstill.features.sections import Pairs
+from flowstill.features.pairs import Pairs
 from flowstill.features.taps import Reading, Tap
 from flowstill.schema.registry import Registry
 from flowstill.transfer.named import add_specification, read_specification

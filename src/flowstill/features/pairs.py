@@ -1,0 +1,168 @@
+"""Pair the sections of a teacher with a student's."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from flowstill.errors import NetworkError, ShapeError
+from flowstill.features.modules import Shape, shape_of, unwrapped
+from flowstill.features.sections import Section, find_sections, relative
+from flowstill.features.taps import Tap, Tapped
+from flowstill.features.tracing import example_images, read_once, undisturbed
+
+
+@dataclass(frozen=True)
+class SectionPair:
+    """A section of the teacher and the student's section that learns from it."""
+
+    teacher: Section
+    student: Section
+
+
+Pairs = tuple[SectionPair, ...]
+
+
+def pair_sections(teacher: nn.Module, student: nn.Module, example: Tensor | Sequence[int]) -> Pairs:
+    """Pair each section of the student with the teacher's of the same relative size, keeping the order of both.
+
+    Channels may differ. Sections without a partner are left out; ``unpaired`` lists them.
+
+    Args:
+        teacher: the network to learn from.
+        student: the network that learns.
+        example: images (B, C, H, W), or a shape (C, H, W) or (B, C, H, W).
+
+    Raises:
+        NetworkError: a network has no sections, or no two sections fit.
+    """
+    return align_sections(find_sections(teacher, example), find_sections(student, example))
+
+
+def align_sections(teacher: Sequence[Section], student: Sequence[Section]) -> Pairs:
+    """Pair sections that were already found, keeping the order of both.
+
+    Two sections fit if their sizes, relative to the image, are less than half an octave or at most one pixel apart. Of
+    all ways to pair them in order, the one with the most pairs wins, then the one with the closest sizes. Sizes after
+    each section's pooling count instead if only they bring together equal channels throughout: one network pools after
+    each block, the other strides inside it. If nothing fits but both have the same number of sections, sections pair by
+    order alone.
+
+    Args:
+        teacher: the teacher's sections.
+        student: the student's sections.
+
+    Raises:
+        NetworkError: no two sections fit.
+    """
+    pairs, by_pooled = _align(teacher, student, pooled=False), _align(teacher, student, pooled=True)
+    if len(by_pooled) >= len(pairs) and all(map(_same_channels, by_pooled)) and not all(map(_same_channels, pairs)):
+        pairs = by_pooled
+    pairs = pairs or by_pooled
+    if not pairs and len(teacher) == len(student):
+        pairs = tuple(map(SectionPair, teacher, student))
+    if not pairs:
+        raise NetworkError(
+            "Expected sections of teacher and student whose sizes, relative to the image, are less than a factor of "
+            f"1.41 or at most one pixel apart. Received: Teacher: {_listed(teacher)}. Student: {_listed(student)}. "
+            "Name the taps by hand: 'flows' of the job."
+        )
+    return pairs
+
+
+def _listed(sections: Sequence[Section]) -> str:
+    return ", ".join(f"{s.exit} {s.size[0]}x{s.size[1]}" for s in sections) or "none"
+
+
+def unpaired(sections: Iterable[Section], pairs: Pairs) -> list[Section]:
+    """The teacher's or student's sections that are in no pair."""
+    paired = [section for pair in pairs for section in (pair.teacher, pair.student)]
+    return [section for section in sections if all(section is not other for other in paired)]
+
+
+def _align(teacher: Sequence[Section], student: Sequence[Section], pooled: bool) -> Pairs:
+    """The longest sequence of pairs in order; of several, the one with the closest sizes."""
+
+    @functools.cache
+    def best(i: int, j: int) -> tuple[int, float, Pairs]:
+        """Number of pairs from sections i and j on, their closeness (0 is closest), and the pairs."""
+        if i == len(teacher) or j == len(student):
+            return 0, 0.0, ()
+        ways = [best(i + 1, j), best(i, j + 1)]
+        octaves = _octaves_apart(teacher[i], student[j], pooled)
+        if octaves is not None:
+            count, closeness, pairs = best(i + 1, j + 1)
+            ways.append((count + 1, closeness - octaves, (SectionPair(teacher[i], student[j]), *pairs)))
+        return max(ways, key=lambda way: way[:2])
+
+    return best(0, 0)[2]
+
+
+def _octaves_apart(teacher: Section, student: Section, pooled: bool) -> float | None:
+    """How far apart their relative sizes are, on the axis that differs most; None if they do not fit."""
+    widest = 0.0
+    for axis in (0, 1):
+        scales = [(s.pooled_scale if pooled and s.pooled_scale else s.scale)[axis] for s in (teacher, student)]
+        pixel = max(s.scale[axis] / s.size[axis] for s in (teacher, student))
+        octaves = abs(math.log2(scales[0] / scales[1]))
+        if octaves >= 0.5 and abs(scales[0] - scales[1]) > pixel * (1 + 1e-6):
+            return None
+        widest = max(widest, octaves)
+    return widest
+
+
+def _same_channels(pair: SectionPair) -> bool:
+    teacher, student = pair.teacher, pair.student
+    return (teacher.entry_shape[0], teacher.exit_shape[0]) == (student.entry_shape[0], student.exit_shape[0])
+
+
+def pairs_by_hand(
+    teacher: nn.Module,
+    student: nn.Module,
+    example: Tensor | Sequence[int],
+    flows: Sequence[tuple[tuple[str, str], tuple[str, str]]],
+) -> Pairs:
+    """Pair sections whose taps are given.
+
+    Shapes are read by one forward of each network; the ``first`` of such a section is its front.
+
+    Args:
+        teacher: the network to learn from.
+        student: the network that learns.
+        example: images (B, C, H, W), or a shape (C, H, W) or (B, C, H, W).
+        flows: for each pair the teacher's (front, back), then the student's.
+
+    Raises:
+        TapError: a tap cannot be read.
+        ShapeError: a tap gives no feature map.
+        NetworkError: a network cannot take the example.
+    """
+    sides = (_by_hand(net, example, [flow[i] for flow in flows]) for i, net in enumerate((teacher, student)))
+    return tuple(map(SectionPair, *sides))
+
+
+def _by_hand(network: nn.Module, example: Tensor | Sequence[int], flows: Sequence[tuple[str, str]]) -> list[Section]:
+    images = example_images(network, example)
+    tapped = Tapped(unwrapped(network), [tap for flow in flows for tap in flow])
+    with undisturbed(network, images.device), torch.no_grad():
+        reading = read_once(tapped, images.clone())  # a network may write into its input
+    sections = []
+    for front, back in flows:
+        entry, exit_ = (_checked_shape(network, tap, reading[tap]) for tap in (front, back))
+        taps = (Tap.parse(front), Tap.parse(front), Tap.parse(back))
+        sections.append(Section(*taps, entry, entry, exit_, relative(exit_[1:], (images.shape[2], images.shape[3]))))
+    return sections
+
+
+def _checked_shape(network: nn.Module, tap: str, maps: Tensor) -> Shape:
+    if maps.dim() != 4:
+        raise ShapeError(
+            f"Tap '{tap}' of {type(network).__name__}: expected a feature map (B, D, H, W). "
+            f"Received: shape {tuple(maps.shape)}. Name a layer before the flattening."
+        )
+    return shape_of(maps)
