@@ -14,9 +14,9 @@ help:
 	@echo "make test      the tests that must pass"
 	@echo "make test-all  all tests, the long ones too"
 	@echo "make test-lowest  the tests on the lowest versions that pyproject.toml allows, with Python 3.11"
-	@echo "make lint      ruff, mypy, import-linter"
+	@echo "make lint      ruff, mypy, import-linter; whether the generated pages are current"
 	@echo "make format    let ruff rewrite what it can"
-	@echo "make docs      write what docs/methods takes from the code"
+	@echo "make docs      write what the documentation takes from the code"
 	@echo "make bench     measure what is claimed about speed"
 
 install: .venv/.installed
@@ -51,6 +51,7 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python docs/generate.py --check
 
 format: install
 	$(BIN)/ruff check --fix .

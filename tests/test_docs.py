@@ -1,9 +1,8 @@
-"""The pages about methods say what the code does."""
+"""The documentation says what the code does."""
 
 from __future__ import annotations
 
 import doctest
-import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -14,29 +13,22 @@ import pytest
 import torch
 
 import flowstill as fs
+import generate
 from flowstill.errors import RecipeError
 from flowstill.knowledge.labels import Labels
 from flowstill.recipes.distillation import distillation
 from flowstill.recipes.methods import usual_data
 from flowstill.recipes.recipe import Job, Net, Recipe
 from flowstill.transfer.methods import METHODS
+from generator import lists, markdown, recipes, reference, source, specifications
 
 ROOT = Path(__file__).parent.parent
-LINKING = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md"]
+LINKING = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 
 
-def load_generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-generate = load_generator()
-PAGES: dict[str, str] = {page.name: page.read_text(encoding="utf-8") for page in generate.pages()}
-PARTS = [(part[2], part[3]) for text in PAGES.values() for part in generate.PART.finditer(text)]
+PAGES = {page.name: page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs" / "methods").glob("*.md"))}
+PARTS = [(part[2], part[3]) for text in PAGES.values() for part in markdown.PART.finditer(text)]
+NAMES = [name for name in fs.__all__ if name != "__version__"]
 
 
 def blocks(language: str) -> list[Any]:
@@ -53,47 +45,119 @@ def method(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_generated_parts_are_up_to_date(page: str) -> None:
-    assert generate.regenerated(PAGES[page]) == PAGES[page], "run `make docs`"
+def test_all_pages_are_current() -> None:
+    assert generate.stale(generate.current()) == [], "run `make docs`"
 
 
-def test_what_is_generated_comes_anew() -> None:
-    stale = "before\n<!-- generated: options Labels -->\nold\n<!-- end -->\nafter"
-    new = generate.regenerated(stale)
+@pytest.fixture
+def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stale page, instead of all pages."""
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- generated: options Labels -->\nold\n<!-- end -->\nafter")
+    monkeypatch.setattr(generate, "ROOT", tmp_path)
+    monkeypatch.setattr(generate, "REFERENCE", tmp_path / "reference")
+    monkeypatch.setattr(generate, "written_by_hand", lambda: [page])
+    monkeypatch.setattr(generate, "reference", lambda: {"one.md": "new"})
+    return page
+
+
+def test_check_names_the_stale_pages_and_writes_nothing(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = page.read_text()
+    assert generate.main(["--check"]) == 1
+    assert capsys.readouterr().out == "page.md is stale: run `make docs`\nreference/one.md is stale: run `make docs`\n"
+    assert page.read_text() == before
+    assert not (page.parent / "reference").exists()
+
+
+def test_what_is_stale_is_written_once(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (page.parent / "reference").mkdir()
+    (page.parent / "reference" / "gone.md").write_text("of a name that was removed")
+    assert generate.main([]) == 0
+    assert capsys.readouterr().out == "wrote page.md\nwrote reference/one.md\nwrote reference/gone.md\n"
+    new = page.read_text()
     assert "old" not in new
-    assert "`smoothing` | number, at least 0, below 1 | `0.0` | the share" in new
+    assert "`smoothing` | number, at least 0, below 1 | `0.0` | " in new
     assert new.startswith("before\n<!-- generated: options Labels -->\n|")
     assert new.endswith(" |\n<!-- end -->\nafter")
-    assert generate.regenerated(new) == new
+    assert [path.name for path in (page.parent / "reference").iterdir()] == ["one.md"]
+    assert generate.main(["--check"]) == 0
 
 
 def test_every_marker_is_one_that_is_generated() -> None:
-    for name, text in PAGES.items():
-        assert text.count("<!-- generated") == text.count("<!-- end -->") == len(generate.PART.findall(text)), name
+    for path in generate.written_by_hand():
+        text = path.read_text(encoding="utf-8")
+        found = markdown.PART.findall(text)
+        assert text.count("<!-- generated") == text.count("<!-- end -->") == len(found), path
+        assert {kind for _, kind, *_ in found} <= set(generate.KINDS), path
 
 
-@pytest.mark.parametrize("kind", generate.CLASSES.values(), ids=generate.CLASSES)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_public_name_is_in_the_reference(name: str) -> None:
+    text = (ROOT / "docs" / "reference" / f"{reference.area_of(name)}.md").read_text(encoding="utf-8")
+    (entry,) = re.findall(rf"^## `fs\.{name}`\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert entry.startswith(f"\n```python\nfs.{name}")
+    if source.public(name).docstring:
+        assert entry.split("```\n", 1)[1].strip(), "no text"
+
+
+def test_the_reference_shows_what_a_docstring_says() -> None:
+    text = reference.reference()["knowledge.md"]
+    (entry,) = re.findall(r"^## `fs\.fsp_matrix`\n(.*?)(?=^## )", text, re.MULTILINE | re.DOTALL)
+    assert "fs.fsp_matrix(front: Tensor, back: Tensor" in entry
+    for part in (
+        "| argument | type | meaning |",
+        "| `back` | `Tensor` |",
+        "**Returns** (N, m, n), float32",
+        "| `ShapeError` |",
+        ">>> ",
+    ):
+        assert part in entry
+
+
+def test_short_forms_stand_in_the_signature() -> None:
+    text = reference.reference()["transfer.md"]
+    assert "fs.Term(knowledge: Knowledge | str | Mapping[str, Any], weight: ScheduleLike = 1.0)" in text
+    assert "### `Stage.needs_teacher`" in text
+
+
+def test_a_name_without_a_page_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference, "AREAS", {"errors": reference.AREAS["errors"]})
+    with pytest.raises(LookupError, match=r"no page of the reference holds FSP \(flowstill\.knowledge\.fsp\.FSP\)"):
+        reference.area_of("FSP")
+
+
+@pytest.mark.parametrize("kind", specifications.CLASSES.values(), ids=specifications.CLASSES)
 def test_every_option_has_a_meaning_and_a_row(kind: type) -> None:
-    meanings = generate.meanings(kind)
-    assert [name for name in generate.option_names(kind) if len(meanings.get(name, "")) < 10] == []
+    meanings = specifications.meanings(kind)
+    assert [name for name in specifications.option_names(kind) if len(meanings.get(name, "")) < 10] == []
     assert ("options", kind.__name__) in PARTS
-    assert len(re.findall(r"^\| `", generate.options(kind.__name__), re.MULTILINE)) == len(generate.option_names(kind))
+    assert len(re.findall(r"^\| `", specifications.options(kind.__name__), re.MULTILINE)) == len(
+        specifications.option_names(kind)
+    )
 
 
-def test_meanings_end_where_the_next_begins_or_the_paragraph_ends() -> None:
+def test_meanings_are_read_by_the_docstring_parser() -> None:
     class Spec(Labels):
         """First: not an option.
 
-        smoothing: of labels: ``a``
-        and more. name: what it is called, see smoothing: it stays.
+        Attributes:
+            smoothing: of labels: ``a``
+                and *more*, name: it stays.
+            name: what it is called.
 
         Further text.
         """
 
-    assert generate.meanings(Spec) == {
-        "smoothing": "of labels: ``a`` and more. name: what it is called, see smoothing: it stays."
-    }
+    class Derived(Spec):
+        """Says nothing of its own.
+
+        Attributes:
+            name: another.
+        """
+
+    own = {"smoothing": r"of labels: `a` and \*more\*, name: it stays.", "name": "what it is called."}
+    assert specifications.meanings(Spec) == specifications.meanings(Labels) | own
+    assert specifications.meanings(Derived) == specifications.meanings(Spec) | {"name": "another."}
 
 
 @pytest.mark.parametrize(
@@ -106,23 +170,26 @@ def test_meanings_end_where_the_next_begins_or_the_paragraph_ends() -> None:
     ],
 )
 def test_values_are_said_in_words(hint: Any, said: str) -> None:
-    assert generate.values(hint) == said
+    assert specifications.values(hint) == said
 
 
 def test_an_option_without_a_meaning_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Labels, "__doc__", "Cross-entropy with the labels; smoothing of these.")
-    with pytest.raises(LookupError, match=r"Labels does not say what \['smoothing'\] mean"):
-        generate.options("Labels")
+    with pytest.raises(
+        LookupError, match=r"Labels: the docstring does not say what smoothing means\. Add 'smoothing: text'"
+    ):
+        specifications.options("Labels")
 
 
 def test_a_method_without_a_page_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(METHODS._entries, "telling", METHODS["kd"])
     with pytest.raises(LookupError, match=r"no page has a recipe of \['telling'\]"):
-        generate.methods()
+        lists.methods()
 
 
-def test_the_examples_in_the_generator_hold() -> None:
-    failed, attempted = doctest.testmod(generate)
+@pytest.mark.parametrize("module", [markdown, reference, source, specifications], ids=lambda module: module.__name__)
+def test_the_examples_in_the_generator_hold(module: ModuleType) -> None:
+    failed, attempted = doctest.testmod(module)
     assert not failed
     assert attempted
 
@@ -135,7 +202,7 @@ def test_every_method_has_a_page_that_names_it(method: str) -> None:
 
 def test_a_generated_recipe_is_what_distill_trains(method: str, tmp_path: Path) -> None:
     path = tmp_path / f"{method}.yaml"
-    path.write_text(re.sub(r"^```(yaml\n)?", "", generate.recipe(method), flags=re.MULTILINE))
+    path.write_text(re.sub(r"^```(yaml\n)?", "", recipes.recipe(method), flags=re.MULTILINE))
     recipe = fs.load_recipe(path)
     assert recipe.name == method
     assert recipe.data == usual_data("cifar10")
@@ -146,7 +213,7 @@ def test_a_generated_recipe_is_what_distill_trains(method: str, tmp_path: Path) 
 
 
 def test_a_generated_recipe_says_nothing_that_could_be_left_out() -> None:
-    text = generate.recipe("fsp-joint")
+    text = recipes.recipe("fsp-joint")
     for default in ("weight:", "momentum", "mode", "flows", "knowledge", "update_batchnorm", "[]", "null"):
         assert default not in text
     assert "epoch_steps: 195" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import pkgutil
 import re
@@ -80,11 +81,12 @@ def procedures(_: str = "") -> str:
 
 
 def folders(_: str = "") -> str:
-    """A table of the package's folders: the first line of each one's docstring."""
+    """A table of the package's folders and of the files beside them: the first line of each one's docstring."""
+    found = sorted(pkgutil.iter_modules(flowstill.__path__), key=lambda module: (not module.ispkg, module.name))
+    files = {module.name: "/" if module.ispkg else ".py" for module in found if not module.name.startswith("_")}
     rows = [
-        (f"`{module.name}/`", _first_line(pkgutil.resolve_name(f"flowstill.{module.name}")))
-        for module in sorted(pkgutil.iter_modules(flowstill.__path__), key=lambda module: module.name)
-        if module.ispkg
+        (f"`{name}{ending}`", _first_line(importlib.import_module(f"flowstill.{name}")))
+        for name, ending in files.items()
     ]
     return table(("`src/flowstill/`", "what it holds"), rows)
 

@@ -42,13 +42,8 @@ def line(text: str) -> str:
 def prose(text: str) -> str:
     r"""A docstring's text: paragraphs stay, doctests and indented formulas become code blocks.
 
-    >>> print(prose("Twice ``x``.\n\n>>> 1 + 1\n2"))
-    Twice `x`.
-    <BLANKLINE>
-    ```python
-    >>> 1 + 1
-    2
-    ```
+    >>> prose("Twice ``x``, not *y*.")
+    'Twice `x`, not \\*y\\*.'
     """
     return "\n\n".join(_block(block) for block in re.split(r"\n\s*\n", text.strip("\n")))
 
@@ -67,9 +62,9 @@ def _is_formula(block: str) -> bool:
 
 
 def _escaped(text: str) -> str:
-    """Asterisks, angle brackets and underscores outside of code, which Markdown would read as its own."""
+    """Text whose asterisks and angle brackets, outside of code, Markdown does not read as its own."""
     pieces = re.split(r"(``[^`]+``|`[^`]+`)", text)
-    return "".join(piece if piece.startswith("`") else re.sub(r"([*<_])", r"\\\1", piece) for piece in pieces)
+    return "".join(piece if piece.startswith("`") else re.sub(r"([*<])", r"\\\1", piece) for piece in pieces)
 
 
 def written(value: Any) -> str:

@@ -36,7 +36,9 @@ AREAS: dict[str, Area] = {
         ("register*", "specification*", "flowstill.transfer.knowledge."),
     ),
     "training": Area(
-        "Distilling and training", "Train a student, alone or taught; evaluate it.", ("flowstill.engine.",)
+        "Distilling and training",
+        "Train a student, alone or taught; evaluate it.",
+        ("flowstill.api.", "flowstill.engine."),
     ),
     "networks": Area(
         "Networks, taps and sections",

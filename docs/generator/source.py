@@ -40,13 +40,17 @@ def sections(thing: griffe.Object) -> list[griffe.DocstringSection]:
 
 
 def described(cls: griffe.Class) -> dict[str, str]:
-    """What the docstring of a class, or of one that it derives from, says of its fields."""
+    """What the docstring of a class says of its attributes; of inherited fields, what the class says that has them."""
     found: dict[str, str] = {}
-    for one in (*reversed(cls.mro()), cls):
-        for section in sections(one):
-            if section.kind is griffe.DocstringSectionKind.attributes:
-                found |= {attribute.name: attribute.description for attribute in section.value}
-    return found
+    for one in reversed(cls.mro()):
+        found |= _attributes(one)
+    inherited = {field.name for field in fields(cls)}
+    return {name: text for name, text in found.items() if name in inherited} | _attributes(cls)
+
+
+def _attributes(cls: griffe.Class) -> dict[str, str]:
+    kind = griffe.DocstringSectionKind.attributes
+    return {a.name: a.description for section in sections(cls) if section.kind is kind for a in section.value}
 
 
 def fields(cls: griffe.Class) -> list[griffe.Attribute]:
