@@ -39,7 +39,7 @@ def methods(_: str = "") -> str:
         (f"[`{name}`]({page[name]})", m.transfers, m.needs, m.paper, "yes" if m.reconstruction else "")
         for name, m in sorted(METHODS.items())
     ]
-    return table(("method", "transfers", "needs of the networks", "paper", "reconstruction"), rows)
+    return table(("method", "transfers", "needs from the networks", "paper", "reconstruction"), rows)
 
 
 def method_names(_: str = "") -> str:

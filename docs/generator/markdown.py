@@ -64,7 +64,9 @@ def _is_formula(block: str) -> bool:
 def _escaped(text: str) -> str:
     """Text whose asterisks and angle brackets, outside of code, Markdown does not read as its own."""
     pieces = re.split(r"(``[^`]+``|`[^`]+`)", text)
-    return "".join(piece if piece.startswith("`") else re.sub(r"([*<])", r"\\\1", piece) for piece in pieces)
+    return "".join(
+        piece if piece.startswith("`") else re.sub(r"(\*|<(?=[A-Za-z/!]))", r"\\\1", piece) for piece in pieces
+    )
 
 
 def written(value: Any) -> str:
