@@ -1,4 +1,4 @@
-"""Whether a recipe may go on in a run folder that something was trained in."""
+"""Whether a recipe can continue in a run folder."""
 
 from __future__ import annotations
 
@@ -20,26 +20,30 @@ from flowstill.runs.folder import RECIPE
 
 
 def stage_file(folder: Path, recipe: Recipe, job: str, stage: str) -> Path:
-    """Where a run folder holds what a job was after a stage: after its last one, that is the job's own weights."""
+    """The file of a job's network after a stage; after the last stage that is the job's own file."""
     last = stage == recipe.jobs[job].stages[-1].name
     return folder / f"{job if last else f'{job}@{stage}'}.safetensors"
 
 
 def forget_stages(folder: Path, jobs: tuple[str, ...]) -> None:
-    """Remove what an earlier try at these jobs kept of their stages for other jobs."""
+    """Delete the networks that an earlier attempt at these jobs kept for other jobs."""
     for path in folder.glob("*@*.safetensors"):
         if path.name.startswith(tuple(f"{job}@" for job in jobs)):
             path.unlink()
 
 
 def has_all(run: Run, recipe: Recipe) -> bool:
-    """Whether a run is finished and has all that a recipe asks for."""
+    """Whether a run is finished and has every job and ensemble of the recipe."""
     done = run.summary
     return run.finished and done.jobs.keys() >= recipe.jobs.keys() and done.ensembles.keys() >= recipe.ensembles.keys()
 
 
 def past_run(recipe: Recipe, out: Path, networks: Mapping[str, nn.Module] | None = None) -> Run | None:
-    """The run to go on with, None if the folder holds none. Raises: RunError if the recipe does not fit it."""
+    """The run to continue; None if the folder holds none.
+
+    Raises:
+        RunError: the recipe does not fit the run.
+    """
     if not is_run(out):
         return None
     for conflict in conflicts(recipe, out, networks):
@@ -48,10 +52,10 @@ def past_run(recipe: Recipe, out: Path, networks: Mapping[str, nn.Module] | None
 
 
 def conflicts(recipe: Recipe, out: Path, networks: Mapping[str, nn.Module] | None = None) -> Iterator[str]:
-    """Why a recipe cannot go on in the run folder ``out``; nothing if it can.
+    """Why a recipe cannot continue in the run folder ``out``; nothing if it can.
 
-    Jobs that are trained, or of which a part is, must be as they were, and finished networks that were given, as files
-    or as objects (``networks``), must hold the weights that they held. Others may be new, changed or gone.
+    Jobs that have been trained, wholly or in part, must be unchanged, and networks that were given finished, as files or
+    as objects (``networks``), must hold the same weights. Other jobs may be new, changed or gone.
     """
     run, there = Run.open(out), RunWriter(out).progress()
     fix = "Resume with the options it was started with, or give another --out."

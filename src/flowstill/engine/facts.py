@@ -1,0 +1,56 @@
+"""What a run records beside its recipe: data, device, precision, versions."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_fabric import Fabric
+
+from flowstill.engine.precision import Precision
+from flowstill.recipes.recipe import Recipe
+from flowstill.runs import Summary
+
+if TYPE_CHECKING:
+    from flowstill.data import ImageData
+
+
+def run_facts(precision: Precision, device: str, devices: int, data: ImageData) -> dict[str, Any]:
+    """What the recipe does not say and a resumed run must know."""
+    return {
+        "precision": {"dtype": precision.dtype, "layout": precision.layout},
+        "device": device,
+        "devices": devices,
+        "data": {
+            "channels": data.shape[0],
+            "size": list(data.shape[1:]),
+            "classes": len(data.classes),
+            "class_names": list(data.classes),
+            "fingerprint": data.fingerprint,
+        },
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the packages that decide a run's numbers."""
+    packages = ("flowstill", "torch", "torchvision", "lightning-fabric", "timm", "datasets", "numpy")
+    installed = {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions()}
+    return {"python": platform.python_version(), **{name: installed[name] for name in packages if name in installed}}
+
+
+def new_summary(recipe: Recipe, precision: Precision, fabric: Fabric) -> Summary:
+    """The summary of a run in which nothing is finished yet."""
+    return Summary(
+        recipe=recipe.name,
+        seed=recipe.seed,
+        device=str(fabric.device.type),
+        devices=fabric.world_size,
+        precision={"dtype": precision.dtype, "layout": precision.layout},
+        versions=versions(),
+        command=shlex.join(["flowstill", *sys.argv[1:]]) if Path(sys.argv[0]).name == "flowstill" else "",
+    )
