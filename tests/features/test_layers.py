@@ -154,5 +154,5 @@ def test_a_section_of_functions_is_refused():
 
     network = Functional()
     pairs = pairs_by_hand(network, network, (3, 8, 8), [(("act", "out"), ("act", "out"))])
-    with pytest.raises(fs.NetworkError, match=r"no convolution was found on the way .* act -> out"):
+    with pytest.raises(fs.NetworkError, match=r"found no convolution on the path .* act -> out"):
         Aggregation().build(pairs, Setting(network, network, (3, 8, 8), 10))

@@ -128,7 +128,7 @@ def test_logits_of_googlenet_in_train_mode():
 
 
 def test_a_forward_without_tensors_is_refused():
-    with pytest.raises(TapError, match="forward gives str, in which there is no tensor for logits"):
+    with pytest.raises(TapError, match="Expected a tensor of logits from the network's forward. Received: str"):
         Tapped(Steps(lambda y: "seven"))(images())
 
 
@@ -159,7 +159,7 @@ def test_the_first_map_is_taken_of_a_module_that_gives_several_tensors(give, ok)
     if ok:
         assert tapped(x)["give"] is x
     else:
-        with pytest.raises(TapError, match=r"Tap 'give' gives \w+ without a tensor of shape \(B, D, H, W\)"):
+        with pytest.raises(TapError, match=r"Tap 'give': expected a tensor of shape \(B, D, H, W\). Received: \w+"):
             tapped(x)
         assert hook_count(tapped.network) == 0
 

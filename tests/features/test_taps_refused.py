@@ -21,7 +21,7 @@ def _seed() -> None:
 def test_a_wrong_path_gets_the_three_nearest_names():
     with pytest.raises(TapError, match="ResNet has no module 'layer4' to tap") as error:
         Tapped(ResNet(8), ["layer1", "layer4"])
-    assert str(error.value).endswith("The nearest: 'layer3', 'layer2', 'layer1'.")
+    assert str(error.value).endswith("Nearest names: 'layer3', 'layer2', 'layer1'.")
     with pytest.raises(TapError, match=r"'layer9\.0'.*'layer[123]\.0', 'layer[123]\.0', 'layer[123]\.0'"):
         Tapped(ResNet(8), until="layer9.0")
     with pytest.raises(TapError, match=r"Tanh has no module 'x'.*no modules inside"):

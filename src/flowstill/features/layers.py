@@ -1,7 +1,7 @@
-"""The convolutions of a section in the order of their execution.
+"""The convolutions of a section in execution order.
 
-No layer is named by hand: the order is read off the graph that autograd records of one forward, so that it holds for
-any convolutional network with sections.
+No layer is named by hand: the order comes from the graph that autograd records of one forward, so it works for any
+convolutional network with sections.
 """
 
 from __future__ import annotations
@@ -25,7 +25,13 @@ Weight = tuple[int, int]  # convolutions, and how many weights they have
 
 @dataclass(frozen=True)
 class Feature:
-    """A map between two layers: where it is read, its shape (channels, height, width), whether it can be negative."""
+    """A map between two layers.
+
+    Attributes:
+        tap: where it is read.
+        shape: (channels, height, width).
+        signed: whether it can be negative.
+    """
 
     tap: Tap
     shape: Shape
@@ -34,7 +40,7 @@ class Feature:
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution, or several neighbouring ones as one: what comes in, and what is handed on after the activation."""
+    """A convolution, or several neighbouring ones as one: its input, and what it passes on after the activation."""
 
     paths: tuple[str, ...]
     before: Feature
@@ -44,26 +50,31 @@ class Layer:
 def find_layers(network: nn.Module, sections: Sequence[Section], example: Tensor | Sequence[int]) -> list[list[Layer]]:
     """The convolutions of each section, in order.
 
-    They are those on the way from the section's entry to its exit that passes the most convolutions (of two such ways,
-    the one with more weights): shortcuts, projections beside a block and squeeze-and-excitation gates, whose
-    convolutions see one pixel, are left out. What a convolution hands on is read where the next one takes it, after
-    normalisation and activation; what the last one hands on is the section's exit.
+    They lie on the path from the section's entry to its exit that passes the most convolutions, or of two such paths
+    the one with more weights. Shortcuts, projections beside a block and squeeze-and-excitation gates, whose convolutions
+    see one pixel, are left out. What a convolution passes on is read at the next one's input, after normalisation and
+    activation; what the last one passes on is the section's exit.
 
-    Args: example (B, C, H, W), or a shape (C, H, W) or (B, C, H, W); network and example may be on ``meta``.
-    Raises: NetworkError if a section has no convolution modules on the way.
+    Args:
+        example: images (B, C, H, W), or a shape (C, H, W) or (B, C, H, W). Network and example may be on ``meta``.
+
+    Raises:
+        NetworkError: a section has no convolution modules on the path.
     """
     images, network = example_images(network, example), unwrapped(network)
     tapped = Tapped(network, [tap for section in sections for tap in (section.entry, section.exit)])
     recorder = Recorder({path: m for path, m in network.named_modules() if isinstance(m, nn.Conv2d)})
     with undisturbed(network, images.device), recorder:
-        reading = read_once(tapped, images.detach().clone().requires_grad_().clone())  # it may write into its input
+        reading = read_once(
+            tapped, images.detach().clone().requires_grad_().clone()
+        )  # the network may write to its input
     seen = _seen(recorder)
     return [_chain(network, section, reading[section.entry], reading[section.exit], seen) for section in sections]
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """One convolution module of the forward: its input as it was then, the node that made its output."""
+    """One convolution module of the forward: its input, and the node that made its output."""
 
     path: str
     before: Feature
@@ -73,7 +84,7 @@ class _Seen:
 
 
 def _seen(recorder: Recorder) -> list[_Seen]:
-    """All whose input a tap can read: called once, and nothing has overwritten the input since."""
+    """The convolutions whose input a tap can read: called once, and not overwritten since."""
     inputs = {event.path: event for event in recorder.events if event.at == "input" and event.map is not None}
     found = []
     for event in recorder.events:
@@ -99,7 +110,7 @@ def _chain(network: nn.Module, section: Section, entry: Tensor, exit_: Tensor, s
     convolutions = [at[node] for node in nodes if node in at]
     if not convolutions:
         raise NetworkError(
-            f"{type(network).__name__}: no convolution was found on the way through section {section}. "
+            f"{type(network).__name__}: found no convolution on the path through section {section}. "
             "Its convolutions must be modules (torch.nn.Conv2d) that are called once."
         )
     after = [one.before for one in convolutions[1:]]
@@ -108,7 +119,7 @@ def _chain(network: nn.Module, section: Section, entry: Tensor, exit_: Tensor, s
 
 
 def _longest(first: Node, last: Node, weight: Callable[[Node], Weight]) -> list[Node]:
-    """The nodes after ``first`` up to ``last`` on the heaviest way between them; none if no way leads there."""
+    """The nodes after ``first`` up to ``last`` on the heaviest path between them; none if no path leads there."""
 
     def parents_of(node: Node) -> list[Node]:
         return [] if node is first else [parent for parent, _ in node.next_functions if parent is not None]
@@ -133,7 +144,7 @@ _KEEPS_SIGNS = ("Add", "Cat", "Clone", "Mul", "Pad", "Permute", "Pool", "Slice",
 
 
 def _signed(node: Node) -> bool:
-    """Whether a map can be negative: a convolution or normalisation made it, and no activation followed."""
+    """Whether a map can be negative: made by a convolution or normalisation, with no activation after it."""
     name = node.name()
     if any(word in name for word in _MAKES_SIGNS):
         return True

@@ -1,4 +1,4 @@
-"""A network as a tree of named modules: its names, what is wrapped around it, what its modules give."""
+"""A network as a tree of named modules: their names, the wrappers around it, the tensors that they return."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def shape_of(maps: Tensor) -> Shape:
 
 
 def module_names(network: nn.Module) -> list[str]:
-    """The paths of all modules within the network, in its order, as they are without wrappers.
+    """The paths of all modules inside the network, in its order, without the prefixes of wrappers.
 
     >>> module_names(nn.DataParallel(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sequential(nn.ReLU()))))
     ['0', '1', '1.0']
@@ -31,13 +31,17 @@ def module_names(network: nn.Module) -> list[str]:
 
 
 def module_at(network: nn.Module, path: str) -> nn.Module:
-    """The module at ``path``, ``""`` for the network. Raises: TapError with the three nearest names."""
+    """The module at ``path``; the path ``""`` is the network itself.
+
+    Raises:
+        TapError: there is none; the text gives the three nearest names.
+    """
     network = unwrapped(network)
     try:
         return network.get_submodule(path)
     except AttributeError:
         near = difflib.get_close_matches(path, module_names(network), n=3, cutoff=0.0)
-        nearest = f"The nearest: {', '.join(map(repr, near))}." if near else "It has no modules inside."
+        nearest = f"Nearest names: {', '.join(map(repr, near))}." if near else "It has no modules inside."
         raise TapError(f"{type(network).__name__} has no module {path!r} to tap. {nearest}") from None
 
 
@@ -53,12 +57,16 @@ def parallel_wrappers(network: nn.Module) -> tuple[DistributedDataParallel, ...]
 
 
 def is_compiled(network: nn.Module) -> bool:
-    """Whether torch.compile was put around the network or a part of it, or ``compile()`` called on one."""
+    """Whether torch.compile wraps the network or a part of it, or ``compile()`` was called on one."""
     return any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in network.modules())
 
 
 def inplace_beside(network: nn.Module, path: str, itself: bool) -> str | None:
-    """The first module that works in place among those beside ``path`` and after it, or from ``path`` itself on.
+    """The first module working in place that follows ``path`` in the same parent.
+
+    Args:
+        itself: start with ``path`` itself instead of the module after it.
+
 
     >>> inplace_beside(nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(inplace=True)), "0", itself=False)
     '1'
@@ -73,7 +81,7 @@ def inplace_beside(network: nn.Module, path: str, itself: bool) -> str | None:
 
 
 def tensors_in(value: object) -> Iterator[Tensor]:
-    """The tensors in what a module gives or takes, in order: mappings, sequences and dataclasses are looked into."""
+    """The tensors in a module's arguments or output, in order; looks into mappings, sequences and dataclasses."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
@@ -86,13 +94,19 @@ def tensors_in(value: object) -> Iterator[Tensor]:
 
 
 def logits_in(output: Any) -> Tensor:
-    """The tensor itself, the field or key ``logits``, or the first tensor. Raises: TapError if there is none."""
+    """The output itself, its field or key ``logits``, or its first tensor.
+
+    Raises:
+        TapError: it holds no tensor.
+    """
     if isinstance(output, Tensor):
         return output
     named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     found = named if isinstance(named, Tensor) else next(tensors_in(output), None)
     if found is None:
-        raise TapError(f"The network's forward gives {type(output).__name__}, in which there is no tensor for logits.")
+        raise TapError(
+            f"Expected a tensor of logits from the network's forward. Received: {type(output).__name__} without a tensor."
+        )
     return found
 
 

@@ -24,7 +24,11 @@ from flowstill.features.modules import (
 
 @dataclass(frozen=True, order=True)
 class Tap:
-    """A named point: the output (or first input) of the module at ``path``; the path ``""`` is the whole network.
+    """A named point in a network: the output, or first input, of the module at ``path`` (``""`` is the whole network).
+
+    Attributes:
+        path: the module's name in the network.
+        at: ``output`` or ``input``.
 
     >>> str(Tap("layer1.0")), str(Tap("fc", "input"))
     ('layer1.0', 'fc:input')
@@ -35,12 +39,16 @@ class Tap:
 
     @classmethod
     def parse(cls, text: str | Tap) -> Tap:
-        """Read ``"layer1.0"`` or ``"fc:input"``. Raises: TapError."""
+        """Read ``"layer1.0"`` or ``"fc:input"``.
+
+        Raises:
+            TapError: something else stands after the colon.
+        """
         if isinstance(text, Tap):
             return text
         path, _, at = text.partition(":")
         if at not in ("", "output", "input"):
-            raise TapError(f"Tap {text!r}: after the colon stands 'output' or 'input', not {at!r}.")
+            raise TapError(f"Tap {text!r}: expected 'output' or 'input' after the colon. Received: {at!r}.")
         return cls(path, "input" if at == "input" else "output")
 
     def __str__(self) -> str:
@@ -49,7 +57,12 @@ class Tap:
 
 @dataclass(frozen=True)
 class Flow:
-    """Two taps of one section, between which the flow of the solution is measured."""
+    """Two taps of one section, between which the flow of the solution is measured.
+
+    Attributes:
+        front: the tap nearer to the image.
+        back: the tap nearer to the logits.
+    """
 
     front: Tap
     back: Tap
@@ -57,9 +70,12 @@ class Flow:
 
 @dataclass(frozen=True)
 class Reading:
-    """What one forward gives: the maps at the taps, and the logits unless the forward stopped before them.
+    """The result of one forward: the maps at the taps, and the logits unless the forward stopped before them.
 
-    images: what went in, (B, C, H, W). logits: (B, classes) or None. maps: tap -> (B, D, H, W).
+    Attributes:
+        images: the input, (B, C, H, W).
+        logits: (B, classes), or None.
+        maps: tap -> (B, D, H, W).
     """
 
     images: Tensor
@@ -67,7 +83,11 @@ class Reading:
     maps: dict[Tap, Tensor] = field(default_factory=dict)
 
     def __getitem__(self, tap: Tap | str) -> Tensor:
-        """The map at ``tap``. Raises: TapError if it was not read."""
+        """The map at ``tap``.
+
+        Raises:
+            TapError: it was not read.
+        """
         tap = Tap.parse(tap)
         if tap not in self.maps:
             raise TapError(f"Tap '{tap}' was not read. {did_you_mean(str(tap), map(str, self.maps), 3)}".rstrip())
@@ -81,19 +101,22 @@ torch.export.register_dataclass(Reading)
 class Tapped(nn.Module):
     """A network whose maps are read by hooks as it runs; the network itself is never edited.
 
-    taps: where to read, ``"layer1.0"`` or ``"fc:input"``. What comes back are the tensors themselves, with their graph
-    and in whatever dtype the forward made; where nothing could tell of a later overwriting in place (inference mode,
-    torch.compile) they are copies. Of a module that gives several tensors, the first of shape (B, D, H, W).
+    The maps are the tensors themselves, with their graph and in the forward's dtype. In inference mode and under
+    torch.compile, where a later overwriting in place could not be noticed, they are copies.
 
-    until: ``"logits"``, the whole forward; ``"taps"``, stop once all taps are read (with no taps, nothing runs); or one
-    tap, stop right there, at its first call. Nothing after that runs, and the logits are None.
+    Hooks live for one forward, or as long as ``with tapped:`` lasts. Several Tapped may share one network. To train in
+    several processes, wrap this in DDP; to compile, compile this: ``torch.compile(Tapped(...))``, one graph from torch
+    2.15 on. A network that is already wrapped or compiled is read by its original module names.
 
-    Hooks live for one forward, or as long as ``with tapped:`` lasts. Several Tapped may share one network. To train on
-    several processes wrap this in DDP; to compile, compile this: ``torch.compile(Tapped(...))``, one graph from torch
-    2.15 on. A network that is already wrapped or compiled is read by the module names it had before.
+    Args:
+        taps: where to read, ``"layer1.0"`` or ``"fc:input"``. From a module that returns several tensors, the first of
+            shape (B, D, H, W) is read.
+        until: ``"logits"`` runs the whole forward; ``"taps"`` stops once all taps are read (without taps, nothing runs);
+            a tap stops right there, at its first call. After a stop the logits are None.
 
-    Raises: TapError if a path names no module; in the forward, if a tap was not reached, was reached more than once or
-    gives no map, if a map was overwritten after it was read, or if a stop would hinder DDP.
+    Raises:
+        TapError: a path names no module. In the forward: a tap was not reached, was reached more than once or returned
+            no map, a map was overwritten after it was read, or a stop would keep DDP from reducing gradients.
 
     >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
     >>> reading = Tapped(network, ["1"], until="taps")(torch.zeros(2, 3, 8, 8))
@@ -118,7 +141,7 @@ class Tapped(nn.Module):
             module_at(network, hook.tap.path)
 
     def forward(self, images: Tensor) -> Reading:
-        """Images (B, C, H, W) -> Reading. Raises: TapError."""
+        """Read the taps for images (B, C, H, W)."""
         if self.until == "taps" and not self.taps:
             return Reading(images)
         if self._depth:
@@ -194,7 +217,7 @@ class _Stop(Exception):
 
 
 class _Recorder:
-    """What the hooks of one Tapped share: the maps of the forward that is running."""
+    """The maps of the forward that is running, shared by the hooks of one Tapped."""
 
     def __init__(self, taps: tuple[Tap, ...], until: Tap | str) -> None:
         self.taps, self.until = taps, until
@@ -208,19 +231,21 @@ class _Recorder:
         self.repeated: set[Tap] = set()
 
     def finish(self) -> dict[Tap, Tensor]:
-        """The maps, which are not kept."""
+        """Hand over the maps."""
         self.running, maps, self.maps = False, self.maps, {}
         return maps
 
     def record(self, tap: Tap, value: object) -> None:
-        if not self.running:  # the network was called by somebody else
+        if not self.running:  # the network was called from elsewhere
             return
         if tap in self.maps:
             self.repeated.add(tap)
             return
         found = value if isinstance(value, Tensor) else next((t for t in tensors_in(value) if t.ndim == 4), None)
         if found is None:
-            raise TapError(f"Tap '{tap}' gives {type(value).__name__} without a tensor of shape (B, D, H, W).")
+            raise TapError(
+                f"Tap '{tap}': expected a tensor of shape (B, D, H, W). Received: {type(value).__name__} without one."
+            )
         if torch.compiler.is_compiling() or found.is_inference():  # no version counter to look at later
             self.maps[tap] = found.clone()
         else:
@@ -231,7 +256,7 @@ class _Recorder:
 
 
 class _Hook:
-    """A forward hook or pre-hook that hands what it sees to the recorder."""
+    """A forward hook or pre-hook that passes what it sees to the recorder."""
 
     def __init__(self, tap: Tap, recorder: _Recorder) -> None:
         self.tap, self.recorder = tap, recorder

@@ -1,4 +1,4 @@
-"""Run a network once, and read its trunk off the graph that autograd records."""
+"""Runs a network once and reads its trunk off the graph that autograd records."""
 
 from __future__ import annotations
 
@@ -25,10 +25,13 @@ Graph = dict[Vertex, list[Vertex]]  # vertex -> those that it is made from, whic
 
 
 def find_trunk(network: nn.Module, example: Tensor | Sequence[int]) -> Trunk:
-    """Run ``network`` once in eval mode and read its trunk; the network is left as it was.
+    """Run ``network`` once in eval mode and read its trunk; the network is not changed.
 
-    Args: example (B, C, H, W), or a shape (C, H, W) or (B, C, H, W); network and example may be on ``meta``.
-    Raises: NetworkError if the network cannot take the example, or its output has no gradient path to the image.
+    Args:
+        example: images (B, C, H, W), or a shape (C, H, W) or (B, C, H, W). Network and example may be on ``meta``.
+
+    Raises:
+        NetworkError: the network cannot take the example, or no gradient leads from its output to the image.
     """
     network, images = unwrapped(network), example_images(network, example)
     recorder = Recorder({path: module for path, module in network.named_modules() if path})
@@ -53,22 +56,30 @@ def find_trunk(network: nn.Module, example: Tensor | Sequence[int]) -> Trunk:
 
 
 def example_images(network: nn.Module, example: Tensor | Sequence[int]) -> Tensor:
-    """``example`` as a batch on the network's device and in its number format; zeros where only a shape is known."""
+    """``example`` as a batch on the network's device and in its dtype; zeros where only a shape is given.
+
+    Raises:
+        NetworkError: not a shape of images.
+    """
     like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
     shape = tuple(example.shape) if isinstance(example, Tensor) else tuple(example)
     if len(shape) == 3:
         shape = (1, *shape)
     if len(shape) != 4 or min(shape) < 1:
-        raise NetworkError(f"An example is a tensor (B, C, H, W) or a shape (C, H, W), not something of shape {shape}.")
+        raise NetworkError(
+            f"Expected images (B, C, H, W) or a shape (C, H, W) as the example. Received: shape {shape}."
+        )
     if not isinstance(example, Tensor) or example.is_meta:
         return torch.zeros(shape, dtype=like.dtype, device=like.device)
     return example.reshape(shape).to(like.device, like.dtype)
 
 
 def read_once(tapped: Tapped, images: Tensor) -> Reading:
-    """One reading, in which copies stand in for the buffers: a network may write into them even in eval mode.
+    """One reading with copies in place of the buffers, which a network may write to even in eval mode.
 
-    Raises: TapError; NetworkError in place of whatever else the network raises.
+    Raises:
+        TapError: from the taps.
+        NetworkError: in place of anything else that the network raises.
     """
     buffers = {name: buffer.clone() for name, buffer in tapped.named_buffers()}
     try:
@@ -85,13 +96,13 @@ def read_once(tapped: Tapped, images: Tensor) -> Reading:
 
 @contextmanager
 def undisturbed(network: nn.Module, device: torch.device) -> Iterator[None]:
-    """Eval mode, uncompiled, with gradients on; afterwards training flags and the random state are as before."""
+    """Eval mode, uncompiled, with gradients; training flags and random state are restored afterwards."""
     training = {module: module.training for module in network.modules()}
     random = torch.random.fork_rng([device] if device.type == "cuda" else [])
     with random, torch.compiler.set_stance("force_eager"), torch.inference_mode(False), torch.enable_grad():
         try:
             for module in training:
-                module.training = False  # and not .eval(), which a network may have given other effects
+                module.training = False  # not .eval(), which a network may have overridden
             yield
         finally:
             for module, flag in training.items():
@@ -113,9 +124,9 @@ def _graph(source: Vertex, last: Vertex) -> Graph:
 
 
 def _cuts(graph: Graph) -> Iterator[Vertex]:
-    """Vertices that every path passes through: with the graph laid out in its order, no edge spans them.
+    """Vertices that every path passes through: with the graph laid out in order, no edge spans them.
 
-    Shortcuts, branches and gates have an edge beside them, so what lies inside a block is none.
+    Shortcuts, branches and gates span what lies beside them, so nothing inside a block qualifies.
     """
     uses = Counter(parent for parents in graph.values() for parent in parents)
     spanning = 0
@@ -162,10 +173,10 @@ def _trunk_maps(
 
 
 def _bridged(maps: list[TrunkMap], trunk: set[int]) -> Iterator[TrunkMap]:
-    """Those on the trunk; where the next is far smaller, with the outputs of the outermost modules on the way to it.
+    """The maps on the trunk; where the next one is far smaller, also the outputs of the outermost modules between them.
 
-    A network whose cells take the outputs of two cells before them (NASNet) has no trunk there, but its cells follow
-    each other. Where sizes go up and down on the way (HRNet), nothing stands in.
+    A network whose cells take the outputs of the two cells before (NASNet) has no trunk there, but its cells still
+    follow each other. Where sizes go up and down in between (HRNet), nothing is added.
     """
     for one, other in itertools.pairwise([*(m for m in maps if m.index in trunk), None]):
         if one is not None:
@@ -179,14 +190,14 @@ def _bridged(maps: list[TrunkMap], trunk: set[int]) -> Iterator[TrunkMap]:
 
 
 class _Convolutions(TorchFunctionMode):
-    """Notes every 2-D convolution, also one that a network calls as a function."""
+    """Notes every 2-D convolution, including functional ones."""
 
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[tuple[Vertex, dict[str, Any], Tensor]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run ``func``; keep what a convolution was given and what it made."""
+        """Run ``func``; keep a convolution's arguments and output."""
         output = func(*args, **(kwargs or {}))
         if func in (F.conv2d, F.conv_transpose2d) and output.requires_grad:
             edge = get_gradient_edge(output)
@@ -195,7 +206,7 @@ class _Convolutions(TorchFunctionMode):
         return output
 
     def read(self, place: dict[Vertex, int], trunk: set[int]) -> tuple[Convolution, ...]:
-        """Those between image and logits, in order."""
+        """The convolutions between image and logits, in order."""
         found = []
         for vertex, given, output in self.seen:
             if vertex in place:

@@ -1,4 +1,4 @@
-"""A network's trunk, the feature maps that every path from image to logits passes through, and its parts by size."""
+"""A network's trunk: the feature maps that every path from image to logits passes through, grouped by size."""
 
 from __future__ import annotations
 
@@ -12,10 +12,15 @@ Size = tuple[int, int]  # height, width
 
 @dataclass(frozen=True)
 class Convolution:
-    """One 2-D convolution of the forward; ``index`` is its place in the order of operations, ``size`` its output's.
+    """One 2-D convolution of the forward.
 
-    on_trunk: no branch leads past it. spatial: its kernel spans more than one pixel. depthwise: each channel by itself.
-    dense: really a fully connected layer, from a whole map to one pixel without a stride.
+    Attributes:
+        index: its place in the order of operations.
+        size: of its output.
+        on_trunk: no branch leads past it.
+        spatial: its kernel spans more than one pixel.
+        depthwise: it treats each channel separately.
+        dense: it is in effect a fully connected layer, from a whole map to one pixel without a stride.
     """
 
     index: int
@@ -28,10 +33,14 @@ class Convolution:
 
 @dataclass(frozen=True)
 class Call:
-    """The one call of a module that puts out a trunk map.
+    """The only call of a module that outputs a trunk map.
 
-    begin: place of the last trunk map known when the module was called, as a rule its input. end: its output's place.
-    readable: nothing overwrites the output later. weights: how many kernels and matrices the module holds.
+    Attributes:
+        path: the module's.
+        begin: place of the last trunk map known when the module was called, usually its input.
+        end: place of its output.
+        readable: nothing overwrites the output later.
+        weights: number of kernels and matrices in the module.
     """
 
     path: str
@@ -43,7 +52,14 @@ class Call:
 
 @dataclass(frozen=True)
 class TrunkMap:
-    """A feature map that a tap can read. shape: (channels, height, width). makers, feeds: who gives, who takes it."""
+    """A feature map that a tap can read.
+
+    Attributes:
+        index: its place in the order of operations.
+        shape: (channels, height, width).
+        makers: the calls that output it.
+        feeds: paths of the modules that take it.
+    """
 
     index: int
     shape: tuple[int, int, int]
@@ -56,13 +72,15 @@ class TrunkMap:
         return self.shape[1:]
 
     def tap(self, after: int = 0) -> Tap:
-        """The name that a person would give: the outermost module that makes this map of what lies past ``after``.
+        """The name that a person would choose: the outermost module that makes this map from what lies past ``after``.
 
-        ``layer1`` rather than ``layer1.2``, but not ``features`` where that spans earlier sections as well.
+        ``layer1`` rather than ``layer1.2``, but not ``features`` if that spans earlier sections too.
         """
         within = [call for call in self.makers if call.begin >= after]
         if within:
-            return Tap(min(reversed(within), key=lambda call: call.begin).path)  # of two alike, the outer ends later
+            return Tap(
+                min(reversed(within), key=lambda call: call.begin).path
+            )  # of two equal ones, the outer ends later
         if self.makers:
             return Tap(max(self.makers, key=lambda call: call.begin).path)
         return Tap(self.feeds[0], "input")
@@ -73,7 +91,7 @@ Run = list[TrunkMap]  # maps of one size that follow each other
 
 @dataclass(frozen=True)
 class Trunk:
-    """What one forward shows, in order. image: height and width of what went in."""
+    """What one forward shows, in order. image: height and width of the input."""
 
     image: Size
     maps: tuple[TrunkMap, ...]
@@ -81,7 +99,7 @@ class Trunk:
     convolutions: tuple[Convolution, ...]
 
     def between(self, after: int, upto: int) -> list[Convolution]:
-        """The convolutions past place ``after``, up to and with place ``upto``."""
+        """The convolutions after place ``after``, up to and including ``upto``."""
         return [conv for conv in self.convolutions if after < conv.index <= upto]
 
     def spatial(self, after: int, upto: int) -> bool:
@@ -91,9 +109,9 @@ class Trunk:
     def runs(self) -> list[Run]:
         """The maps from the first convolution to the head, in runs of one size.
 
-        Only sizes that some convolution puts out count: others come of padding, of token grids, or of NHWC maps.
-        Sizes less than half an octave apart are one run. A head starts where a map comes down to a single pixel
-        without a convolution, or by one that is a fully connected layer.
+        Only sizes that some convolution outputs count; others come from padding, token grids or NHWC maps. Sizes less
+        than half an octave apart are one run. The head starts where a map shrinks to a single pixel without a
+        convolution, or by one that is in effect a fully connected layer.
         """
         sizes = {conv.size for conv in self.convolutions}
         runs: list[Run] = []
@@ -110,36 +128,36 @@ class Trunk:
         return runs
 
     def works(self, run: Run, entry: TrunkMap, last: TrunkMap) -> bool:
-        """Whether a convolution puts out a map of the run's size between the two."""
+        """Whether a convolution outputs a map of the run's size between the two."""
         return any(conv.size in {m.size for m in run} for conv in self.between(entry.index, last.index))
 
     def activation(self, run: Run, convolution: int) -> TrunkMap:
-        """The run's map after the convolution at this place and the norm and activation that follow it."""
+        """The run's map after the convolution at this place and the normalisation and activation that follow it."""
         later = [m for m in run if m.index >= convolution]
         start = later[0].index
         stop = next((conv.index for conv in self.convolutions if conv.index > start), math.inf)
-        # A norm inside the block that follows (pre-activation) belongs to that block.
+        # A normalisation inside the next block (pre-activation) belongs to that block.
         inside = {m.index for m in later for c in self.calls if start <= c.begin < m.index < c.end}
         return [m for m in later if m.index == start or (m.index < stop and m.index not in inside)][-1]
 
     def last(self, run: Run, following: Run | None, entry: TrunkMap) -> TrunkMap:
-        """The run's output: its last map that is not inside the step to the next size, nor in the head."""
+        """The run's output: its last map that is neither inside the step to the next size nor in the head."""
         return self._before_step(run, following) if following else self._before_head(run, entry)
 
     def first(self, run: Run, entry: TrunkMap, last: TrunkMap) -> TrunkMap:
-        """The output of the run's first block, at ``last``'s size; of its first convolution where it has no blocks."""
+        """The output of the run's first block at ``last``'s size, or of its first convolution if it has no blocks."""
         maps = {m.index: m for m in run if m.size == last.size and entry.index < m.index <= last.index}
         ends = [c.end for c in self.calls if c.begin >= entry.index and c.end in maps and self._is_block(c)]
         if not ends:
             made_here = [c.index for c in self.between(entry.index, last.index) if c.size == last.size]
             return self.activation(list(maps.values()), min(made_here, default=last.index))
         end = min(ends)
-        # Where a module goes on after its only spatial part (a 1x1 convolution after a concat), all of it is the block.
+        # If a module continues after its only spatial part (a 1x1 convolution after a concat), all of it is the block.
         outer = [c.end for c in self.calls if entry.index <= c.begin < end < c.end and c.end in maps]
         return maps[max((e for e in outer if not self.spatial(end, e)), default=end)]
 
     def pooled(self, last: TrunkMap) -> TrunkMap | None:
-        """What the pooling after ``last`` makes of it; None where none follows, or a global one."""
+        """The map after the pooling that follows ``last``; None if no pooling follows, or a global one."""
         smaller = next((m for m in self.maps if m.index > last.index and m.size != last.size), None)
         if smaller is None or self.between(last.index, smaller.index) or octaves(last.size, smaller.size) > 1.5:
             return None
@@ -149,10 +167,10 @@ class Trunk:
         return call.weights > 1 and self.spatial(call.begin, call.end)
 
     def _before_step(self, run: Run, following: Run) -> TrunkMap:
-        """Leaves out what a module that steps to the next size does before the step: an expansion, a norm.
+        """The last map before a module that steps to the next size begins, without its expansion or normalisation.
 
-        Such a module starts inside this run and ends inside the next; before its step lies no block of its own, nor a
-        spatial convolution other than depthwise ones. A stage that pools or strides at its end is none.
+        Such a module starts inside this run and ends inside the next; before its step it has no block, and no spatial
+        convolution but depthwise ones. A stage that pools or strides at its end does not count.
         """
         last, end = run[-1], run[-1].index
         for call in self.calls:
@@ -165,7 +183,7 @@ class Trunk:
         return last
 
     def _before_head(self, run: Run, entry: TrunkMap) -> TrunkMap:
-        """Leaves out 1x1 convolutions at the end that widen or classify, unless they end a block or a separable one."""
+        """The last map before 1x1 convolutions that widen or classify, unless those end a block or a separable one."""
         last = run[-1]
         while True:
             convolutions = self.between(-1, last.index)
@@ -182,5 +200,5 @@ class Trunk:
 
 
 def octaves(one: Size, other: Size) -> float:
-    """How far two sizes are apart, in factors of two along the axis that differs most."""
+    """The distance of two sizes, in factors of two along the axis that differs most."""
     return max(abs(math.log2(a / b)) for a, b in zip(one, other, strict=True))
