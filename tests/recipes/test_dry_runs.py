@@ -19,7 +19,9 @@ def test_every_stage_of_every_job_runs(tmp_path, monkeypatch, capsys, caplog, na
     said = capsys.readouterr().out
     if jobs:
         stages = sum(len(job.stages) for job in jobs.values())
-        assert re.search(rf"{name}: {len(jobs)} jobs, {stages} stages, two steps each on made-up images: all run", said)
+        assert re.search(
+            rf"{name}: {len(jobs)} jobs, {stages} stages, two steps each on synthetic images: all succeeded", said
+        )
     else:
         assert "draws a figure" in said
     assert "not finite" not in caplog.text

@@ -129,7 +129,7 @@ def test_train_resume_evaluate_reload_report(here: Path, capsys: pytest.CaptureF
     assert "my-norms" in capsys.readouterr().out
     assert main(["train", recipe, *options]) == 0
     assert main(["train", recipe, *options, "--resume"]) == 0
-    assert "is finished already" in capsys.readouterr().out
+    assert "is already finished" in capsys.readouterr().out
     assert main(["evaluate", run, "--device", "cpu"]) == 2
     error = capsys.readouterr().err
     assert "--trust-code" in error
