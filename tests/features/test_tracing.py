@@ -87,5 +87,5 @@ def test_works_on_meta_in_half_precision_compiled_and_wrapped():
 
 @pytest.mark.parametrize("shape", [(32, 32), (1, 2, 3, 32, 32), (3, 0, 32)])
 def test_an_example_of_another_shape_is_refused(shape):
-    with pytest.raises(NetworkError, match="Expected images .B, C, H, W. or a shape"):
+    with pytest.raises(NetworkError, match=r"Expected images \(B, C, H, W\) or a shape"):
         find_sections(create("resnet8"), shape)

@@ -19,7 +19,12 @@ from flowstill.features.tracing import example_images, read_once, undisturbed
 
 @dataclass(frozen=True)
 class SectionPair:
-    """A section of the teacher and the student's section that learns from it."""
+    """A section of the teacher and the student's section that learns from it.
+
+    Attributes:
+        teacher: the teacher's section.
+        student: the student's section.
+    """
 
     teacher: Section
     student: Section
