@@ -57,6 +57,13 @@ def data() -> Rows:
     return [(name, known.about) for name, known in NAMED.items()]
 
 
+def readers() -> Rows:
+    """Readers of data folders."""
+    from flowstill.data.reader import READERS
+
+    return [(name, reader.about) for name, reader in sorted(READERS.items())]
+
+
 def recipes() -> Rows:
     """Packaged recipes."""
     from flowstill.recipes.load import recipe_names
@@ -67,11 +74,12 @@ def recipes() -> Rows:
 # What can be listed: its rows, and the heads of the columns after the name.
 _LISTS: dict[str, tuple[Callable[[], Rows], tuple[str, ...]]] = {
     "nets": (nets, ("about",)),
-    "methods": (methods, ("transfers", "needs of the networks", "paper")),
+    "methods": (methods, ("transfers", "needs from the networks", "paper")),
     "knowledge": (knowledge, ("about", "paper")),
     "procedures": (procedures, ("about",)),
     "rules": (rules, ("about",)),
     "data": (data, ("about",)),
+    "readers": (readers, ("about",)),
     "recipes": (recipes, ("about",)),
 }
 Kind = StrEnum("Kind", {name: name for name in _LISTS})  # type: ignore[misc]  # typer reads the choices from it
