@@ -68,7 +68,7 @@ WRONG = {
     "inspected network": (["inspect", "resnet9"], "resnet8"),
     "paired network": (["inspect", "resnet8", "--against", "timm:resnet81"], "resnet18"),
     "image size": (["inspect", "resnet8", "--image-size", "0x3"], "--image-size: expected 224.* Received: '0x3'"),
-    "classes": (["inspect", "resnet8", "--classes", "0"], "num_classes.*not 0"),
+    "classes": (["inspect", "resnet8", "--classes", "0"], "num_classes.*Received: 0"),
 }
 
 

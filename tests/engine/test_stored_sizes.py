@@ -156,4 +156,4 @@ def test_check_says_how_much_is_stored(tmp_path, capsys):
     said = [line for line in capsys.readouterr().out.splitlines() if "stored" in line]
     numbers = planned(fsp_first(), Stored(views=2), FEW)["student"].stored["transfer"][0].numbers
     size = min(1297 * 2 * (2 * numbers + 4), 6 * 32 * (2 * numbers + 4 + 4096)) / 1e3
-    assert said == [f"    stored: {numbers} numbers (fp16) an image, 2 views, at most {size:.3g} kB on the disk"]
+    assert said == [f"    stored: {numbers} numbers (fp16) per image, 2 views, at most {size:.3g} kB on the disk"]
