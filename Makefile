@@ -6,6 +6,9 @@ LOWEST := .venv-lowest/bin
 export HF_HUB_OFFLINE = 1
 # Threads that wait asleep: on cores that others use too, spinning ones can take ten times as long.
 export OMP_WAIT_POLICY ?= PASSIVE
+# Tests run in two processes of one thread each, a file at a time.
+SIDE_BY_SIDE := OMP_NUM_THREADS=1
+WORKERS := -n 2 --dist loadfile
 
 .PHONY: help install demo test test-all test-lowest lint format docs bench clean
 
@@ -31,14 +34,14 @@ demo: install
 	$(BIN)/flowstill demo
 
 test: install
-	$(BIN)/pytest -m "not slow"
+	$(SIDE_BY_SIDE) $(BIN)/pytest -m "not slow" $(WORKERS)
 
 test-all: install
-	$(BIN)/pytest
+	$(SIDE_BY_SIDE) $(BIN)/pytest $(WORKERS)
 
 # uv resolves each dependency to its lower bound; the versions of constraints.txt do not count here.
 test-lowest: .venv-lowest/.installed
-	$(LOWEST)/pytest -m "not slow"
+	$(SIDE_BY_SIDE) $(LOWEST)/pytest -m "not slow" $(WORKERS)
 
 .venv-lowest/.installed: pyproject.toml
 	python3.11 -m venv --clear .venv-lowest
