@@ -61,7 +61,11 @@ def find_file(folder: Path, pattern: str) -> Path | None:
 
 
 def _all_files(folder: Path, patterns: tuple[str, ...]) -> Files:
-    """A file for each pattern. Raises: DataError naming the first that is missing."""
+    """A file for each pattern.
+
+    Raises:
+        DataError: one is missing; the text names the first.
+    """
     files = []
     for pattern in patterns:
         file = find_file(folder, pattern)

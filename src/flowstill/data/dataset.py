@@ -72,7 +72,11 @@ class ImageData:
         self.std = tuple(value / 255 for value in std)
 
     def _hold_out(self) -> tuple[Tensor, Tensor]:
-        """The rows that remain to train on, and those held out. Raises: DataError if a class has none left."""
+        """The rows that remain to train on, and those held out.
+
+        Raises:
+            DataError: a class has none left.
+        """
         rows, count = self._train_rows, self.spec.hold_out
         labels = self._labels["train"][rows]
         held = stratified(labels, count, key=key_of(self.seed, Purpose.HOLD_OUT), proportional=True)
@@ -122,7 +126,8 @@ class ImageData:
         labels: how many; None for the specification's number. Classes are as equal in number as possible, and a smaller
         number takes a subset of a larger one's.
 
-        Raises: DataError if there are fewer than classes, or more than training images.
+        Raises:
+            DataError: there are fewer than classes, or more than training images.
         """
         count = labels or self.spec.labels
         if count is None:
@@ -154,7 +159,8 @@ class ImageData:
         seed: of order and augmentation. labels: how many, instead of the specification's. rank, world: the processes
         that share each batch; their parts, in the order of ranks, are what one process would see.
 
-        Raises: DataError if an image cannot be read, or if a batch has fewer images than there are processes.
+        Raises:
+            DataError: an image cannot be read, or a batch has fewer images than there are processes.
         """
         labelled = self.labelled_rows(labels)
         known = torch.full_like(self._labels["train"], -1)
@@ -205,7 +211,10 @@ def chosen_classes(
 ) -> tuple[tuple[str, ...], dict[str, Tensor]]:
     """The classes that the specification asks for, and the labels in their numbers, -1 for images of other classes.
 
-    classes, labels: all that the set has. Raises: DataError for a class that the set does not have.
+    classes, labels: all that the set has.
+
+    Raises:
+        DataError: a class that the set does not have.
     """
     if spec.classes is None:
         return classes, labels

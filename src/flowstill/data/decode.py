@@ -44,7 +44,8 @@ class Form:
 def open_image(split: Split, row: int) -> Image.Image:
     """One image of a split, decoded, upright and, where the split says so, distorted.
 
-    Raises: DataError naming the row or file if it cannot be read.
+    Raises:
+        DataError: it cannot be read; the text names the row or file.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -66,7 +67,11 @@ def open_image(split: Split, row: int) -> Image.Image:
 
 
 def channels_of(image: Image.Image, split: Split, row: int) -> int:
-    """1 for grey, 3 for colour (palettes too). Raises: DataError where it is neither."""
+    """1 for grey, 3 for colour (palettes too).
+
+    Raises:
+        DataError: it is neither.
+    """
     if image.mode in ("1", "L"):
         return 1
     if image.mode in ("RGB", "P"):

@@ -38,7 +38,11 @@ def find_source(spec: Data) -> Source:
 
 
 def _base(spec: Data) -> Path | None:
-    """The folder that a recipe names; None if it names a set on the hub. Raises: DataError if it is missing."""
+    """The folder that a recipe names; None if it names a set on the hub.
+
+    Raises:
+        DataError: it is missing.
+    """
     if spec.name in NAMED:
         if spec.root is None:
             return None
@@ -82,7 +86,11 @@ def _in_folder(base: Path, wanted: Wanted, readers: list[Reader]) -> Source:
 
 
 def _folder(path: Path) -> Path:
-    """``path`` itself. Raises: DataError that names the part of it that is missing, and its neighbours."""
+    """``path`` itself.
+
+    Raises:
+        DataError: it is missing; the text names the part of it that is missing, and its neighbours.
+    """
     if path.is_dir():
         return path
     if path.exists():

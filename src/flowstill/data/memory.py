@@ -21,7 +21,11 @@ CPU = torch.device("cpu")
 
 
 class Decoded:
-    """Both splits of a set, decoded. Raises: DataError naming the first image that cannot be used."""
+    """Both splits of a set, decoded.
+
+    Raises:
+        DataError: an image cannot be used; the text names the first.
+    """
 
     def __init__(self, splits: dict[str, Split], form: Form) -> None:
         self._pixels = {CPU: {name: decode(split, form) for name, split in splits.items()}}
@@ -53,7 +57,11 @@ class Decoded:
 
 
 def decode(split: Split, form: Form) -> Tensor:
-    """All images of a split, (N, C, H, W) uint8, in several processes if there are enough of them. Raises: DataError."""
+    """All images of a split, (N, C, H, W) uint8, in several processes if there are enough of them.
+
+    Raises:
+        DataError: bad input.
+    """
     pixels = torch.empty((len(split), *form.shape), dtype=torch.uint8)
     workers = min(processors(), len(split) // WORTH_A_WORKER) if FORKS else 0
     encoded = Streamed({split.place: split}, form, workers=workers, random_areas=False)

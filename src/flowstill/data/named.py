@@ -97,7 +97,8 @@ def refuse_unknown(spec: Data, classes: tuple[str, ...]) -> None:
 def data_facts(data: Data | str) -> Facts | None:
     """What is known of a data set from its specification alone; None if it must be opened first.
 
-    Raises: DataError if it asks for classes that the set is known not to have.
+    Raises:
+        DataError: it asks for classes that the set is known not to have.
 
     >>> data_facts("cifar10")
     Facts(shape=(3, 32, 32), classes=10)

@@ -25,7 +25,8 @@ IN_MEMORY = 4 * 2**30  # bytes of decoded images up to which a set is held in me
 def open_data(spec: Data, *, seed: int = 0) -> ImageData:
     """The images that ``spec`` names, ready for training. seed: of the held-out and the labelled images.
 
-    Raises: DataError if they are missing or unfit: the text names the file or row, and what to do.
+    Raises:
+        DataError: they are missing or unfit: the text names the file or row, and what to do.
 
     >>> data = open_data(Data("digits", labels=200))
     >>> data.shape, len(data.classes), data.train_size, data.labelled_size, data.test_size
@@ -52,7 +53,11 @@ def open_data(spec: Data, *, seed: int = 0) -> ImageData:
 
 
 def find_facts(spec: Data) -> Facts:
-    """The images' shape and the number of classes: by the name, or else by opening the set. Raises: DataError."""
+    """The images' shape and the number of classes: by the name, or else by opening the set.
+
+    Raises:
+        DataError: bad input.
+    """
     if facts := data_facts(spec):
         return facts
     data = open_data(spec)

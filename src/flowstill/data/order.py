@@ -50,7 +50,8 @@ def batches(
     Batch t takes positions [t * batch, (t + 1) * batch): it may straddle epochs, and every image comes equally often.
     Of ``world`` processes each gets its contiguous share of the batch, ``rank`` by ``rank``, equal to within one image.
 
-    Raises: DataError if a process would get none.
+    Raises:
+        DataError: a process would get none.
     """
     if batch < world:
         raise DataError(f"A batch of {batch} cannot be shared by {world} processes. Use a batch of at least {world}.")

@@ -39,7 +39,8 @@ class Streamed:
     ) -> Iterator[tuple[Rows, Tensor]]:
         """The images of each batch of ``plan``, (B, C, H, W) uint8 on the device. seed: None decodes them as for testing.
 
-        Raises: DataError naming the first image that cannot be used.
+        Raises:
+            DataError: an image cannot be used; the text names the first.
         """
         seed = seed if self._random_areas else None
         images = _Images(self._splits[split], self._form, seed)

@@ -17,7 +17,11 @@ LABELS = ("label", "fine_label", "labels")
 
 
 def find_columns(features: Any, place: str) -> tuple[str, str]:
-    """The names of the image column and of the label column. Raises: DataError if there is not one of each."""
+    """The names of the image column and of the label column.
+
+    Raises:
+        DataError: there is not one of each.
+    """
     import datasets
 
     def is_image(kind: Any) -> bool:
@@ -53,7 +57,11 @@ def _kind(feature: Any) -> str:
 def table_split(
     table: Any, image: str, label: str, names: Any, place: str, parts: tuple[tuple[str, int], ...]
 ) -> Split:
-    """A split of a ``datasets.Dataset``. Raises: DataError naming the first row without a label."""
+    """A split of a ``datasets.Dataset``.
+
+    Raises:
+        DataError: a row has no label; the text names the first.
+    """
     column = table.data.column(label)
     labels: Tensor = torch.from_numpy(column.fill_null(0).to_numpy().copy()).to(torch.int64)
     made = Split(table, labels, tuple(names) if names else None, place, parts, image)

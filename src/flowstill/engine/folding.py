@@ -1,4 +1,4 @@
-"""BatchNorm folded into the convolution before it: a network that is only read takes a quarter less time."""
+"""BatchNorm folded into the convolution before it, which makes reading a network a quarter faster."""
 
 from __future__ import annotations
 
@@ -21,17 +21,22 @@ Until = Literal["logits", "taps"]
 
 
 class FoldedNetwork:
-    """A network in eval mode and its folded twin, made when it is first asked for. The network is left as it was."""
+    """A network in eval mode and its folded twin, made when first needed. The network is not changed."""
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
         self._twin: tuple[nn.Module, frozenset[Tap]] | None = None
 
     def reader(self, taps: Iterable[Tap], shape: Shape, until: Until = "logits") -> nn.Module:
-        """What gives the same maps at ``taps`` as the network, and the same logits, but for rounding.
+        """A network with the same maps at ``taps`` and the same logits up to rounding, and fewer layers.
 
-        The network itself where nothing can be folded, where a tap lies between what was folded, or where the twin does
-        not agree on images of noise. Args: shape (C, H, W) of the images. until: as of ``Tapped``.
+        It is the network itself if nothing can be folded, if a tap lies between layers that were folded, or if the twin
+        does not agree with it on images of noise.
+
+        Args:
+            taps: those that will be read.
+            shape: of the images, (C, H, W).
+            until: as in ``Tapped``.
 
         >>> network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
         >>> FoldedNetwork(network).reader([Tap("2")], (3, 8, 8))[1]
@@ -55,7 +60,7 @@ class FoldedNetwork:
 
 
 def _still(module: nn.Module) -> bool:
-    """Whether reading a module leaves it as it is, and its hooks can be trusted."""
+    """Whether reading a module does not change it, and its hooks can be trusted."""
     return not module.training and not isinstance(module, torch.jit.ScriptModule)
 
 
@@ -65,7 +70,7 @@ def _noise(count: int, shape: Shape, like: Tensor, seed: int) -> Tensor:
 
 
 def _folded(network: nn.Module, images: Tensor) -> tuple[nn.Module, frozenset[Tap]]:
-    """The twin, and the taps that it has not; the network and none if there is nothing to fold."""
+    """The twin, and the taps that it lacks; the network and no taps if there is nothing to fold."""
     try:
         pairs = _pairs(network, images)
         twin = copy.deepcopy(network) if pairs else network
@@ -110,7 +115,7 @@ def _pairs(network: nn.Module, images: Tensor) -> list[_Pair]:
 
 
 def _plain(module: nn.Module) -> bool:
-    """Whether nothing but its class and its numbers decides what a module gives, and its statistics are fixed."""
+    """Whether only a module's class and its numbers decide its output, and its statistics are fixed."""
     hooked = module._forward_hooks or module._forward_pre_hooks
     fixed = not isinstance(module, nn.BatchNorm2d) or module.running_var is not None
     return fixed and not hooked and not parametrize.is_parametrized(module)
@@ -130,7 +135,7 @@ def _fold(network: nn.Module, pair: _Pair) -> None:
 
 
 def _agree(found: Reading, expected: Reading) -> bool:
-    """Whether both say the same but for rounding; a use of a convolution's output outside modules shows here."""
+    """Whether both agree up to rounding; use of a convolution's output outside modules would show here."""
     pairs = [(found.maps[tap], maps) for tap, maps in expected.maps.items()]
     if expected.logits is not None and found.logits is not None:
         pairs.append((found.logits, expected.logits))

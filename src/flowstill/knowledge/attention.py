@@ -99,7 +99,11 @@ class Attention(Knowledge):
     beta: float = 1000.0
 
     def build(self, pairs: Pairs, setting: Setting | None = None) -> AttentionLoss:
-        """One term for each pair's ends. Raises: ShapeError if there are no pairs."""
+        """One term for each pair's ends.
+
+        Raises:
+            ShapeError: there are no pairs.
+        """
         self.require_pairs(pairs)
         return AttentionLoss([p.teacher.exit for p in pairs], [p.student.exit for p in pairs], self.beta)
 

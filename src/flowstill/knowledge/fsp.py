@@ -72,7 +72,11 @@ def fsp_matrix(front: Tensor, back: Tensor) -> Tensor:
 
 
 def _common_size(front: Tensor, back: Tensor) -> tuple[int, int]:
-    """Height and width of the smaller map. Raises: ShapeError."""
+    """Height and width of the smaller map.
+
+    Raises:
+        ShapeError: not two maps of the same images, or neither is the larger.
+    """
     shapes = f"front {tuple(front.shape)} and back {tuple(back.shape)}"
     if front.ndim != 4 or back.ndim != 4:
         raise ShapeError(f"An FSP matrix needs two maps (N, channels, height, width). Received: {shapes}.")

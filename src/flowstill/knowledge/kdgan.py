@@ -120,7 +120,11 @@ class KDGANLoss(Loss):
         )
 
     def forward(self, student: Reading, target: Round) -> Tensor:
-        """A float32 scalar. Raises: ShapeError if teacher, student and data do not have the same classes."""
+        """A float32 scalar.
+
+        Raises:
+            ShapeError: teacher, student and data do not have the same classes.
+        """
         knowledge, logits_s = self.knowledge, self.require_logits("student", student).float()
         logits_t = self.teacher_copy(student.images) if knowledge.side == "teacher" else target.teacher
         if not logits_s.shape[1] == logits_t.shape[1] == self.classes:

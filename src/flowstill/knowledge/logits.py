@@ -73,7 +73,11 @@ class SoftLogitsLoss(Loss):
         return precise(self.require_logits("teacher", self.require_teacher(teacher)).detach())
 
     def forward(self, student: Reading, target: Tensor) -> Tensor:
-        """A float32 scalar. Raises: ShapeError if teacher and student have different numbers of classes."""
+        """A float32 scalar.
+
+        Raises:
+            ShapeError: teacher and student have different numbers of classes.
+        """
         logits = self.require_logits("student", student)
         if logits.shape != target.shape:
             raise ShapeError(

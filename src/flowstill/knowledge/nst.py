@@ -132,7 +132,11 @@ class NST(Knowledge):
     sections: Literal["last", "all"] = "last"
 
     def build(self, pairs: Pairs, setting: Setting | None = None) -> NSTLoss:
-        """One term for each chosen pair's ends. Raises: ShapeError if there are no pairs."""
+        """One term for each chosen pair's ends.
+
+        Raises:
+            ShapeError: there are no pairs.
+        """
         self.require_pairs(pairs)
         chosen = pairs[-1:] if self.sections == "last" else pairs
         return NSTLoss([p.teacher.exit for p in chosen], [p.student.exit for p in chosen], self.strength)

@@ -24,9 +24,11 @@ _WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
 def save_weights(network: nn.Module | Mapping[str, Tensor], path: str | Path) -> None:
     """Write a network's state, or a state dict, as safetensors: the same weights give the same bytes.
 
-    Tensors that share memory are each written; memory formats are not kept. The file is written whole or not at all.
+    Tensors that share memory are written separately; memory formats are not kept. The file is written whole or not at all.
 
-    Raises: NetworkError where a value is no tensor or holds no data; OSError where the file cannot be written.
+    Raises:
+        NetworkError: a value is not a tensor, or holds no data.
+        OSError: the file cannot be written.
     """
     state = network.state_dict() if isinstance(network, nn.Module) else network
     plain: State = {}
@@ -45,7 +47,8 @@ def read_weights(path: str | Path) -> State:
     A checkpoint may hold its state dict under ``state_dict``, ``model`` or ``student``. The names lose the prefixes of
     DistributedDataParallel and ``torch.compile``. Nothing in the file is ever run.
 
-    Raises: NetworkError where the file is missing, damaged, no checkpoint, or holds more than tensors and plain data.
+    Raises:
+        NetworkError: the file is missing, damaged, not a checkpoint, or holds more than tensors and plain data.
     """
     path = Path(path).expanduser()
     if not path.is_file():

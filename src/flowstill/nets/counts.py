@@ -31,7 +31,8 @@ def count(network: nn.Module, shape: Sequence[int]) -> Counts:
     Convolutions, matrix products and attention count; biases, norms, activations and pooling do not, as in the papers.
     The forward runs on the network's own device (also ``meta``) and leaves the network as it was.
 
-    Raises: NetworkError where the network cannot take such an image.
+    Raises:
+        NetworkError: the network cannot take such an image.
 
     >>> count(nn.Conv2d(8, 16, 3, groups=4), (8, 12, 12))
     Counts(parameters=304, macs=28800)

@@ -40,15 +40,22 @@ def create(
 ) -> nn.Module:
     """Build a network: ``resnet8``, ``vgg-teacher``, ``timm:resnet18``, ``torchvision:vgg11``, ``file.py:factory``.
 
-    num_classes: None means the weights file's number, else the network's own default: 10 or 100 for ours of CIFAR, 1000
-    for most others.
-    weights: a file to start from; see ``load_weights``. Fresh weights otherwise, drawn from PyTorch's global generator.
-    options: keyword arguments of the constructor, such as ``width=2``; ``pretrained=True`` for timm and torchvision.
+    Under ``torch.device("meta")`` the network holds no data. There, and if a weights file is given, pretrained weights
+    are not fetched.
 
-    Under ``torch.device("meta")`` the network holds no data. There, and where a weights file is given, pretrained
-    weights are not fetched.
+    Args:
+        name: see ``flowstill list nets``.
+        num_classes: None for the number in the weights file, or else the network's default: 10 or 100 for the CIFAR
+            networks here, 1000 for most others.
+        in_channels: channels of the images.
+        weights: a file to start from; see ``load_weights``. Otherwise the weights are drawn from PyTorch's generator.
+        options: keyword arguments of the constructor, such as ``width=2``; ``pretrained=True`` for timm and torchvision.
 
-    Raises: NetworkError naming the nearest valid name or option, or what is wrong with the file.
+    Returns:
+        The network, in training mode.
+
+    Raises:
+        NetworkError: unknown name or option, with the nearest one, or the file does not fit.
 
     >>> create("resnet8", num_classes=10).fc
     Linear(in_features=64, out_features=10, bias=True)
@@ -73,7 +80,8 @@ def build(
 ) -> nn.Module:
     """The network that a recipe's ``Net`` names.
 
-    Raises: NetworkError as ``create`` does, and where the options hold what the data or the job decides.
+    Raises:
+        NetworkError: as ``create``, or the options hold what the data or the job decides.
     """
     for option, decides in (("num_classes", "data set"), ("in_channels", "data set"), ("weights", "job")):
         if option in spec.options:
@@ -82,7 +90,11 @@ def build(
 
 
 def _maker(name: str, in_channels: int, options: dict[str, Any], fetch: bool) -> Callable[[int | None], nn.Module]:
-    """What builds the network, given the number of classes. Raises: NetworkError for an unknown name."""
+    """What builds the network, given the number of classes.
+
+    Raises:
+        NetworkError: an unknown name.
+    """
     if factories.needs_trust(name):
         return lambda classes: factories.make(name, classes, in_channels, options)
     prefix, colon, rest = name.partition(":")
@@ -105,7 +117,11 @@ def _maker(name: str, in_channels: int, options: dict[str, Any], fetch: bool) ->
 
 
 def _registered(name: str) -> Network:
-    """The network of that name. Raises: NetworkError if there is none, naming what is near."""
+    """The network of that name.
+
+    Raises:
+        NetworkError: there is none; the text names the nearest.
+    """
     if name in NETWORKS:
         return NETWORKS[name]
     try:
@@ -131,7 +147,11 @@ def _check_options(name: str, make: Callable[..., nn.Module], said: dict[str, An
 
 
 def _build(name: str, make: Callable[..., nn.Module], arguments: dict[str, Any]) -> nn.Module:
-    """Call a registered class or function. Raises: NetworkError where its code fails, with file and line."""
+    """Call a registered class or function.
+
+    Raises:
+        NetworkError: its code fails; the text gives file and line.
+    """
     code = Path(inspect.getfile(make))
     return whole_network(name, run_code(lambda: make(**arguments), code, f"Network {name!r} failed", NetworkError))
 

@@ -27,12 +27,13 @@ def needs_trust(name: str) -> bool:
 
 
 def make(name: str, num_classes: int | None, in_channels: int, options: dict[str, Any]) -> nn.Module:
-    """Import the file and call the factory with those of the arguments that its signature takes.
+    """Import the file and call the factory with the arguments that its signature takes.
 
     ``num_classes`` and ``in_channels`` are left out where it takes none, ``num_classes`` also where it is None.
 
-    Raises: NetworkError where the file or the factory is missing, an option is unknown, the user's code raises (named
-    with file and line), or what it returns is no network.
+    Raises:
+        NetworkError: the file or the factory is missing, an option is unknown, the user's code raises (named with file
+            and line), or it does not return a network.
     """
     file, _, factory = name.rpartition(":")
     path = Path(file).expanduser()

@@ -49,7 +49,8 @@ def make(
 
     Pretrained weights are fetched by the library itself; a head for another number of classes is fresh, with a notice.
 
-    Raises: NetworkError for an unknown name or option, and where the library cannot build it or fetch its weights.
+    Raises:
+        NetworkError: unknown name or option, or the library cannot build it or fetch its weights.
     """
     whole = f"{prefix}:{name}"
     options = dict(options)

@@ -74,7 +74,11 @@ def register_network(name: str, *, about: str = "") -> Callable[[M], M]:
 
 
 def add_network(name: str, network: Network, origin: str) -> None:
-    """Enter ``network``; ``origin`` is the module that defines it. Raises: NetworkError if it cannot have that name."""
+    """Enter ``network``; ``origin`` is the module that defines it.
+
+    Raises:
+        NetworkError: it cannot have that name.
+    """
     if ":" in str(name):
         raise NetworkError(f"Network {name!r}: a name with a colon belongs to a library or a file. Choose another.")
     NETWORKS.add(name, network, origin)
@@ -87,7 +91,11 @@ def no_option(whole: str, option: str, known: list[str]) -> NetworkError:
 
 
 def whole_network(name: str, network: Any) -> nn.Module:
-    """What a user's code returned, if it is a network. Raises: NetworkError if not, or if its weights have no size."""
+    """What a user's code returned, if it is a network.
+
+    Raises:
+        NetworkError: it is not, or its weights have no size.
+    """
     if not isinstance(network, nn.Module):
         kind = f"the class {network.__name__}" if isinstance(network, type) else f"a {type(network).__name__}"
         raise NetworkError(f"{name}: expected a torch.nn.Module. It returned {kind}. Return the network itself.")

@@ -82,14 +82,17 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     """A 3x3 convolution, three sections of (depth - 2) / 6 basic blocks, global average pooling, one linear layer.
 
-    depth: 8, 14, 20, ... up to 1202. width: a factor on the channels 16-32-64, or the three channel numbers themselves.
-    shortcut: at the start of a section, ``A`` pads with zero channels (the paper's choice), ``B`` is 1x1 conv + BatchNorm.
+    Args:
+        depth: 8, 14, 20, ... up to 1202.
+        width: a factor on the channels 16-32-64, or the three channel numbers themselves.
+        shortcut: at the start of a section, ``A`` pads with zero channels (the paper's choice), ``B`` is a 1x1
+            convolution with BatchNorm.
+        init: of the convolutions. ``he`` is N(0, 2 / fan_out) with fan_out = 9 out_channels (as in Facebook's ResNet
+            code), ``xavier`` Glorot's uniform distribution, ``orthogonal`` orthogonal rows. BatchNorm starts as 1 and 0,
+            the linear layer as in PyTorch with a bias of 0.
 
-    init: how convolutions start. ``he`` is N(0, 2 / fan_out), fan_out = 9 out_channels (as in Facebook's ResNet code),
-    ``xavier`` Glorot's uniform distribution, ``orthogonal`` orthogonal rows. BatchNorm starts as 1 and 0, the linear
-    layer as PyTorch's, its bias 0.
-
-    Raises: NetworkError naming the invalid argument.
+    Raises:
+        NetworkError: an argument is invalid; the text names it.
 
     >>> sum(p.numel() for p in ResNet(8).parameters())
     75290

@@ -42,7 +42,8 @@ class ResNet8KR(nn.Sequential):
     The paper says 8 layers in 2 residual modules, 0.12 M parameters, 0.09 M reduced. A CIFAR ResNet-8 has 0.075 M; this
     is the layout found that has both. Strides are not given: with 2 and 2, the maps have the teacher's last two sizes.
 
-    Raises: NetworkError where ``width`` is not two whole numbers, from 16 and not falling.
+    Raises:
+        NetworkError: ``width`` is not two whole numbers, from 16 and not falling.
 
     >>> [sum(p.numel() for p in ResNet8KR(width=width).parameters()) for width in ((32, 64), (28, 56))]
     [116890, 90242]

@@ -61,7 +61,8 @@ class ResNeXt(nn.Sequential):
 
     Images are (B, in_channels, H, W) of any size. The paper's taps are ``conv0``, ``block1``, ``block2``, ``block3``.
 
-    Raises: NetworkError where ``branches`` is no whole number from 1.
+    Raises:
+        NetworkError: ``branches`` is not a whole number of at least 1.
     """
 
     def __init__(self, num_classes: int, in_channels: int, branches: int) -> None:

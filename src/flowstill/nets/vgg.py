@@ -22,11 +22,14 @@ class VGG(nn.Sequential):
     Images are (B, in_channels, 32, 32), as the first fully connected layer fixes the size. The paper's taps are
     ``block1`` to ``block4``, after the pooling; ``block1.relu2`` and its like lie before it.
 
-    convolutions: how many each block has. hidden: how many fully connected layers precede the last one.
-    strided: each block's only convolution has a stride of 2 in place of the pooling. padded: 3x3 convolutions keep the
-    size (SAME) rather than lose a border (VALID).
+    Args:
+        convolutions: number in each block.
+        hidden: number of fully connected layers before the last one.
+        strided: each block's only convolution has a stride of 2 in place of the pooling.
+        padded: 3x3 convolutions keep the size (SAME) rather than lose a border (VALID).
 
-    Raises: NetworkError where ``dropout`` is no probability.
+    Raises:
+        NetworkError: ``dropout`` is not a probability.
     """
 
     def __init__(
@@ -96,7 +99,8 @@ def strided_student(
 
     SAME pads all four sides by one; TensorFlow pads only on the right and below.
 
-    Raises: NetworkError for another padding.
+    Raises:
+        NetworkError: another padding.
     """
     # Table 2 contradicts itself: 15.6 MFLOPs are those of VALID's convolutions, 3.8 M parameters those of SAME.
     # The text says that no padding was performed.

@@ -18,11 +18,14 @@ _log = logging.getLogger("flowstill")
 def load_weights(network: nn.Module, path: str | Path) -> list[str]:
     """Read a file's weights into ``network``, and report what was replaced.
 
-    A classifier head of another number of classes keeps its fresh weights: that is a Linear or 1x1 convolution whose
-    outputs alone differ. On ``meta``, names and shapes are checked and nothing is copied.
+    A classifier head (a Linear or 1x1 convolution) for another number of classes keeps its initial weights. On ``meta``,
+    names and shapes are checked and nothing is copied.
 
-    Returns: notices, also logged as warnings to ``flowstill``.
-    Raises: NetworkError where the file cannot be read, or names or shapes do not fit; the network is then untouched.
+    Returns:
+        Notices, also logged as warnings to ``flowstill``.
+
+    Raises:
+        NetworkError: the file cannot be read, or names or shapes do not fit; the network is then untouched.
     """
     state = read_weights(path)
     own = network.state_dict()
@@ -45,9 +48,10 @@ def load_weights(network: nn.Module, path: str | Path) -> list[str]:
 
 
 def head_classes(network: nn.Module, path: str | Path) -> int | None:
-    """How many classes the head in the file has, where that is not what ``network`` has; else None.
+    """The number of classes of the head in the file if it differs from the network's; else None.
 
-    Raises: NetworkError where the file cannot be read.
+    Raises:
+        NetworkError: the file cannot be read.
     """
     state = read_weights(path)
     own = network.state_dict()

@@ -119,19 +119,31 @@ class Loss(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must define the method forward(self, student, target).")
 
     def require_teacher(self, teacher: Reading | None) -> Reading:
-        """``teacher``, for a ``target`` that needs it. Raises: TapError if it is None."""
+        """``teacher``, for a ``target`` that needs it.
+
+        Raises:
+            TapError: it is None.
+        """
         if teacher is None:
             raise TapError(f"{self._expected()} Received no teacher's reading. {self._fix('teacher')}")
         return teacher
 
     def require_logits(self, network: Network, reading: Reading) -> Tensor:
-        """The reading's logits, (B, classes). Raises: TapError if the forward pass stopped before them."""
+        """The reading's logits, (B, classes).
+
+        Raises:
+            TapError: the forward pass stopped before them.
+        """
         if reading.logits is None:
             raise TapError(f"{self._expected()} The {network}'s reading lacks 'logits'. {self._fix(network)}")
         return reading.logits
 
     def require_batch(self, batch: Batch | None) -> Batch:
-        """``batch``, for a ``target`` that needs it. Raises: DataError if it is None."""
+        """``batch``, for a ``target`` that needs it.
+
+        Raises:
+            DataError: it is None.
+        """
         if batch is None:
             raise DataError(
                 f"{type(self).__name__} expects (teacher_reading, student_reading, batch). Received no batch. "
@@ -211,7 +223,11 @@ class Knowledge:
         raise NotImplementedError(f"{type(self).__name__} must define the method build(self, pairs, setting=None).")
 
     def require_pairs(self, pairs: Pairs) -> Pairs:
-        """``pairs``, for a ``build`` that needs them. Raises: ShapeError if there are none."""
+        """``pairs``, for a ``build`` that needs them.
+
+        Raises:
+            ShapeError: there are none.
+        """
         if not pairs:
             raise ShapeError(
                 f"{self.name} needs at least one pair of sections. Received none: no section of the teacher was paired "
@@ -221,7 +237,11 @@ class Knowledge:
         return pairs
 
     def require_teacher(self, setting: Setting | None) -> tuple[Setting, nn.Module]:
-        """The setting and its teacher, for a ``build`` that needs them. Raises: RecipeError if there is no teacher."""
+        """The setting and its teacher, for a ``build`` that needs them.
+
+        Raises:
+            RecipeError: there is no teacher.
+        """
         if setting is None or setting.teacher is None:
             received = "no setting" if setting is None else "a setting without one"
             raise RecipeError(

@@ -173,7 +173,11 @@ class Recoder:
         return {"rho": [rho.clone() for rho in self.rho]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from ``state``. Raises: ValueError if it has a different number of parameters."""
+        """Continue from ``state``.
+
+        Raises:
+            ValueError: it has a different number of parameters.
+        """
         if len(state["rho"]) != len(self.rho):
             raise ValueError(
                 f"Expected a state of {len(self.rho)} parameters. Received: {len(state['rho'])} thresholds."

@@ -37,7 +37,11 @@ class Cifar(Archive):
     }
 
     def read(self, source: Source) -> tuple[Split, Split | None]:
-        """Training and test images. Raises: DataError naming the file."""
+        """Training and test images.
+
+        Raises:
+            DataError: a file is damaged or of another kind; the text names it.
+        """
         names = _class_names(Path(source.place))
         train = _split(source.train, names, source.place)
         return train, _split(source.test, names, source.place) if source.with_test else None
@@ -109,7 +113,11 @@ class _SafeUnpickler(pickle.Unpickler):
 
 
 def _contents(file: Path) -> dict[str, Any]:
-    """The mapping in a file. Raises: DataError if it holds anything but plain values and arrays."""
+    """The mapping in a file.
+
+    Raises:
+        DataError: it holds anything but plain values and arrays.
+    """
     try:
         with file.open("rb") as stream:
             content = _SafeUnpickler(stream, encoding="bytes").load()

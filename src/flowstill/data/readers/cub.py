@@ -27,7 +27,11 @@ class Cub(Archive):
     }
 
     def read(self, source: Source) -> tuple[Split, Split | None]:
-        """Training and test images. Raises: DataError naming the file and its line."""
+        """Training and test images.
+
+        Raises:
+            DataError: a file is damaged; the text names it and the line.
+        """
         folder = Path(source.place)
         paths = _table(folder / "images.txt")
         parts = _column(folder / "train_test_split.txt", paths)
@@ -47,7 +51,11 @@ class Cub(Archive):
 
 
 def _numbers(folder: Path, paths: dict[str, str], species: dict[str, str], classes: dict[str, str]) -> dict[str, int]:
-    """The label, from 0, of each class number, from 1. Raises: DataError if a number is out of range."""
+    """The label, from 0, of each class number, from 1.
+
+    Raises:
+        DataError: a number is out of range.
+    """
     numbers = {str(number): number - 1 for number in range(1, (len(classes) or len(paths)) + 1)}
     for image in paths:
         if species[image] not in numbers:

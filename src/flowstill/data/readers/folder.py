@@ -26,7 +26,11 @@ class Folder(Reader):
         return ("ILSVRC/Data/CLS-LOC", "ILSVRC2012") if name == "imagenet" else ()
 
     def find(self, folder: Path, wanted: Wanted) -> Source | None:
-        """The set with a folder ``train``. Raises: DataError if a test folder is wanted and missing."""
+        """The set with a folder ``train``.
+
+        Raises:
+            DataError: a test folder is wanted and missing.
+        """
         if not (folder / "train").is_dir():
             return None
         test = [path for name in wanted.tests if (path := folder / name).is_dir()][:1]
@@ -35,7 +39,11 @@ class Folder(Reader):
         return self.source(folder, wanted, (folder / "train",), tuple(test))
 
     def read(self, source: Source) -> tuple[Split, Split | None]:
-        """Training and test images. Raises: DataError if their classes differ."""
+        """Training and test images.
+
+        Raises:
+            DataError: their classes differ.
+        """
         train = _split(source.train[0])
         if not source.with_test:
             return train, None
@@ -51,7 +59,11 @@ class Folder(Reader):
 
 
 def _split(folder: Path) -> Split:
-    """The images in ``FOLDER/<class>/``. Raises: DataError if there is no folder for any class."""
+    """The images in ``FOLDER/<class>/``.
+
+    Raises:
+        DataError: there is no folder for any class.
+    """
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not names:
         raise DataError(f"{str(folder)!r} has no folder for any class. Sort its images into {folder.name}/<class>/.")

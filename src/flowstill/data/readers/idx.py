@@ -34,7 +34,11 @@ class Idx(Archive):
     }
 
     def read(self, source: Source) -> tuple[Split, Split | None]:
-        """Training and test images. Raises: DataError naming the file."""
+        """Training and test images.
+
+        Raises:
+            DataError: a file is damaged or of another kind; the text names it.
+        """
         return _split(*source.train), _split(*source.test) if source.with_test else None
 
 

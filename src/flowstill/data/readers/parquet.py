@@ -22,7 +22,11 @@ class Parquet(Reader):
     order: ClassVar[int] = 1
 
     def find(self, folder: Path, wanted: Wanted) -> Source | None:
-        """The files of both splits. Raises: DataError if test files are wanted and missing, or several sets are there."""
+        """The files of both splits.
+
+        Raises:
+            DataError: test files are wanted and missing, or several sets are there.
+        """
         base = _holding(folder)
         if base is None:
             return None
@@ -35,7 +39,10 @@ class Parquet(Reader):
         """Training and test images.
 
         Up to 4 GiB they are held in memory and leave nothing on disk; above, ``datasets`` converts them once into its
-        cache (``HF_DATASETS_CACHE``), for random access. Raises: DataError.
+        cache (``HF_DATASETS_CACHE``), for random access.
+
+        Raises:
+            DataError: a file cannot be read, or has no image or label column.
         """
         test = _split(source.test) if source.with_test else None
         return _split(source.train), test
