@@ -120,7 +120,7 @@ def test_jobs_in_lockstep_equal_jobs_one_after_another(tmp_path):
     for job in ("student", "b", "c"):
         one, other = (weights(run, job) for run in runs)
         assert all(torch.equal(one[name], other[name]) for name in one), job
-    with pytest.raises(fs.FlowstillError, match="row of stages"):
+    with pytest.raises(fs.FlowstillError, match="differ in their stages"):
         replace(apart, jobs={**apart.jobs, "b": Job(NET, gram, teacher="teacher")}, together=(("student", "b"),))
 
 

@@ -1,21 +1,20 @@
-"""The domain model: what images, which networks, in what order. Frozen dataclasses; YAML loads into them.
+"""The schema of recipes: which images, which networks, in what order. Frozen dataclasses; YAML loads into them.
 
 A recipe names jobs; a job is a row of stages (``flowstill.transfer.stages``): who moves on which loss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
 from flowstill.data.spec import Augment, Data
-from flowstill.errors import did_you_mean
 from flowstill.nets.spec import Net
+from flowstill.recipes.references import check_references
 from flowstill.schema import specification
 from flowstill.schema.code import located
-from flowstill.schema.problems import Loc, Problem, Problems
 from flowstill.transfer.rules import AdaptiveClip, Rule, Sum
 from flowstill.transfer.schedules import Constant, Cosine, Linear, Milestones, Schedule
 from flowstill.transfer.stages import Name, Optimizer, Player, Stage, Term, Update
@@ -48,7 +47,7 @@ __all__ = [
 
 
 def _as_names(value: Any) -> Any:
-    """One name is short for a list of one; files become absolute paths."""
+    """Read one name as a list of one, and make the paths of files absolute."""
     names = (value,) if isinstance(value, str) else value
     if not isinstance(names, (list, tuple)):
         return names
@@ -64,7 +63,12 @@ Uses = Annotated[
 
 @specification
 class AfterStage:
-    """Start from what another job's network was after one of its stages (a shared stage 1)."""
+    """Start from another job's network as it was after one of its stages, to share a stage 1.
+
+    Attributes:
+        job: name of the other job.
+        stage: name of the other job's stage.
+    """
 
     job: str
     stage: str
@@ -72,14 +76,23 @@ class AfterStage:
 
 @specification
 class Weights:
-    """Start from the weights in a file (safetensors, or a plain ``torch.save`` of tensors)."""
+    """Start from the weights in a file.
+
+    Attributes:
+        weights: path of the file: safetensors, or a ``torch.save`` of tensors alone.
+    """
 
     weights: str
 
 
 @specification
 class Flows:
-    """Taps named by hand, where the search should not decide: ``front`` and ``back`` in each network."""
+    """One pair of flows with its taps named by hand, where the search should not decide.
+
+    Attributes:
+        teacher: the front and the back tap in the teacher.
+        student: the front and the back tap in the student.
+    """
 
     teacher: tuple[str, str]
     student: tuple[str, str]
@@ -87,11 +100,18 @@ class Flows:
 
 @specification
 class Job:
-    """One network's life; a teacher is a job too.
+    """One network: how it starts and how it is trained. A teacher is a job too.
 
-    weights: a file that makes the network finished: its stages are not run. start: where training begins.
-    labels: so many labelled images for this job's task instead of the data's ``labels``. flows: taps named by hand
-    instead of the pairs that the search finds.
+    Attributes:
+        network: the network; its name is short for ``{name: NAME}``.
+        stages: how it is trained, in order.
+        teacher: name of the job whose network teaches this one.
+        start: weights that training starts from; random if None.
+        weights: path of a file with the finished network's weights; no stage is run then.
+        labels: number of labelled images for the task; the data's ``labels`` if None.
+        flows: pairs of flows named by hand; the search finds them if None.
+        seed: combined with the recipe's seed, so that equal jobs can differ in their draws.
+        about: what the job is for, in a few words.
     """
 
     network: Annotated[Net, BeforeValidator(lambda v: {"name": v} if isinstance(v, str) else v)]
@@ -122,7 +142,7 @@ class Job:
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
-            raise ValueError(f"two stages have one name: {', '.join(names)}")
+            raise ValueError(f"stage names must differ, got {', '.join(names)}")
         if self.teacher is None:
             for stage in self.stages:
                 if stage.needs_teacher:
@@ -133,7 +153,12 @@ class Job:
 
 @specification
 class Ensemble:
-    """Several jobs' networks as one: the mean of their softmax outputs, or of their logits."""
+    """Several jobs' networks evaluated as one, by the mean of their outputs.
+
+    Attributes:
+        jobs: names of the jobs.
+        mean: what is averaged: the ``softmax`` outputs or the ``logits``.
+    """
 
     jobs: tuple[str, ...]
     mean: Literal["softmax", "logits"] = "softmax"
@@ -141,18 +166,33 @@ class Ensemble:
 
 @specification
 class Paper:
-    """Numbers that a paper prints, shown beside ours."""
+    """Numbers printed in a paper, shown beside the measured ones.
+
+    Attributes:
+        title: what the numbers are quoted from.
+        accuracy: top-1 accuracy in percent for each job; None if the paper prints none.
+    """
 
     title: str
-    accuracy: dict[str, float | None] = Field(default_factory=dict)  # job -> percent
+    accuracy: dict[str, float | None] = Field(default_factory=dict)
 
 
 @specification
 class Recipe:
-    """Data, jobs, ensembles: all that a run needs to know.
+    """Data, jobs and ensembles: all that a run needs to know.
 
-    figure: what is drawn of it beside its table: ``curves`` of loss and accuracy, ``kernels`` of the first layer; or
-    without any job, the ``penalty`` of sparse recoding, or ``samples`` of distorted images beside plain ones.
+    Attributes:
+        name: what the recipe is called in run folders and reports.
+        data: the images, and how they are read and augmented.
+        jobs: the networks by name.
+        ensembles: jobs evaluated together, by name.
+        together: groups of jobs trained in lockstep, which share batches and the teacher's readings.
+        seed: seed of every random draw.
+        about: what the recipe is for, in a sentence.
+        paper: printed numbers to compare with.
+        figure: figure to draw: ``curves`` of loss and accuracy, ``kernels`` of the first layer or, for a recipe without
+            jobs, the ``penalty`` of sparse recoding or ``samples`` of distorted images beside the originals.
+        uses: modules and Python files to import first; they register their own networks, knowledge or data.
     """
 
     name: str
@@ -185,71 +225,20 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.jobs and self.figure not in ("penalty", "samples"):
             raise ValueError("a recipe needs at least one job")
-        problems = [*self._wrong_jobs(), *self._wrong_groups()]
-        if problems:
-            raise Problems("Recipe", problems)
-        for group in self.together:
-            self._check_lockstep(group)
+        starts = {name: job.start for name, job in self.jobs.items() if isinstance(job.start, AfterStage)}
+        check_references(self, starts)
         self.groups()
 
-    def _wrong_jobs(self) -> Iterator[Problem]:
-        """Jobs and stages that a job builds on and that are not there."""
-        for name, job in self.jobs.items():
-            others = [other for other in self.jobs if other != name]
-            if job.teacher is not None and job.teacher not in others:
-                text = f"{job.teacher!r} is no other job. {did_you_mean(job.teacher, others)}"
-                yield Problem(("jobs", name, "teacher"), text.strip())
-            if isinstance(job.start, AfterStage) and job.start.job not in others:
-                text = f"{job.start.job!r} is no other job. {did_you_mean(job.start.job, others)}"
-                yield Problem(("jobs", name, "start", "job"), text.strip())
-            elif isinstance(job.start, AfterStage):
-                start, stages = job.start, [stage.name for stage in self.jobs[job.start.job].stages]
-                if self.jobs[start.job].weights:
-                    text = f"{start.job!r} is given its weights and runs no stage; start from that file instead"
-                    yield Problem(("jobs", name, "start", "job"), text)
-                elif start.stage not in stages:
-                    text = f"{start.job!r} has no stage {start.stage!r}. {did_you_mean(start.stage, stages)}"
-                    yield Problem(("jobs", name, "start", "stage"), text.strip())
-
-    def _wrong_groups(self) -> Iterator[Problem]:
-        """Members of ensembles, and of groups that go together, that are no jobs or that are in two groups."""
-        groups: dict[Loc, tuple[str, ...]] = {("ensembles", name, "jobs"): e.jobs for name, e in self.ensembles.items()}
-        groups |= {("together", number): group for number, group in enumerate(self.together)}
-        for loc, members in groups.items():
-            if not members:
-                yield Problem(loc, "expected the names of jobs, got none")
-            for number, member in enumerate(members):
-                if member not in self.jobs:
-                    yield Problem((*loc, number), f"{member!r} is no job. {did_you_mean(member, self.jobs)}".strip())
-        together = [member for group in self.together for member in group]
-        for member in dict.fromkeys(together):
-            if together.count(member) > 1:
-                yield Problem(("together",), f"job {member!r} is in it more than once")
-
-    def _check_lockstep(self, group: tuple[str, ...]) -> None:
-        """Jobs that go together share batches, so they must want the same batches and the same teacher."""
-        first = self.jobs[group[0]]
-        for name in group[1:]:
-            job = self.jobs[name]
-            wants = {
-                "teacher": lambda j: j.teacher,
-                "labels": lambda j: j.labels,
-                "seed": lambda j: j.seed,
-                "row of stages": _rhythm,
-            }
-            for what, want in wants.items():
-                a, b = want(first), want(job)
-                if a != b:
-                    raise ValueError(
-                        f"jobs {group[0]!r} and {name!r} go together but differ in their {what}: {a} and {b}"
-                    )
-
     def groups(self) -> tuple[tuple[str, ...], ...]:
-        """The jobs in an order in which each comes after those that it builds on; jobs in one group go in lockstep.
+        """The jobs in an order in which each comes after the ones that it builds on.
 
-        Raises: ValueError on a circle.
+        Returns:
+            Groups of job names; the jobs of a group are trained in lockstep.
+
+        Raises:
+            ValueError: jobs wait for each other in a circle.
         """
-        # A job that is given its weights has nothing to run, so it goes by itself.
+        # A job with given weights has nothing to run, so it forms a group of its own.
         lockstep = [tuple(name for name in group if not self.jobs[name].weights) for group in self.together]
         group_of = {name: group for group in lockstep for name in group}
         waiting = list(dict.fromkeys(group_of.get(name, (name,)) for name in self.jobs))
@@ -271,8 +260,3 @@ class Recipe:
         job = self.jobs[name]
         start = (job.start.job,) if isinstance(job.start, AfterStage) else ()
         return (*((job.teacher,) if job.teacher else ()), *start)
-
-
-def _rhythm(job: Job) -> tuple[tuple[int, tuple[tuple[bool, bool], ...]], ...]:
-    """How long the stages are, and which batches each step of their cycles needs."""
-    return tuple((stage.steps, stage.rhythm) for stage in job.stages)
