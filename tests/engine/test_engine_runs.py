@@ -174,7 +174,7 @@ def test_a_player_with_nothing_to_move_is_refused(tmp_path):
         {"student": Player(lr=0.05), "idle": Player(modules=("aggregate",), lr=0.05)},
         ((Update("student", task="labels"), Update("idle", task="labels")),),
     )
-    with pytest.raises(fs.FlowstillError, match="'idle' moves aggregate, but no term of the stage brings any"):
+    with pytest.raises(fs.FlowstillError, match="'idle' moves aggregate, but no term of the stage has such a module"):
         fs.train(recipe(student=(stage,)), tmp_path, **PLAIN)
     assert not list(tmp_path.iterdir())
 

@@ -81,7 +81,7 @@ def test_maps_come_back_in_the_teachers_number_format(tmp_path):
 
 @pytest.mark.parametrize("target", [{"a": torch.ones(2)}, torch.ones(2, dtype=torch.int64), [torch.ones(2)], 3.0])
 def test_only_float_tensors_can_be_stored(target):
-    with pytest.raises(fs.RecipeError, match="only a float tensor, or a tuple of them"):
+    with pytest.raises(fs.RecipeError, match="expected a float tensor to store, or a tuple of them"):
         TargetLayout.of(target)
 
 

@@ -89,7 +89,7 @@ class Odd(Loss):
 
 def test_a_target_that_is_no_tensor_is_refused(monkeypatch):
     monkeypatch.setattr(SoftLogits, "build", lambda *_: Odd())
-    with pytest.raises(fs.RecipeError, match=r"stage 'joint', 'soft_logits': only a float tensor.*not dict"):
+    with pytest.raises(fs.RecipeError, match=r"stage 'joint', 'soft_logits': expected a float tensor.*got dict"):
         planned(joint("soft_logits", steps=1, lr=0.1), ALL_VIEWS)
 
 

@@ -1,4 +1,4 @@
-"""Whether a recipe can be run, found out on meta tensors: no data is read and nothing is computed."""
+"""Check on meta tensors whether a recipe can be run: no data is read and nothing is computed."""
 
 from __future__ import annotations
 
@@ -23,11 +23,16 @@ Shape = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class JobPlan:
-    """What a job comes to.
+    """What a job will train and read.
 
-    pairs: the sections that its transfer uses, empty without a teacher. terms: for each stage, each term's name with the
-    teacher's and the student's taps. stored: for each stage, what its stored knowledge takes. measured: whether the
-    network tells the data's classes apart; a teacher of other classes may not.
+    Attributes:
+        name: the job's name.
+        network: name of its network.
+        counts: the network's size and operations.
+        pairs: the pairs of sections that the transfer uses; empty without a teacher.
+        terms: for each stage, each term's name with its taps in the teacher and in the student.
+        stored: for each stage, the files of its stored knowledge.
+        measured: whether the network classifies the data's classes; a teacher trained on other classes may not.
     """
 
     name: str
@@ -46,36 +51,45 @@ def check(
     objects: Mapping[str, nn.Module] | None = None,
     images: int | None = None,
 ) -> dict[str, JobPlan]:
-    """Build every network, find and pair its sections, build every loss; (C, H, W) is the images' shape.
+    """Build every network, find and pair its sections, build every loss.
 
-    objects: jobs' networks that are given, and left as they are, instead of being built by name.
-    images: how many rows the training set has, None where that is not known.
-    Raises: FlowstillError with the job's name in front.
+    Args:
+        recipe: what to check.
+        shape: (C, H, W) of the images.
+        classes: number of classes in the data.
+        objects: networks of jobs that are given as objects, not built by name; they are not changed.
+        images: number of training images; None if unknown.
+
+    Returns:
+        The plan of each job by its name.
+
+    Raises:
+        FlowstillError: a job cannot be run; the message begins with the job's name.
     """
     with torch.random.fork_rng(devices=[]):
-        kinds: dict[str, str] = {}  # jobs of one kind share a network here
+        kinds: dict[str, str] = {}  # equal networks are built once and shared
         for name, job in recipe.jobs.items():
             if name not in (objects or {}):
                 kinds.setdefault(repr(job.network), name)
-        made = {kind: _made(name, recipe.jobs[name], shape, classes) for kind, name in kinds.items()}
+        built = {kind: _built(name, recipe.jobs[name], shape, classes) for kind, name in kinds.items()}
         networks = {
-            name: objects[name] if objects and name in objects else made[repr(job.network)]
+            name: objects[name] if objects and name in objects else built[repr(job.network)]
             for name, job in recipe.jobs.items()
         }
-    others = {
-        name: other
+    mismatches = {
+        name: mismatch
         for name, job in recipe.jobs.items()
         if (
-            other := _check_weights(name, job, networks[name])
-            or _other_classes(name, job, networks[name], shape, classes)
+            mismatch := _check_weights(name, job, networks[name])
+            or _class_mismatch(name, job, networks[name], shape, classes)
         )
     }
     pair, size = functools.cache(pair_sections), functools.cache(count)
-    return {name: _plan(name, recipe, networks, others, shape, classes, images, pair, size) for name in recipe.jobs}
+    return {name: _plan(name, recipe, networks, mismatches, shape, classes, images, pair, size) for name in recipe.jobs}
 
 
-def _made(name: str, job: Job, shape: Shape, classes: int) -> nn.Module:
-    """``on_meta``, with the job's name where its network cannot be."""
+def _built(name: str, job: Job, shape: Shape, classes: int) -> nn.Module:
+    """``on_meta``, with the job's name in the error."""
     try:
         return on_meta(job, shape, classes)
     except NetworkError as error:
@@ -83,7 +97,16 @@ def _made(name: str, job: Job, shape: Shape, classes: int) -> nn.Module:
 
 
 def on_meta(job: Job, shape: Shape, classes: int) -> nn.Module:
-    """The job's network without memory behind its weights, or with, for networks that cannot be built otherwise."""
+    """The job's network on the meta device, or on the CPU if it cannot be built on meta.
+
+    Args:
+        job: the job.
+        shape: (C, H, W) of the images.
+        classes: number of classes.
+
+    Raises:
+        NetworkError: the network cannot be built.
+    """
     try:
         with torch.device("meta"):
             return build(job.network, num_classes=classes, in_channels=shape[0])
@@ -92,9 +115,13 @@ def on_meta(job: Job, shape: Shape, classes: int) -> nn.Module:
 
 
 def _check_weights(name: str, job: Job, network: nn.Module) -> str:
-    """Load the file that the job starts from once, so that a bad one is found before anything runs.
+    """Load the file that the job starts from once, to find a bad one before anything runs.
 
-    Returns: what is to be said if the job's network is finished but has learned other classes, else nothing.
+    Returns:
+        A sentence if the file finishes the network but for other classes than the data's, else empty.
+
+    Raises:
+        FlowstillError: the file cannot be loaded into the network.
     """
     path = job.weights or (job.start.weights if isinstance(job.start, Weights) else None)
     if not path:
@@ -106,14 +133,18 @@ def _check_weights(name: str, job: Job, network: nn.Module) -> str:
     return " ".join(notices) if job.weights else ""
 
 
-def _other_classes(name: str, job: Job, network: nn.Module, shape: Shape, classes: int) -> str:
-    """What is to be said if the network does not tell the data's classes apart, else nothing.
+def _class_mismatch(name: str, job: Job, network: nn.Module, shape: Shape, classes: int) -> str:
+    """Compare the network's output with the data's classes.
 
-    Raises: NetworkError if the job is to learn the task and cannot.
+    Returns:
+        A sentence if they differ, else empty.
+
+    Raises:
+        NetworkError: they differ, and the job trains on the task.
     """
     task = any(update.task for stage in job.stages for update in stage.updates)
     if not task and not is_object(job.network.name):
-        return ""  # built for these classes
+        return ""  # a network built by name has these classes
     images = example_images(network, (1, *shape))
     try:
         with undisturbed(network, images.device), torch.no_grad():
@@ -122,24 +153,25 @@ def _other_classes(name: str, job: Job, network: nn.Module, shape: Shape, classe
         raise NetworkError(f"job {name!r}: {error}") from None
     if logits is not None and logits.ndim == 2 and logits.shape[1] == classes:
         return ""
-    gives = "no logits" if logits is None else f"an output of shape {('images', *logits.shape[1:])}"
-    wrong = f"{job.network.name} gives {gives}, but the data has {classes} classes"
+    output = "no logits" if logits is None else f"an output of shape {('images', *logits.shape[1:])}"
+    mismatch = f"{job.network.name} gives {output}, but the data has {classes} classes"
     if task:
-        raise NetworkError(f"job {name!r}: {wrong}, so it cannot learn them. Give it a head of {classes} outputs.")
-    return f"{wrong}."
+        raise NetworkError(f"job {name!r}: {mismatch}, so it cannot learn them. Give it a head of {classes} outputs.")
+    return f"{mismatch}."
 
 
 def _plan(
     name: str,
     recipe: Recipe,
     networks: dict[str, nn.Module],
-    others: dict[str, str],
+    mismatches: dict[str, str],
     shape: Shape,
     classes: int,
     images: int | None,
     pair: Callable[..., Pairs],
     size: Callable[..., Counts],
 ) -> JobPlan:
+    """Pair one job's sections and build its losses."""
     job = recipe.jobs[name]
     student, teacher = networks[name], networks.get(job.teacher or "")
     try:
@@ -153,32 +185,40 @@ def _plan(
             )
         setting = Setting(teacher, student, shape, classes)
         built = {stage.name: _build(stage, pairs, replace(setting, shared={})) for stage in job.stages}
-        if job.teacher in others:
-            _check_predictions(built, job.teacher, others[job.teacher])
-        terms = {stage: [_taps(*term) for term in its] for stage, its in built.items()}
+        if job.teacher in mismatches:
+            _check_predictions(built, job.teacher, mismatches[job.teacher])
+        terms = {stage: [_taps(*term) for term in stage_terms] for stage, stage_terms in built.items()}
         stored = {
             stage.name: stored_files(job, stage, built[stage.name], recipe.data, teacher, shape, images)
             for stage in job.stages
         }
-        return JobPlan(name, job.network.name, size(student, shape), pairs, terms, stored, name not in others)
+        return JobPlan(name, job.network.name, size(student, shape), pairs, terms, stored, name not in mismatches)
     except (NetworkError, RecipeError) as error:
         raise type(error)(f"job {name!r}: {error}") from None
 
 
 def _check_predictions(built: dict[str, list[tuple[Knowledge, Loss]]], teacher: str, why: str) -> None:
-    """Raises: RecipeError if a term reads the predictions of a teacher that has learned other classes."""
+    """Check that no term reads the predictions of a teacher trained on other classes.
+
+    Raises:
+        RecipeError: a term does.
+    """
     for stage, terms in built.items():
         for knowledge, loss in terms:
             if loss.same_classes:
                 raise RecipeError(
                     f"stage {stage!r}: {knowledge.name} reads the predictions of {teacher!r}, but {why} "
-                    "Fine-tune the teacher on these classes first, or use what reads no predictions, "
-                    "such as fsp."
+                    "Fine-tune the teacher on these classes first, or use knowledge that reads no predictions, such as "
+                    "fsp."
                 )
 
 
 def _build(stage: Stage, pairs: Pairs, setting: Setting) -> list[tuple[Knowledge, Loss]]:
-    """Each term's knowledge and loss. Raises: RecipeError if a player would have nothing to move."""
+    """Each term's knowledge and loss.
+
+    Raises:
+        RecipeError: a player has no trainable parameters.
+    """
     losses = [
         (term.knowledge, term.knowledge.build(pairs, setting)) for update in stage.updates for term in update.terms
     ]
@@ -190,9 +230,11 @@ def _build(stage: Stage, pairs: Pairs, setting: Setting) -> list[tuple[Knowledge
         moves = [module for role in player.modules for module in parts.get(role, [])]
         where = f"stage {stage.name!r}: player {name!r} moves {', '.join(player.modules)}, but"
         if not moves:
-            raise RecipeError(f"{where} no term of the stage brings any; there is {', '.join(sorted(parts))}.")
+            raise RecipeError(
+                f"{where} no term of the stage has such a module. Choose from {', '.join(sorted(parts))}."
+            )
         if not any(parameter.requires_grad for module in moves for parameter in module.parameters()):
-            raise RecipeError(f"{where} all their parameters are frozen; let some train, requires_grad_(True).")
+            raise RecipeError(f"{where} all their parameters are frozen. Unfreeze some with requires_grad_(True).")
     return losses
 
 

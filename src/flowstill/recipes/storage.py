@@ -1,4 +1,4 @@
-"""What a stage's stored knowledge comes to: which numbers are kept of each image, and how many bytes that takes."""
+"""The size of a stage's stored knowledge: how many numbers and bytes are kept for each image."""
 
 from __future__ import annotations
 
@@ -18,19 +18,22 @@ from flowstill.recipes.recipe import Job
 from flowstill.transfer.knowledge import Knowledge, Loss, Target
 from flowstill.transfer.stages import Stage, Stored
 
-SIZES = {"fp32": 4, "fp16": 2}  # bytes of a number
-CHECKSUM = 4  # bytes beside the numbers of each image and view
-BLOCK = 4096  # bytes that a file system gives at the least
-FEW_VIEWS = 4  # offered where an augmentation shows too many
+SIZES = {"fp32": 4, "fp16": 2}  # bytes per number
+CHECKSUM = 4  # bytes, for each view of each image
+BLOCK = 4096  # bytes: the smallest block that a file system allocates
+FEW_VIEWS = 4  # suggested when the augmentation has too many views
 
 Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class TargetLayout:
-    """How a target (a tensor or a tuple of tensors, images first) lies in a row of numbers.
+    """How a target, a tensor or a tuple of tensors with the images first, is flattened into one row of numbers per image.
 
-    shapes, dtypes: of its tensors, without the images' dimension. single: one tensor, not a tuple.
+    Attributes:
+        shapes: shape of each tensor without the dimension of the images.
+        dtypes: dtype of each tensor.
+        single: whether the target is one tensor, not a tuple.
     """
 
     shapes: tuple[tuple[int, ...], ...]
@@ -39,14 +42,18 @@ class TargetLayout:
 
     @classmethod
     def of(cls, target: Target) -> TargetLayout:
-        """The layout of ``target``. Raises: RecipeError if it is not made of float tensors."""
+        """The layout of ``target``.
+
+        Raises:
+            RecipeError: it is neither a float tensor nor a tuple of them.
+        """
         tensors = (target,) if isinstance(target, Tensor) else target
         if not isinstance(tensors, tuple) or not all(
             isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.ndim for tensor in tensors
         ):
             raise RecipeError(
-                "only a float tensor, or a tuple of them, with the images in the first dimension can be "
-                f"stored, not {type(target).__name__}"
+                "expected a float tensor to store, or a tuple of them, with the images in the first dimension, "
+                f"got {type(target).__name__}"
             )
         return cls(
             tuple(tuple(tensor.shape[1:]) for tensor in tensors),
@@ -56,16 +63,16 @@ class TargetLayout:
 
     @property
     def numbers(self) -> int:
-        """How many there are of one image."""
+        """Count of numbers per image."""
         return sum(map(math.prod, self.shapes))
 
     def flat(self, target: Target) -> Tensor:
-        """The numbers of a target, (B, numbers), float32 on the CPU."""
+        """Flatten a target to (B, numbers), float32 on the CPU."""
         tensors = (target,) if self.single else target
         return torch.cat([tensor.detach().float().cpu().flatten(1) for tensor in tensors], 1)
 
     def target(self, numbers: Tensor) -> Target:
-        """The target made of (B, numbers), on their device.
+        """Restore the target from (B, numbers), on the same device.
 
         >>> layout = TargetLayout(((2, 2), (3,)), (torch.float32, torch.float32), single=False)
         >>> [tuple(part.shape) for part in layout.target(torch.zeros(5, 7))]
@@ -81,11 +88,14 @@ class TargetLayout:
 
 @dataclass(frozen=True)
 class StoredFile:
-    """What one term's knowledge takes.
+    """The file that keeps one term's knowledge.
 
-    key: equal in all stages and jobs that share the file. numbers: of an image. dtype: ``fp32`` or ``fp16``.
-    shown: the most images in a view, each counted as often as it is shown, that the stages come to.
-    cells: how many images in how many views there are; None where the number of training images is not known.
+    Attributes:
+        key: the same in all stages and jobs that share the file.
+        numbers: count of numbers per image and view.
+        dtype: ``fp32`` or ``fp16``.
+        shown: upper bound on the views shown in training, repeats included.
+        cells: training images times views; None if the number of images is unknown.
     """
 
     key: str
@@ -96,14 +106,14 @@ class StoredFile:
 
     @property
     def bytes(self) -> int:
-        """The most that the file can take, whichever images come."""
+        """Upper bound on the file's size, whichever images are drawn."""
         cell = self.numbers * SIZES[self.dtype] + CHECKSUM
         scattered = self.shown * (cell + BLOCK)
         return scattered if self.cells is None else min(scattered, self.cells * cell)
 
 
 def most_bytes(files: Iterable[StoredFile]) -> int:
-    """The most that these take together, those that are shared once."""
+    """Upper bound on the size of all files together; a shared file counts once."""
     together: dict[str, StoredFile] = {}
     for file in files:
         shown = together[file.key].shown if file.key in together else 0
@@ -112,7 +122,7 @@ def most_bytes(files: Iterable[StoredFile]) -> int:
 
 
 def readable(size: int) -> str:
-    """Bytes for people.
+    """Format a number of bytes.
 
     >>> readable(45_619_200_000), readable(5_000)
     ('45.6 GB', '5 kB')
@@ -130,21 +140,31 @@ def stored_files(
     shape: Shape,
     images: int | None,
 ) -> tuple[StoredFile, ...]:
-    """One file for each knowledge that a stage of the job takes from its teacher; none if it is not stored.
+    """The files that a stage keeps of its teacher's knowledge.
 
-    terms: the stage's. teacher: the network. shape: (C, H, W), the images'. images: how many rows the training set has,
-    None where that is not known.
+    Args:
+        job: the job.
+        stage: one of its stages.
+        terms: knowledge and loss of each of the stage's terms.
+        data: the images.
+        teacher: the teacher's network; None without a teacher.
+        shape: (C, H, W) of the images.
+        images: number of training images; None if unknown.
 
-    Raises: RecipeError if a loss cannot be stored, or the augmentation shows more views than may be kept.
+    Returns:
+        One file for each knowledge read from the teacher; none if the stage reads the teacher live.
+
+    Raises:
+        RecipeError: a loss cannot be stored, or the augmentation has more views than may be kept.
     """
     if not isinstance(stage.knowledge, Stored) or teacher is None or job.weights:
         return ()
-    wanted = {repr(knowledge): (knowledge, loss) for knowledge, loss in terms if reads_teacher(loss)}
-    for knowledge, loss in wanted.values():
+    from_teacher = {repr(knowledge): (knowledge, loss) for knowledge, loss in terms if reads_teacher(loss)}
+    for knowledge, loss in from_teacher.values():
         if not loss.storable:
             raise RecipeError(
-                f"stage {stage.name!r}: what {knowledge.name!r} takes from the teacher depends on more than "
-                "the image, so it cannot be stored. Use 'knowledge: live'."
+                f"stage {stage.name!r}: {knowledge.name!r} cannot be stored, since its target depends on more than the "
+                "image. Use 'knowledge: live'."
             )
     views = data.augment.view_count
     cells = None if images is None or views is None else images * views
@@ -154,7 +174,7 @@ def stored_files(
         shown = min(shown, labels * views)
     dtype = stage.knowledge.dtype
     files = []
-    for written, (knowledge, loss) in wanted.items():
+    for written, (knowledge, loss) in from_teacher.items():
         key = repr((job.teacher, written, type(loss).__name__, loss.teacher_taps, dtype))
         files.append(StoredFile(key, _numbers(stage, knowledge, loss, teacher, shape), dtype, shown, cells))
     _check_views(stage, stage.knowledge, views, files)
@@ -162,22 +182,26 @@ def stored_files(
 
 
 def _sees_labelled_only(stage: Stage, data: Data) -> bool:
-    """Whether the teacher is asked of labelled images alone: those of the batches that have a task."""
-    asked = [any(term.knowledge.needs_teacher for update in batch for term in update.terms) for batch in stage.cycle]
+    """Whether the teacher reads labelled images only: every update that needs it has a task and no unlabelled images."""
+    reads = [any(term.knowledge.needs_teacher for update in batch for term in update.terms) for batch in stage.cycle]
     return all(
         task and not (transfer and data.unlabelled)
-        for teaches, (task, transfer) in zip(asked, stage.rhythm, strict=True)
-        if teaches
+        for needs_teacher, (task, transfer) in zip(reads, stage.rhythm, strict=True)
+        if needs_teacher
     )
 
 
 def reads_teacher(loss: Loss) -> bool:
-    """Whether a loss's target is made of what the teacher gives."""
+    """Whether a loss computes its target from the teacher's maps or logits."""
     return bool(loss.teacher_taps) or loss.teacher_logits
 
 
 def _check_views(stage: Stage, stored: Stored, views: int | None, files: list[StoredFile]) -> None:
-    """Raises: RecipeError if the augmentation shows more views than may be kept."""
+    """Check the number of views.
+
+    Raises:
+        RecipeError: the augmentation has more views than may be kept.
+    """
     if not files or (views is not None and views <= stored.views):
         return
     few, ways = max(FEW_VIEWS, stored.views), []
@@ -194,7 +218,7 @@ def _check_views(stage: Stage, stored: Stored, views: int | None, files: list[St
 
 
 def _numbers(stage: Stage, knowledge: Knowledge, loss: Loss, teacher: nn.Module, shape: Shape) -> int:
-    """How many numbers are kept of an image, found by reading one."""
+    """Count of numbers kept per image, found by reading one."""
     try:
         return TargetLayout.of(_target(loss, teacher, shape)).numbers
     except RecipeError as error:
@@ -202,21 +226,21 @@ def _numbers(stage: Stage, knowledge: Knowledge, loss: Loss, teacher: nn.Module,
 
 
 def _target(loss: Loss, teacher: nn.Module, shape: Shape) -> Target:
-    """The loss's target for one black image; the teacher is left as it is."""
+    """The loss's target for one black image; the teacher's state does not change."""
     images = example_images(teacher, shape)
     tapped = Tapped(teacher, loss.teacher_taps)
     with undisturbed(teacher, images.device), torch.no_grad():
         reading = read_once(tapped, images)
         try:
             return loss.target(reading)
-        except RuntimeError:  # not everything can be worked out without numbers
+        except RuntimeError:  # some targets need values, which meta tensors lack
             if not images.is_meta:
                 raise
     return _target(loss, _zeroed(teacher), shape)
 
 
 def _zeroed(network: nn.Module) -> nn.Module:
-    """A copy with memory behind its weights, which are zero."""
+    """A copy on the CPU with all weights and buffers zero."""
     copied = copy.deepcopy(network).to_empty(device="cpu")
     with torch.no_grad():
         for tensor in (*copied.parameters(), *copied.buffers()):
