@@ -80,3 +80,14 @@ def _to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def readable_size(size: int) -> str:
+    """Format a number of bytes.
+
+    Example:
+        >>> readable_size(45_619_200_000), readable_size(5_000)
+        ('45.6 GB', '5 kB')
+    """
+    unit, name = next((unit for unit in ((10**9, "GB"), (10**6, "MB")) if size >= unit[0]), (10**3, "kB"))
+    return f"{size / unit:.3g} {name}"

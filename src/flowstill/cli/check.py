@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from flowstill.cli.options import DataRoot, RecipeName, Scale, Seed, Settings, TrustCode
 
 if TYPE_CHECKING:
+    from flowstill.files import readable_size
     from flowstill.recipes.check import JobPlan
     from flowstill.recipes.recipe import Recipe
     from flowstill.recipes.storage import StoredFile
@@ -70,8 +71,8 @@ def _show_job(recipe: Recipe, plan: JobPlan) -> None:
 
 def _stored(recipe: Recipe, files: tuple[StoredFile, ...]) -> str:
     """What is stored on the disk, and its size."""
-    from flowstill.recipes.storage import most_bytes, readable
+    from flowstill.recipes.storage import most_bytes
 
     views = recipe.data.augment.view_count
     numbers = f"{sum(file.numbers for file in files):,} numbers ({files[0].dtype}) per image"
-    return f"{numbers}, {views} view{'s' if views != 1 else ''}, at most {readable(most_bytes(files))} on the disk"
+    return f"{numbers}, {views} view{'s' if views != 1 else ''}, at most {readable_size(most_bytes(files))} on the disk"

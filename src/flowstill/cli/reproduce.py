@@ -79,7 +79,8 @@ def reproduce(
 
 def _announce(plan: Plan, work: Work) -> None:
     """Print what will be trained, how long it takes on this machine, and how much it writes."""
-    from flowstill.reports.text import duration, short
+    from flowstill.files import readable_size
+    from flowstill.reports.text import duration
 
     seeds = len(plan.seeds)
     rows = len(plan.rows)
@@ -92,7 +93,7 @@ def _announce(plan: Plan, work: Work) -> None:
     updates = sum(count * takes.updates_of[name] for name, count in work.left.items())
     print(
         f"{head}, {updates:,} updates of {plan.recipe.data.batch} images left; about {duration(seconds)} on this machine "
-        f"without evaluation, {short(seeds * takes.bytes)}B on the disk"
+        f"without evaluation, {readable_size(seeds * takes.bytes)} on the disk"
     )
     for name in work.left:
         network = work.networks[name].network

@@ -16,8 +16,9 @@ from flowstill.engine.seeds import RandomSequences, derive, random_states, resto
 from flowstill.engine.step import RunningMeans, Step
 from flowstill.engine.student import Student
 from flowstill.engine.teacher import Teacher
+from flowstill.files import readable_size
 from flowstill.recipes.recipe import Recipe
-from flowstill.recipes.storage import most_bytes, readable
+from flowstill.recipes.storage import most_bytes
 from flowstill.transfer.knowledge import Setting
 
 LOG_POINTS = 50  # rows of losses in a stage
@@ -62,7 +63,7 @@ class StageRun:
         reader.stored = context.stores.open_for(reader, students.values())
         if reader.stored is not None:
             files = (file for name in networks for file in context.plans[name].stored[stages[name].name])
-            most = readable(most_bytes(files))
+            most = readable_size(most_bytes(files))
             context.progress.say(f"{self.title}, {self.stage.name}: storing the teacher's knowledge, at most {most}")
         feed = Feed(
             fabric,

@@ -17,7 +17,8 @@ from flowstill.data.batch import Batch
 from flowstill.engine.precision import Precision
 from flowstill.engine.teacher import Teacher
 from flowstill.errors import RunError
-from flowstill.recipes.storage import StoredFile, TargetLayout, most_bytes, readable, reads_teacher
+from flowstill.files import readable_size
+from flowstill.recipes.storage import StoredFile, TargetLayout, most_bytes, reads_teacher
 from flowstill.transfer.knowledge import Knowledge, Loss, Target
 from flowstill.transfer.stages import Stored
 
@@ -229,7 +230,7 @@ def refuse_if_full(files: Iterable[StoredFile], run: Path) -> None:
     free = shutil.disk_usage(folder).free
     if needed > there + free:
         raise RunError(
-            f"The stored knowledge may take {readable(needed)}, but {str(run)!r} has room for "
-            f"{readable(there + free)}. Make room, say 'dtype: fp16' or fewer 'data.augment.views', use "
+            f"The stored knowledge may take {readable_size(needed)}, but {str(run)!r} has room for "
+            f"{readable_size(there + free)}. Make room, say 'dtype: fp16' or fewer 'data.augment.views', use "
             "'knowledge: live', or give another --out."
         )

@@ -14,6 +14,7 @@ from flowstill.data.spec import Data
 from flowstill.errors import RecipeError
 from flowstill.features.taps import Tapped
 from flowstill.features.tracing import example_images, read_once, undisturbed
+from flowstill.files import readable_size
 from flowstill.recipes.recipe import Job
 from flowstill.transfer.knowledge import Knowledge, Loss, Target
 from flowstill.transfer.stages import Stage, Stored
@@ -121,16 +122,6 @@ def most_bytes(files: Iterable[StoredFile]) -> int:
     return sum(file.bytes for file in together.values())
 
 
-def readable(size: int) -> str:
-    """Format a number of bytes.
-
-    >>> readable(45_619_200_000), readable(5_000)
-    ('45.6 GB', '5 kB')
-    """
-    unit, name = next((unit for unit in ((10**9, "GB"), (10**6, "MB")) if size >= unit[0]), (10**3, "kB"))
-    return f"{size / unit:.3g} {name}"
-
-
 def stored_files(
     job: Job,
     stage: Stage,
@@ -206,7 +197,7 @@ def _check_views(stage: Stage, stored: Stored, views: int | None, files: list[St
         return
     few, ways = max(FEW_VIEWS, stored.views), []
     if views is not None:
-        ways.append(f"say 'views: {views}' (at most {readable(most_bytes(files))})")
+        ways.append(f"say 'views: {views}' (at most {readable_size(most_bytes(files))})")
     if views is None or views > few:
         ways.append(f"draw from a few fixed views ('data.augment.views: {few}' with 'views: {few}' here)")
     advice = f"{', '.join(ways)}, or use 'knowledge: live'."
