@@ -73,7 +73,7 @@ def test_too_many_views_are_refused_before_anything_is_made(tmp_path):
 )
 def test_what_depends_on_more_than_the_image_is_refused(stages, term):
     with pytest.raises(
-        fs.RecipeError, match=rf"job 'student': stage '\w+': what '{term}' takes.*Use 'knowledge: live'"
+        fs.RecipeError, match=rf"job 'student': stage '\w+': '{term}' cannot be stored.*Use 'knowledge: live'"
     ):
         planned(stages, ALL_VIEWS)
 
