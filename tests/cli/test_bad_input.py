@@ -1,6 +1,5 @@
 """What a user gets wrong: one clear error on standard error, exit code 2, nothing left behind, nothing run."""
 
-import os
 import re
 from pathlib import Path
 
@@ -8,30 +7,7 @@ import pytest
 import torch
 
 from flowstill.cli import main
-
-
-class Evil:
-    """Unpickling this would make a folder."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = str(path)
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
-    """An empty folder to work in, with hostile settings of the terminal."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "40")
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    return tmp_path
-
-
-def everything(folder: Path) -> list[str]:
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
-
+from support.hostile import Evil, everything
 
 WRONG = {
     "command": (["trian"], "Did you mean 'train'"),

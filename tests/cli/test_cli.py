@@ -18,6 +18,7 @@ import torch
 from flowstill.cli import main
 from flowstill.recipes.load import dump_recipe, load_recipe
 from flowstill.runs import JobSummary, Run, RunWriter, Summary
+from support.hostile import Evil, everything
 
 TINY = """
 name: tiny
@@ -44,25 +45,6 @@ paper: {title: none, accuracy: {teacher: 12.34}}
 PLAIN = ["--device", "cpu", "--precision", "32"]
 
 
-class Evil:
-    """Unpickling this would make a folder."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = str(path)
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
-    """An empty folder to work in, with hostile settings of the terminal."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "40")
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    return tmp_path
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     """A finished run, and beside it the recipe that it came from and what was shown."""
@@ -71,10 +53,6 @@ def trained(tmp_path_factory) -> Path:
     with (folder / "shown").open("w") as shown, contextlib.redirect_stdout(shown):
         assert main(["train", str(folder / "tiny.yaml"), "--out", str(folder / "run"), *PLAIN]) == 0
     return folder
-
-
-def everything(folder: Path) -> list[str]:
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
 
 
 def test_without_a_command_the_help_is_shown(capsys):

@@ -3,36 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from flowstill.knowledge.labels import Labels
 from flowstill.recipes.dump import dump_recipe
 from flowstill.recipes.load import load_recipe, recipe_names
-from flowstill.recipes.recipe import (
-    Augment,
-    Data,
-    Milestones,
-    Optimizer,
-    Recipe,
-    Term,
-)
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def load(text: str, **options: Any) -> Recipe:
-    Path("r.yaml").write_text(text, encoding="utf-8")
-    return load_recipe("r.yaml", **options)
-
-
-def steps(recipe: Recipe) -> dict[str, list[int]]:
-    return {name: [stage.steps for stage in job.stages] for name, job in recipe.jobs.items()}
+from flowstill.recipes.recipe import Augment, Data, Milestones, Optimizer, Term
+from support.recipe_files import load, steps
 
 
 def test_packaged_recipes_load_and_say_what_they_are_about() -> None:

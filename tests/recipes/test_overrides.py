@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from flowstill.errors import RecipeError
 from flowstill.knowledge.labels import Labels
-from flowstill.recipes.load import load_recipe
 from flowstill.recipes.recipe import (
     AfterStage,
     Augment,
@@ -21,40 +18,10 @@ from flowstill.recipes.recipe import (
     Net,
     Optimizer,
     Player,
-    Recipe,
     Term,
     Weights,
 )
-
-SHORT = """\
-name: short
-data: {name: digits, batch: 32}
-teacher:
-  network: resnet26
-  stages:
-    - &task {name: task, steps: 100, lr: {0: 0.1, 50: 1e-2}, task: labels}
-student: resnet8
-stages:
-  - {name: transfer, steps: 40, lr: 1e-3, transfer: fsp}
-  - *task
-"""
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def load(text: str, **options: Any) -> Recipe:
-    Path("r.yaml").write_text(text, encoding="utf-8")
-    return load_recipe("r.yaml", **options)
-
-
-def problems(text: str, **options: Any) -> list[str]:
-    with pytest.raises(RecipeError) as caught:
-        load(text, **options)
-    return str(caught.value).splitlines()
+from support.recipe_files import SHORT, load, problems
 
 
 def test_set_changes_values_anywhere(here: Path) -> None:

@@ -11,7 +11,6 @@ import yaml
 from flowstill.errors import RecipeError
 from flowstill.knowledge.labels import Labels
 from flowstill.recipes.dump import dump_recipe, plain
-from flowstill.recipes.load import load_recipe
 from flowstill.recipes.recipe import (
     AdaptiveClip,
     AfterStage,
@@ -38,34 +37,7 @@ from flowstill.recipes.recipe import (
 from flowstill.recipes.scaling import scaled
 from flowstill.schema import specification
 from flowstill.transfer.knowledge import Knowledge
-
-SHORT = """\
-name: short
-data: {name: digits, batch: 32}
-teacher:
-  network: resnet26
-  stages:
-    - &task {name: task, steps: 100, lr: {0: 0.1, 50: 1e-2}, task: labels}
-student: resnet8
-stages:
-  - {name: transfer, steps: 40, lr: 1e-3, transfer: fsp}
-  - *task
-"""
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def load(text: str, **options: Any) -> Recipe:
-    Path("r.yaml").write_text(text, encoding="utf-8")
-    return load_recipe("r.yaml", **options)
-
-
-def steps(recipe: Recipe) -> dict[str, list[int]]:
-    return {name: [stage.steps for stage in job.stages] for name, job in recipe.jobs.items()}
+from support.recipe_files import SHORT, load, steps
 
 
 def test_everything_counted_in_steps_stretches_together() -> None:

@@ -4,47 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from flowstill.errors import RecipeError
 from flowstill.recipes.load import load_recipe
-from flowstill.recipes.recipe import (
-    Job,
-    Net,
-    Recipe,
-)
-
-SHORT = """\
-name: short
-data: {name: digits, batch: 32}
-teacher:
-  network: resnet26
-  stages:
-    - &task {name: task, steps: 100, lr: {0: 0.1, 50: 1e-2}, task: labels}
-student: resnet8
-stages:
-  - {name: transfer, steps: 40, lr: 1e-3, transfer: fsp}
-  - *task
-"""
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def load(text: str, **options: Any) -> Recipe:
-    Path("r.yaml").write_text(text, encoding="utf-8")
-    return load_recipe("r.yaml", **options)
-
-
-def problems(text: str, **options: Any) -> list[str]:
-    with pytest.raises(RecipeError) as caught:
-        load(text, **options)
-    return str(caught.value).splitlines()
+from flowstill.recipes.recipe import Job, Net
+from support.recipe_files import SHORT, load, problems
 
 
 def test_top_level_shorthand_means_jobs(here: Path) -> None:
