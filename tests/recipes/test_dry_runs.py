@@ -1,4 +1,4 @@
-"""Every packaged recipe runs: two steps of each of its stages on images made up in the right shape."""
+"""Every packaged recipe runs: two steps of each of its stages on synthetic images of the right shape."""
 
 import re
 

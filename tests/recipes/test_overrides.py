@@ -76,8 +76,8 @@ def test_set_replaces_a_whole_job_by_a_network(here: Path) -> None:
     [
         ("data.batch=abc", "data.batch: expected a whole number, got 'abc'"),
         ("data.btach=3", "data.btach: unknown key. Did you mean 'batch'?"),
-        ("dta.batch=3", "'dta' is neither a key of a recipe nor a job of this one. Did you mean 'data'?"),
-        ("studnet.seed=3", "'studnet' is neither a key of a recipe nor a job of this one. Did you mean 'student'?"),
+        ("dta.batch=3", "Unknown key or job 'dta'. Did you mean 'data'?"),
+        ("studnet.seed=3", "Unknown key or job 'studnet'. Did you mean 'student'?"),
         (
             "student.stages.trnsfer.lr=1",
             "jobs.student.stages has no item 'trnsfer' (its numbers: 0 to 1). Did you mean 'transfer'?",
@@ -88,14 +88,14 @@ def test_set_replaces_a_whole_job_by_a_network(here: Path) -> None:
         ),
         ("stages[0].stesp=1", "jobs.student.stages[0].stesp: unknown key. Did you mean 'steps'?"),
         ("data.agment.crop=1", "data.agment: unknown key. Did you mean 'augment'?"),
-        ("data.batch.x=1", "data.batch is 32, which holds no 'x'"),
-        ("name.x=1", "name is 'short', which holds no 'x'"),
+        ("data.batch.x=1", "data.batch is 32, so it has no 'x'"),
+        ("name.x=1", "name is 'short', so it has no 'x'"),
         ("data.batch", "expected PATH=VALUE, such as data.batch=64"),
         ("=3", "expected PATH=VALUE, such as data.batch=64"),
         ("data..batch=3", "expected PATH=VALUE, such as data.batch=64"),
         (
             "about=[1",
-            "this cannot be read as YAML: while parsing a flow sequence, expected ',' or ']', but got '<stream end>'",
+            "invalid YAML: while parsing a flow sequence, expected ',' or ']', but got '<stream end>'",
         ),
         ("teacher.stages=", "jobs.teacher.stages: expected a list, got nothing"),
         ("data={name: digits, batch: 0}", "data.batch: expected at least 1, got 0"),

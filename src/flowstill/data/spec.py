@@ -131,8 +131,8 @@ class Data:
                     f"{name!r} is {list(values)}; it needs 1 or 3 numbers from {least} to 255, in units of "
                     "0 to 255 (multiply shares of 1 by 255)"
                 )
-        made_from = self.name.rpartition(":")[2]  # of made-up images, the set whose shape they have
-        if (self.distortion or self.noise_sigma) and made_from not in DISTORTED:
+        base = self.name.rpartition(":")[2]  # of synthetic images, the set whose shape they have
+        if (self.distortion or self.noise_sigma) and base not in DISTORTED:
             raise ValueError(f"'distortion' and 'noise_sigma' are for {' and '.join(DISTORTED)}, not {self.name!r}")
         if (self.distortion == "noise_calibrated") != (self.noise_sigma is not None):
             raise ValueError("'distortion: noise_calibrated' and 'noise_sigma' go together: give both or neither")

@@ -1,4 +1,4 @@
-"""A recipe cut down to a few steps on made-up images: tries everything in it in seconds, without its data."""
+"""A recipe cut down to a few steps on synthetic images, to try all of it in seconds without its data."""
 
 from __future__ import annotations
 
@@ -11,19 +11,25 @@ from flowstill.transfer.schedules import Constant
 from flowstill.transfer.stages import Stage
 
 BATCH = 4  # images
-RATE = Constant(1e-6)  # a few images of noise would make some networks diverge at the recipe's own
+RATE = Constant(1e-6)  # at the recipe's rate some networks would diverge on a few images of noise
 
 
 def dry(recipe: Recipe, steps: int = 2, batch: int = BATCH) -> Recipe:
-    """The recipe with ``steps`` of each stage, or one for each batch of its cycle if that is more, on noise.
+    """Cut a recipe down to a few steps on synthetic images.
 
-    Learning rates are next to nothing. Weights that would have to be there, from files or pretrained, are left out: the
-    networks start fresh.
+    Learning rates become tiny. No weights are loaded, neither files nor pretrained ones: networks start from random
+    weights.
 
-    >>> from flowstill.recipes.load import load_recipe
-    >>> small = dry(load_recipe("fsp-table3"))
-    >>> small.data.name, [stage.steps for stage in small.jobs["teacher"].stages]
-    ('synthetic:cifar10', [2])
+    Args:
+        recipe: the whole recipe.
+        steps: steps of each stage; one for each batch of the stage's cycle if that is more.
+        batch: largest batch size.
+
+    Example:
+        >>> from flowstill.recipes.load import load_recipe
+        >>> small = dry(load_recipe("fsp-table3"))
+        >>> small.data.name, [stage.steps for stage in small.jobs["teacher"].stages]
+        ('synthetic:cifar10', [2])
     """
     jobs = {name: _dry_job(job, steps) for name, job in recipe.jobs.items()}
     labels = [job.labels for job in recipe.jobs.values() if job.labels]
@@ -32,9 +38,9 @@ def dry(recipe: Recipe, steps: int = 2, batch: int = BATCH) -> Recipe:
 
 
 def _dry_data(data: Data, batch: int) -> Data:
-    few = replace(data, batch=min(batch, data.batch), accumulate=1, root=None, hold_out=0)
+    small = replace(data, batch=min(batch, data.batch), accumulate=1, root=None, hold_out=0)
     name = SYNTHETIC + data.name.removeprefix(SYNTHETIC)
-    return replace(few, name=name, unlabelled=min(data.unlabelled, batch))
+    return replace(small, name=name, unlabelled=min(data.unlabelled, batch))
 
 
 def _dry_job(job: Job, steps: int) -> Job:

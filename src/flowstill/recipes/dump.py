@@ -1,4 +1,4 @@
-"""A recipe as YAML text that loads back to an equal recipe."""
+"""Write a recipe as YAML that loads back to an equal recipe."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flowstill.transfer.stages import PLAYER_KEYS, UPDATE_KEYS
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that this package's reader, or any other, would take for a number or a boolean."""
+    """Quotes text that this package's reader, or any other, would read as a number or a boolean."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -25,27 +25,41 @@ for _name, (_pattern, _first) in PLAIN.items():
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The recipe as YAML, every value written out, in the short forms that people write.
+    """Write a recipe as YAML, with every value and in the usual short forms.
 
-    Raises: RecipeError if it holds something that plain data cannot say, such as an object in a network's options.
+    Args:
+        recipe: the recipe.
 
-    >>> from flowstill.recipes.recipe import Data, Job, Recipe
-    >>> dump_recipe(Recipe("r", Data("digits"), {"student": Job("resnet8")})).splitlines()[:3]
-    ['name: r', 'data:', '  name: digits']
+    Returns:
+        The YAML text.
+
+    Raises:
+        RecipeError: a value has no YAML form, such as an object in a network's options.
+
+    Example:
+        >>> from flowstill.recipes.recipe import Data, Job, Recipe
+        >>> dump_recipe(Recipe("r", Data("digits"), {"student": Job("resnet8")})).splitlines()[:3]
+        ['name: r', 'data:', '  name: digits']
     """
     try:
         return yaml.dump(
             plain(recipe), Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True
         )
     except yaml.representer.RepresenterError as error:
-        raise RecipeError(f"The recipe cannot be written as YAML: {error.args[-1]!r} is no plain data.") from None
+        raise RecipeError(
+            f"The recipe cannot be written as YAML: expected mappings, lists, numbers and text, got {error.args[-1]!r}."
+        ) from None
 
 
 def plain(value: Any) -> Any:
-    """A recipe, or a part of one, as mappings, lists, numbers and text.
+    """Convert a recipe, or a part of one, to mappings, lists, numbers and text.
 
-    >>> plain(Term("labels", 0.5))
-    {'name': 'labels', 'smoothing': 0.0, 'weight': 0.5}
+    Args:
+        value: the recipe or part. Values of other types are returned unchanged.
+
+    Example:
+        >>> plain(Term("labels", 0.5))
+        {'name': 'labels', 'smoothing': 0.0, 'weight': 0.5}
     """
     if isinstance(value, Constant):
         return value.value
@@ -69,25 +83,25 @@ def _fields(value: Any) -> dict[str, Any]:
 
 
 def _term(term: Term) -> dict[str, Any]:
-    """A term as its knowledge's mapping with the weight in it, where the knowledge has no weight of its own."""
-    whole = _fields(term)
-    knowledge = whole.pop("knowledge")
-    return whole | {"knowledge": knowledge} if whole.keys() & knowledge.keys() else knowledge | whole
+    """A term as its knowledge's mapping plus the weight; nested if the knowledge has a ``weight`` too."""
+    fields = _fields(term)
+    knowledge = fields.pop("knowledge")
+    return fields | {"knowledge": knowledge} if fields.keys() & knowledge.keys() else knowledge | fields
 
 
 def _stage(stage: Stage) -> dict[str, Any]:
-    """A stage of one player and one update with the keys of both in it, any other with its players and its cycle."""
-    whole = _fields(stage)
+    """A stage in the short form if it has one player and one update, else with ``players`` and ``cycle``."""
+    fields = _fields(stage)
     player, update = stage.players.get("student"), stage.updates[0]
-    alone = len(stage.players) == len(stage.updates) == 1
-    if player is None or not alone or not (_says_all(player, PLAYER_KEYS) and _says_all(update, UPDATE_KEYS)):
-        return whole
-    del whole["players"], whole["cycle"]
+    single = len(stage.players) == len(stage.updates) == 1
+    if player is None or not single or not (_covers(player, PLAYER_KEYS) and _covers(update, UPDATE_KEYS)):
+        return fields
+    del fields["players"], fields["cycle"]
     for part, keys in ((player, PLAYER_KEYS), (update, UPDATE_KEYS)):
-        whole |= {key: plain(getattr(part, key)) for key in keys}
-    return whole
+        fields |= {key: plain(getattr(part, key)) for key in keys}
+    return fields
 
 
-def _says_all(part: Player | Update, keys: tuple[str, ...]) -> bool:
-    """Whether a part of a stage has its default in every field but ``keys``."""
+def _covers(part: Player | Update, keys: tuple[str, ...]) -> bool:
+    """Whether all fields but ``keys`` have their defaults, so that the short form says everything."""
     return part == type(part)(**{key: getattr(part, key) for key in keys})

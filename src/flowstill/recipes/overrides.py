@@ -1,4 +1,4 @@
-"""``--set a.b=c``: single values of a recipe, changed before it is checked."""
+"""``--set a.b=c``: change single values of a recipe before it is validated."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ from flowstill.recipes.places import Document, Place, read_yaml
 from flowstill.recipes.recipe import Recipe
 from flowstill.schema.problems import Loc, field_names, path_text, shown
 
-_NAMED = ("network", "rule", "task", "transfer", "knowledge")  # where a name alone is short for {name: NAME}
+_NAMED = ("network", "rule", "task", "transfer", "knowledge")  # keys where NAME is short for {name: NAME}
 
 
 def override(document: Document, text: str) -> None:
-    """Set one value, ``path=value`` with the value in YAML; what is wrong is noted in the document.
+    """Set one value; problems are recorded in the document.
 
-    A path begins with a key of the recipe or with a job's name: ``data.batch``, ``teacher.weights``. In a list, an
-    item is named by its number or its name: ``student.stages.transfer.steps``, ``student.stages[0].steps``.
+    A path begins with a key of the recipe or with a job's name: ``data.batch``, ``teacher.weights``. An item of a list
+    is given by its number or its name: ``student.stages.transfer.steps``, ``student.stages[0].steps``.
+
+    Args:
+        document: the recipe's data, changed in place.
+        text: ``PATH=VALUE``, the value in YAML.
     """
     given, equals, value_text = text.partition("=")
     parts = given.strip().replace("[", ".").replace("]", "").split(".")
@@ -35,31 +39,42 @@ def override(document: Document, text: str) -> None:
 
 
 def put(document: Document, parts: list[str], value: Any, place: Place) -> None:
-    """Set the value at the path of ``parts``, making the mappings on the way that are not there yet.
+    """Set a value, and create missing mappings on the way to it.
 
-    Raises: LookupError where the path leads into something that holds no such item.
+    Args:
+        document: the recipe's data, changed in place.
+        parts: the path: keys, and numbers or names of items.
+        value: plain data.
+        place: where the value was given.
+
+    Raises:
+        LookupError: the path leads to an item that does not exist.
     """
-    here, path = document.data, Loc()
+    container, path = document.data, Loc()
     for number, part in enumerate(parts):
-        key = _key(here, part, path)
+        key = _key(container, part, path)
         path = (*path, key)
         if number == len(parts) - 1:
-            here[key] = value
+            container[key] = value
             for old in [old for old in document.places if old[: len(path)] == path]:
                 del document.places[old]
             document.places[path] = place
             return
-        child = here.get(key) if isinstance(here, dict) else here[key]
+        child = container.get(key) if isinstance(container, dict) else container[key]
         if child is None:
-            child = here[key] = {}
+            child = container[key] = {}
             document.places[path] = place
-        elif isinstance(child, str) and (key in _NAMED or isinstance(here, list)):
-            child = here[key] = {"name": child}
-        here = child
+        elif isinstance(child, str) and (key in _NAMED or isinstance(container, list)):
+            child = container[key] = {"name": child}
+        container = child
 
 
 def _start(data: dict[str, Any], first: str) -> list[str]:
-    """The beginning of a path that may begin with a job's name, or with the student's ``stages``."""
+    """The full path to the first part of a path, which may be a job's name or ``stages`` of the student.
+
+    Raises:
+        LookupError: it is neither a key of a recipe nor a job.
+    """
     jobs = data.get("jobs")
     jobs = jobs if isinstance(jobs, dict) else {}
     if first in field_names(Recipe):
@@ -69,28 +84,32 @@ def _start(data: dict[str, Any], first: str) -> list[str]:
     if first == "stages" and "student" in jobs:
         return ["jobs", "student", "stages"]
     near = did_you_mean(first, [*field_names(Recipe), *map(str, jobs)])
-    raise LookupError(f"{first!r} is neither a key of a recipe nor a job of this one. {near}".strip())
+    raise LookupError(f"Unknown key or job {first!r}. {near}".strip())
 
 
-def _key(here: Any, part: str, path: Loc) -> str | int:
-    """The key or the number that ``part`` means in a mapping or a list."""
-    if isinstance(here, dict):
-        of_numbers = bool(here) and all(isinstance(key, int) for key in here)
-        return int(part) if of_numbers and part.isdecimal() else part
-    if not isinstance(here, list):
-        raise LookupError(f"{path_text(path)} is {shown(here)}, which holds no {part!r}")
-    if part.isdecimal() and int(part) < len(here):
+def _key(container: Any, part: str, path: Loc) -> str | int:
+    """The key or the index that ``part`` stands for in the mapping or list at ``path``.
+
+    Raises:
+        LookupError: the container is neither, or the list has no such item.
+    """
+    if isinstance(container, dict):
+        numbered = bool(container) and all(isinstance(key, int) for key in container)
+        return int(part) if numbered and part.isdecimal() else part
+    if not isinstance(container, list):
+        raise LookupError(f"{path_text(path)} is {shown(container)}, so it has no {part!r}")
+    if part.isdecimal() and int(part) < len(container):
         return int(part)
-    names = [_name(item) for item in here]
+    names = [_name(item) for item in container]
     if part in names:
         return names.index(part)
-    numbers = f"0 to {len(here) - 1}" if here else "none, it is empty"
+    numbers = f"its numbers: 0 to {len(container) - 1}" if container else "it is empty"
     near = did_you_mean(part, [name for name in names if name])
-    raise LookupError(f"{path_text(path)} has no item {part!r} (its numbers: {numbers}). {near}".strip())
+    raise LookupError(f"{path_text(path)} has no item {part!r} ({numbers}). {near}".strip())
 
 
 def _name(item: Any) -> str:
-    """What an item of a list is called: its name, or its knowledge's."""
+    """The name of a list's item or of its knowledge; empty if it has none."""
     if isinstance(item, dict):
         return _name(item.get("name") or item.get("knowledge"))
     return item if isinstance(item, str) else ""
