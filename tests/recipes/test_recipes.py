@@ -55,19 +55,19 @@ def test_a_student_may_name_another_teacher_or_none(here: Path) -> None:
     [
         (
             SHORT + "jobs: {teacher: {network: x, weights: f}}\n",
-            "r.yaml:3: teacher: job 'teacher' stands under 'jobs' as well; give it once",
+            "r.yaml:3: teacher: job 'teacher' is also given under 'jobs'; give it once",
         ),
         (
             SHORT + "jobs: {student: resnet8}\n",
-            "r.yaml:7: student: job 'student' stands under 'jobs' as well; give it once",
+            "r.yaml:7: student: job 'student' is also given under 'jobs'; give it once",
         ),
         (
             SHORT.replace("student: resnet8\n", ""),
-            "r.yaml:7: stages: 'stages' at the top belong to a 'student' at the top",
+            "r.yaml:7: stages: 'stages' at the top level need a 'student' at the top level",
         ),
         (
             SHORT.replace("student: resnet8", "student: {network: resnet8, stages: []}"),
-            "r.yaml:8: stages: the student has stages of its own",
+            "r.yaml:8: stages: the student's stages are also given under 'student'",
         ),
         (
             SHORT.replace("student: resnet8", "student: 8"),
@@ -141,7 +141,7 @@ seed: true
         f"r.yaml:19: jobs.student.stages[2].transfer.weight: {schedule}, got 'much'",
         "r.yaml:20: jobs.student.stages[2].rule: Unknown rule 'adaptive'. Did you mean 'adaptive_clip'?",
         "r.yaml:21: jobs.student.stages[3]: 'players' is missing",
-        "r.yaml:21: jobs.student.stages[3].lr: this stage has 'players' or 'cycle', so the key goes inside them",
+        "r.yaml:21: jobs.student.stages[3].lr: a stage with 'players' or 'cycle' takes this key inside them",
         "r.yaml:22: jbs: unknown key. Did you mean 'jobs'?",
         "r.yaml:23: seed: expected a whole number, got 'true'",
     }
@@ -195,10 +195,10 @@ def test_missing_and_unreadable_files(here: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "r.yaml: it is empty"),
+        ("", "r.yaml: expected a mapping with keys such as 'name', 'data' and 'jobs', got an empty file"),
         ("- 1", "r.yaml: expected a mapping"),
         ("just text", "r.yaml: expected a mapping"),
-        ("a: [", "r.yaml:1: this cannot"),
+        ("a: [", "r.yaml:1: invalid YAML"),
     ],
 )
 def test_files_that_hold_no_recipe(here: Path, text: str, said: str) -> None:

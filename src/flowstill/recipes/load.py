@@ -1,4 +1,4 @@
-"""Recipes by name or from YAML files: read, changed by options, checked, with every problem named by file and line."""
+"""Load recipes by name or from YAML files, apply options, validate; problems come with file and line."""
 
 from __future__ import annotations
 
@@ -20,18 +20,22 @@ from flowstill.recipes.scaling import scaled
 from flowstill.recipes.shorthand import SHORTHAND, expand, jobs_as_mappings
 from flowstill.schema import validated
 from flowstill.schema.code import import_code, located
-from flowstill.schema.problems import Loc, Problem, Problems
+from flowstill.schema.problems import Loc, Problem, Problems, shown
 from flowstill.transfer.knowledge import Knowledge
 from flowstill.transfer.stages import PLAYER_KEYS, UPDATE_KEYS
 
 __all__ = ["dump_recipe", "load_recipe", "recipe_names", "scaled"]
 
-MOST_SCALE = 1000
+MAX_SCALE = 1000
 _STAGE_SHORT = (*PLAYER_KEYS, *UPDATE_KEYS)
 
 
 def recipe_names() -> dict[str, str]:
-    """The recipes that come with the package: name -> what it is about."""
+    """The packaged recipes.
+
+    Returns:
+        What each recipe is for, by its name.
+    """
     return {name: str(_read(file, file.name).data.get("about", "")) for name, file in sorted(_packaged().items())}
 
 
@@ -44,19 +48,19 @@ def load_recipe(
     data_root: str | Path | None = None,
     trust_code: bool = False,
 ) -> Recipe:
-    """Read a recipe that comes with the package, a YAML file, or the ``recipe.yaml`` of a run; or change a Recipe.
+    """Load a packaged recipe, a YAML file or the ``recipe.yaml`` of a run, or change a Recipe.
 
     Args:
-        source: a packaged recipe's name, a path, or a Recipe, whose ``uses`` are trusted.
+        source: a packaged recipe's name, a path, or a Recipe; the ``uses`` of a Recipe are trusted.
         set: changes such as ``data.batch=64`` or ``teacher.weights=FILE``, applied in order.
         scale: multiplies every count of steps (``scaled``).
-        seed: instead of the recipe's.
-        data_root: where data sets lie, instead of the recipe's ``data.root``.
-        trust_code: allow Python files that the recipe ``uses`` or takes networks from; their code runs.
+        seed: replaces the recipe's seed.
+        data_root: folder of the data sets; replaces the recipe's ``data.root``.
+        trust_code: allow the recipe to run Python files, in ``uses`` or as networks.
 
     Raises:
-        RecipeError: with all problems, a line for each: ``recipe.yaml:12: jobs.student.seed: expected a whole number,
-            got 'abc'``.
+        RecipeError: invalid input. All problems are listed, one per line, such as ``recipe.yaml:12:
+            jobs.student.seed: expected a whole number, got 'abc'``.
 
     Example:
         >>> load_recipe("fsp-table3", scale=0.02, set=["fsp.stages.transfer.lr=0.01"]).jobs["fsp"].stages[0].steps
@@ -69,8 +73,8 @@ def load_recipe(
         document, folder, trust_used = _read(file, title), os.path.dirname(source), trust_code
     _import_used(document, [change for change in set if _is_of_uses(change)], folder, trust_used)
     _change(document, [change for change in set if not _is_of_uses(change)], seed, data_root)
-    if not 0 < scale <= MOST_SCALE:
-        document.problems.append((Place("--scale"), f"expected a number above 0, at most {MOST_SCALE}, got {scale}"))
+    if not 0 < scale <= MAX_SCALE:
+        document.problems.append((Place("--scale"), f"expected a number above 0, at most {MAX_SCALE}, got {scale}"))
     recipe = _checked(document)
     if recipe is not None and not trust_code:
         _distrust(document, recipe)
@@ -86,7 +90,14 @@ def _packaged() -> dict[str, Traversable]:
 
 
 def _find(name_or_path: str | Path) -> tuple[Traversable | Path, str]:
-    """The file that is meant, and what messages call it. Raises: RecipeError."""
+    """Find a recipe's file.
+
+    Returns:
+        The file, and its name in messages.
+
+    Raises:
+        RecipeError: there is no such recipe.
+    """
     text, path, packaged = str(name_or_path), Path(name_or_path), _packaged()
     if isinstance(name_or_path, str) and text in packaged:
         return packaged[text], packaged[text].name
@@ -95,44 +106,52 @@ def _find(name_or_path: str | Path) -> tuple[Traversable | Path, str]:
     if os.path.isdir(path):
         raise RecipeError(f"{path} is a folder. Give the path of a YAML file, such as {path / 'recipe.yaml'}.")
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
-        beside = [file.name for file in path.parent.glob("*.y*ml")]
-        raise RecipeError(f"There is no recipe file {text}. {did_you_mean(path.name, [*beside, *packaged])}".strip())
+        siblings = [file.name for file in path.parent.glob("*.y*ml")]
+        raise RecipeError(f"There is no recipe file {text}. {did_you_mean(path.name, [*siblings, *packaged])}".strip())
     raise RecipeError(f"There is no recipe {text!r}. {did_you_mean(text, packaged)} Or give the path of a YAML file.")
 
 
 def _read(file: Traversable | Path, source: str) -> Document:
-    """A recipe file as plain data. Raises: RecipeError if it holds no mapping."""
+    """Read a recipe file as plain data.
+
+    Raises:
+        RecipeError: the file cannot be read, or is not a mapping.
+    """
     try:
         document = read_yaml(file.read_text(encoding="utf-8"), source)
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{source} cannot be read: {error}") from None
     if not isinstance(document.data, dict):
-        what = "it is empty" if document.data is None else "expected a mapping"
-        expected = f"{source}: {what}; a recipe begins with keys such as 'name', 'data' and 'jobs'"
+        received = "an empty file" if document.data is None else shown(document.data)
+        expected = f"{source}: expected a mapping with keys such as 'name', 'data' and 'jobs', got {received}"
         raise RecipeError(document.text() or expected)
-    document.data.pop("run", None)  # what a run noted beside its recipe
+    document.data.pop("run", None)  # a run's own facts, written beside its recipe
     return document
 
 
 def _is_of_uses(change: str) -> bool:
-    """Whether a ``PATH=VALUE`` changes what the recipe uses."""
+    """Whether a ``PATH=VALUE`` changes the recipe's ``uses``."""
     return re.match(r"\s*uses\s*[=.\[]", change) is not None
 
 
 def _import_used(document: Document, changes: Sequence[str], folder: str, trust_code: bool) -> None:
-    """Import what a recipe ``uses``, before anything else in it is looked up by name.
+    """Import what a recipe ``uses``, before other names in it are looked up, and make paths of files absolute.
 
-    Files become absolute paths, looked for in ``folder``, the recipe file's, first.
+    Args:
+        document: the recipe's data, changed in place.
+        changes: ``PATH=VALUE`` of ``uses``, applied first.
+        folder: the recipe file's folder; relative paths are looked up here first.
+        trust_code: allow Python files.
 
     Raises:
-        RecipeError: one of them may not be imported, or cannot be.
+        RecipeError: an import fails or is not allowed.
     """
     for change in changes:
         override(document, change)
     names = document.data.get("uses")
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        return  # the schema says what is wrong with it
+        return  # validation reports the problem
     document.data["uses"] = [located(name, folder) for name in names]
     for number, name in enumerate(document.data["uses"]):
         try:
@@ -143,7 +162,7 @@ def _import_used(document: Document, changes: Sequence[str], folder: str, trust_
 
 
 def _change(document: Document, changes: Sequence[str], seed: int | None, data_root: str | Path | None) -> None:
-    """Bring the data into the schema's form and apply the options to it."""
+    """Expand the data's short forms and apply the options."""
     expand(document)
     jobs_as_mappings(document)
     for change in changes:
@@ -157,42 +176,42 @@ def _change(document: Document, changes: Sequence[str], seed: int | None, data_r
 
 
 def _check_teachers(document: Document) -> None:
-    """A teacher must have learned something: by its stages, from a file, or because it comes pretrained."""
+    """Check that every teacher has trained weights: from its stages, from a file or pretrained."""
     jobs = document.data.get("jobs")
     jobs = {name: job for name, job in jobs.items() if isinstance(job, dict)} if isinstance(jobs, dict) else {}
     teachers = ["teacher", *(str(job.get("teacher")) for job in jobs.values())]
     for name, job in jobs.items():
         network = job.get("network")
         options = network.get("options") if isinstance(network, dict) else None
-        named = network.get("name") if isinstance(network, dict) else None
-        learned = (isinstance(options, dict) and bool(options.get("pretrained"))) or is_object(str(named))
-        if name in teachers and not learned and not any(job.get(key) for key in ("stages", "weights", "start")):
+        network_name = network.get("name") if isinstance(network, dict) else None
+        trained = (isinstance(options, dict) and bool(options.get("pretrained"))) or is_object(str(network_name))
+        if name in teachers and not trained and not any(job.get(key) for key in ("stages", "weights", "start")):
             document.say(("jobs", name), "a teacher needs 'weights' (a file) or 'stages' that train it")
 
 
 def _checked(document: Document) -> Recipe | None:
-    """The recipe, or None with the problems noted in the document."""
+    """The validated recipe; None if it is invalid, with the problems recorded in the document."""
     try:
         return validated(Recipe, document.data)
     except Problems as error:
         for problem in error.problems:
-            path = _written(document.data, problem.loc)
+            path = _path_in_data(document.data, problem.loc)
             document.say(path, _sentence(problem, document.data, path))
     return None
 
 
-def _written(data: Any, loc: Loc) -> Loc:
-    """The path at which the schema's ``loc`` stands in the data: what a short form leaves out is passed over."""
+def _path_in_data(data: Any, loc: Loc) -> Loc:
+    """The schema's ``loc`` as a path in the data, without the parts that a short form leaves out."""
     path: Loc = ()
     for part in loc:
-        inside = part in data if isinstance(data, dict) else isinstance(data, list) and part in range(len(data))
-        if inside:
+        found = part in data if isinstance(data, dict) else isinstance(data, list) and part in range(len(data))
+        if found:
             data, path = data[part], (*path, part)
     return path
 
 
 def _sentence(problem: Problem, data: Any, path: Loc) -> str:
-    """The problem's text; for an unknown key, short forms' keys count among the valid ones."""
+    """The problem's text; for an unknown key, the keys of short forms are suggested too."""
     if problem.owner is Recipe:
         return problem.sentence(SHORTHAND)
     if problem.owner is Stage:
@@ -201,17 +220,15 @@ def _sentence(problem: Problem, data: Any, path: Loc) -> str:
         if "players" not in data and "cycle" not in data:
             return problem.sentence(_STAGE_SHORT)
         if path[-1] in _STAGE_SHORT:
-            return "this stage has 'players' or 'cycle', so the key goes inside them"
+            return "a stage with 'players' or 'cycle' takes this key inside them"
     if problem.owner is not None and issubclass(problem.owner, Knowledge):
         return problem.sentence(["weight"])
     return problem.sentence()
 
 
 def _distrust(document: Document, recipe: Recipe) -> None:
-    """Refuse networks whose building runs a Python file that the recipe names."""
+    """Refuse networks that run a Python file named in the recipe."""
     for name, job in recipe.jobs.items():
         if needs_trust(job.network.name):
-            path = _written(document.data, ("jobs", name, "network", "name"))
-            document.say(
-                path, f"{job.network.name!r} runs a Python file; allow that with --trust-code (trust_code=True)"
-            )
+            path = _path_in_data(document.data, ("jobs", name, "network", "name"))
+            document.say(path, f"{job.network.name!r} runs a Python file; allow it with --trust-code (trust_code=True)")

@@ -1,4 +1,4 @@
-"""A whole recipe from two networks, images and a method."""
+"""Build a whole recipe from two networks, images and a method."""
 
 from __future__ import annotations
 
@@ -22,35 +22,49 @@ def method_recipe(
     alone_too: bool = False,
     seed: int = 0,
 ) -> Recipe:
-    """A recipe in which ``teacher``, finished, teaches ``student`` by these stages.
+    """A recipe in which a trained ``teacher`` teaches ``student``.
 
-    alone_too: train the student's network by itself as well, on the labels for as many updates as all stages have.
+    Args:
+        name: the method's name, and the recipe's.
+        stages: how the student is trained.
+        teacher: a job with trained weights.
+        student: a job without stages.
+        data: the images.
+        alone_too: also train the student's network alone, on the labels, for the same total number of updates.
+        seed: the recipe's seed.
 
-    >>> from flowstill.transfer.methods import find_method
-    >>> teacher, student = Job("resnet26", weights="teacher.safetensors"), Job("resnet8")
-    >>> recipe = method_recipe("kd", find_method("kd").stages(3), teacher, student, Data("digits"))
-    >>> list(recipe.jobs), recipe.jobs["student"].teacher
-    (['teacher', 'student'], 'teacher')
+    Example:
+        >>> from flowstill.transfer.methods import find_method
+        >>> teacher, student = Job("resnet26", weights="teacher.safetensors"), Job("resnet8")
+        >>> recipe = method_recipe("kd", find_method("kd").stages(3), teacher, student, Data("digits"))
+        >>> list(recipe.jobs), recipe.jobs["student"].teacher
+        (['teacher', 'student'], 'teacher')
     """
-    jobs = {"teacher": replace(teacher, about=teacher.about or f"{teacher.network.name}, as it is given")}
+    jobs = {"teacher": replace(teacher, about=teacher.about or f"{teacher.network.name}, already trained")}
     if alone_too:
-        about = f"{student.network.name} alone, as many updates in all"
-        jobs["student_alone"] = replace(student, stages=_by_itself(sum(stage.steps for stage in stages)), about=about)
+        about = f"{student.network.name} trained alone for the same total number of updates"
+        jobs["student_alone"] = replace(
+            student, stages=_alone_stages(sum(stage.steps for stage in stages)), about=about
+        )
     about = f"{student.network.name}, taught by {name}"
     jobs["student"] = replace(student, stages=stages, teacher="teacher", about=about)
     return Recipe(name, data, jobs, seed=seed, about=f"{teacher.network.name} into {student.network.name} by {name}")
 
 
-def _by_itself(steps: int) -> tuple[Stage, ...]:
-    """The task alone, its learning rates stretched to ``steps``."""
-    (whole,) = alone(TASK, TASK_LR)
-    return alone(steps, TASK_LR.scaled(steps / whole.steps))
+def _alone_stages(steps: int) -> tuple[Stage, ...]:
+    """One stage on the labels, with the learning rate schedule stretched to ``steps``."""
+    (usual,) = alone(TASK, TASK_LR)
+    return alone(steps, TASK_LR.scaled(steps / usual.steps))
 
 
 def usual_data(name: str) -> Data:
-    """A data set by name, with the augmentation that networks are usually trained with on it.
+    """A data set with its usual augmentation for training.
 
-    >>> usual_data("cifar10").augment.crop, usual_data("owner/set").augment == Augment()
-    (4, True)
+    Args:
+        name: of the data set; unknown sets get the default augmentation.
+
+    Example:
+        >>> usual_data("cifar10").augment.crop, usual_data("owner/set").augment == Augment()
+        (4, True)
     """
     return Data(name, augment=NAMED[name].augment if name in NAMED else Augment())

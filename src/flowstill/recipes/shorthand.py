@@ -1,4 +1,4 @@
-"""What a recipe file may say in short at its top: ``teacher``, ``student`` and ``stages`` mean two jobs."""
+"""Short forms in recipe files: ``teacher``, ``student`` and ``stages`` at the top level stand for two jobs."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ SHORTHAND = ("teacher", "student", "stages")
 
 
 def expand(document: Document) -> None:
-    """Move ``teacher``, ``student`` and ``stages`` from the top of a recipe's data to ``jobs``.
+    """Move ``teacher``, ``student`` and ``stages`` from the top level of a recipe's data to ``jobs``.
 
-    ``teacher: resnet26`` is a job of that network; ``student`` with ``stages`` beside it is taught by ``teacher``.
-    Both may stand beside ``jobs``, but no job may be given twice. Problems are noted in the document.
+    ``teacher: resnet26`` is a job with that network; ``student`` and ``stages`` make a job taught by ``teacher``.
+    ``jobs`` may be given too, but no job twice. Problems are recorded in the document.
+
+    Args:
+        document: the recipe's data, changed in place.
     """
     data = document.data
     given = data.get("jobs", {})
-    if not isinstance(given, dict):  # the schema will say so; nothing can be put beside it
+    if not isinstance(given, dict):  # validation reports the problem
         document.data = {key: value for key, value in data.items() if key not in SHORTHAND}
         return
     if not any(key in data for key in ("jobs", *SHORTHAND)):
@@ -34,7 +37,7 @@ def expand(document: Document) -> None:
         if key == "jobs":
             jobs |= {name: job for name, job in value.items() if name not in jobs}
         elif key in given:
-            document.say((key,), f"job {key!r} stands under 'jobs' as well; give it once")
+            document.say((key,), f"job {key!r} is also given under 'jobs'; give it once")
         else:
             jobs[key] = value
             _move(document, (key,), ("jobs", key))
@@ -43,11 +46,11 @@ def expand(document: Document) -> None:
     student = None if "student" in given else jobs.get("student")
     has_stages, stages = "stages" in data, data.pop("stages", None)
     if has_stages and not has_student:
-        document.say(("stages",), "'stages' at the top belong to a 'student' at the top, and there is none")
+        document.say(("stages",), "'stages' at the top level need a 'student' at the top level")
     if not isinstance(student, dict):
-        return  # no student at the top, or one that is refused as it is
+        return  # no student at the top level, or an invalid one
     if has_stages and "stages" in student:
-        document.say(("stages",), "the student has stages of its own as well; give them once")
+        document.say(("stages",), "the student's stages are also given under 'student'; give them once")
     elif has_stages:
         student["stages"] = stages
         _move(document, ("stages",), ("jobs", "student", "stages"))
@@ -56,10 +59,14 @@ def expand(document: Document) -> None:
 
 
 def jobs_as_mappings(document: Document) -> None:
-    """Write out what stands in short form in a job.
+    """Expand the short forms of jobs.
 
     ``NAME`` is short for ``{network: NAME}``, ``stages: METHOD`` for the method's stages, and
-    ``stages: {procedure: NAME, ...}`` for the stages that the procedure makes of the other keys.
+    ``stages: {procedure: NAME, ...}`` for the stages that the procedure builds from the other keys. Problems are
+    recorded in the document.
+
+    Args:
+        document: the recipe's data, changed in place.
     """
     jobs = document.data.get("jobs")
     if not isinstance(jobs, dict):
@@ -74,7 +81,7 @@ def jobs_as_mappings(document: Document) -> None:
 
 
 def _method(document: Document, job: str, name: str) -> list[Any]:
-    """The stages of a method; none, with the problem noted, if there is no such method."""
+    """The stages of a method; none if the method does not exist, with the problem recorded."""
     try:
         found = find_method(name)
     except RecipeError as error:
@@ -82,15 +89,15 @@ def _method(document: Document, job: str, name: str) -> list[Any]:
         return []
     if found.by_section:
         document.say(
-            ("jobs", job, "stages"), f"the stages of {name!r} depend on the networks' sections; write them out"
+            ("jobs", job, "stages"), f"the stages of {name!r} depend on the networks' sections; list them here"
         )
         return []
-    made: list[Any] = plain(found.stages(0))
-    return made
+    stages: list[Any] = plain(found.stages(0))
+    return stages
 
 
 def _procedure(document: Document, path: Loc, given: dict[Any, Any]) -> list[Any]:
-    """The stages that a procedure makes of its arguments; none, with the problems noted, if they do not fit."""
+    """The stages that a procedure builds from its arguments; none if they are invalid, with the problems recorded."""
     arguments = {key: value for key, value in given.items() if key != "procedure"}
     try:
         stages = make_stages(given["procedure"], arguments)
@@ -101,12 +108,12 @@ def _procedure(document: Document, path: Loc, given: dict[Any, Any]) -> list[Any
     except RecipeError as error:
         document.say((*path, "procedure"), str(error))
         return []
-    made: list[Any] = plain(stages)
-    return made
+    written: list[Any] = plain(stages)
+    return written
 
 
 def _move(document: Document, old: tuple[str, ...], new: tuple[str, ...]) -> None:
-    """Note that what stood at ``old``, and below, now stands at ``new``."""
+    """Move the places of ``old`` and everything below it to ``new``."""
     places = document.places
     for path in [path for path in places if path[: len(old)] == old]:
         places[(*new, *path[len(old) :])] = places.pop(path)
