@@ -19,64 +19,25 @@ from flowstill.reports import write_report
 from flowstill.reports.table import table_text
 from flowstill.schema import code
 from flowstill.schema.registry import Registry
+from support.compared_runs import PLAIN, assert_same, stop_at
+from support.outside_code import TRANSFER
 
-MINE = '''
-from typing import ClassVar, Literal
-
+MINE = (
+    TRANSFER
+    + """
 import numpy as np
-import torch
 from torch import nn
-
-import flowstill as fs
-
-
-class MeansLoss(fs.Loss):
-    """The squared difference of the sections' mean values."""
-
-    storable = True
-
-    def __init__(self, pairs):
-        super().__init__()
-        self.teacher_taps = tuple(pair.teacher.exit for pair in pairs)
-        self.student_taps = tuple(pair.student.exit for pair in pairs)
-
-    def target(self, teacher, batch=None):
-        return tuple(teacher.maps[tap].float().mean((1, 2, 3)) for tap in self.teacher_taps)
-
-    def forward(self, student, target):
-        means = (student.maps[tap].float().mean((1, 2, 3)) for tap in self.student_taps)
-        return torch.stack([(a - b).square().mean() for a, b in zip(means, target)]).sum()
-
-
-@fs.register
-@fs.specification
-class Means(fs.Knowledge):
-    summary: ClassVar[str] = "mean values of the sections"
-    name: Literal["my-means"] = "my-means"
-
-    def build(self, pairs, setting=None):
-        return MeansLoss(pairs)
-
-
-@fs.register_rule
-@fs.specification
-class Half(fs.Rule):
-    summary: ClassVar[str] = "the task's gradient and half of the transfer's"
-    name: Literal["my-half"] = "my-half"
-
-    def meet(self, task, transfer, *, step, decayed):
-        return [a if b is None else b / 2 if a is None else a + b / 2 for a, b in zip(task, transfer)]
 
 
 @fs.register_procedure
 def my_joint(transfer, *, steps: int, lr):
-    """Task and half of the transfer at once."""
+    '''Task and half of the transfer at once.'''
     return fs.joint(transfer, steps=steps, lr=lr, rule=Half())
 
 
-@fs.register_method("my-method", transfers="mean values", needs="sections")
+@fs.register_method("my-method", transfers="mean squares", needs="sections")
 def my_method():
-    return my_joint(Means(), steps=4, lr=0.01)
+    return my_joint(Norms(), steps=4, lr=0.01)
 
 
 @fs.register_reader("my-arrays", about="digits.npz", recognises=lambda folder: (folder / "digits.npz").is_file())
@@ -86,7 +47,7 @@ def read(folder):
     return pairs[:48], pairs[48:]
 
 
-@fs.register_network("my-network", about="two convolutions")
+@fs.register_network("my-network", about="four convolutions")
 def network(num_classes=10, in_channels=3, *, width=4):
     return nn.Sequential(
         nn.Conv2d(in_channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(),
@@ -100,7 +61,8 @@ def network(num_classes=10, in_channels=3, *, width=4):
 @fs.register_column("my-kilo", "thousands", width="narrow")
 def kilo(row):
     return None if row.parameters is None else f"{row.parameters / 1000:.3f}k"
-'''
+"""
+)
 RECIPE = """
 uses: mine.py
 name: outside
@@ -111,28 +73,22 @@ jobs:
   second:
     network: my-network
     teacher: teacher
-    stages: {procedure: my_joint, transfer: my-means, steps: 4, lr: {0: 0.01, 2: 0.001}}
+    stages: {procedure: my_joint, transfer: my-norms, steps: 4, lr: {0: 0.01, 2: 0.001}}
 """
 JOBS = ("teacher", "student", "second")
-PLAIN = {"device": "cpu", "precision": "32", "progress": False}
 ON_CPU = ["--device", "cpu", "--trust-code"]
 
 
-class Stop(Exception):
-    """Stands for a kill."""
-
-
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory: a recipe, the file that it uses, and a folder of images that only this file can read."""
-    (tmp_path / "mine.py").write_text(MINE)
-    (tmp_path / "r.yaml").write_text(RECIPE)
-    (tmp_path / "images").mkdir()
+    (here / "mine.py").write_text(MINE)
+    (here / "r.yaml").write_text(RECIPE)
+    (here / "images").mkdir()
     images = np.random.default_rng(0).integers(0, 256, (64, 8, 8), dtype=np.uint8)
-    np.savez(tmp_path / "images" / "digits.npz", images=images, labels=np.arange(64) % 4)
-    monkeypatch.chdir(tmp_path)
+    np.savez(here / "images" / "digits.npz", images=images, labels=np.arange(64) % 4)
     monkeypatch.setenv("COLUMNS", "200")
-    return tmp_path
+    return here
 
 
 def forget() -> None:
@@ -153,7 +109,7 @@ def test_everything_from_one_file_is_trained_evaluated_reloaded_and_reported(
     recipe = load_recipe("r.yaml", trust_code=True)
     updates = [recipe.jobs[job].stages[0].updates[0] for job in ("student", "second")]
     assert [(update.transfer[0].knowledge.name, update.rule.name) for update in updates] == [
-        ("my-means", "my-half")
+        ("my-norms", "my-half")
     ] * 2
     run = fs.Run.open("run")
     sizes = {job: f"{run.summary.jobs[job].parameters / 1000:.3f}k" for job in JOBS}
@@ -178,7 +134,7 @@ def test_everything_from_one_file_is_trained_evaluated_reloaded_and_reported(
     assert again.student(torch.zeros(2, 1, 8, 8)).shape == (2, 4)
     page = write_report(again).read_text()
     assert_shown(table_text(again), sizes)
-    assert all(size in page for size in (*sizes.values(), "thousands", "my-means", "my-half"))
+    assert all(size in page for size in (*sizes.values(), "thousands", "my-norms", "my-half"))
 
 
 def assert_shown(table: str, sizes: dict[str, str]) -> None:
@@ -190,19 +146,14 @@ def assert_shown(table: str, sizes: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("job", JOBS)
 def test_a_stopped_run_resumes_to_the_same_bytes(here: Path, job: str) -> None:
-    def stop(name: str, stage: str, done: int) -> None:
-        if (name, done) == (job, 2):
-            raise Stop
-
     whole = fs.train(load_recipe("r.yaml", trust_code=True), "whole", **PLAIN)
-    with pytest.raises(Stop):
-        fs.train(load_recipe("r.yaml", trust_code=True), "stopped", on_step=stop, **PLAIN)
+    (stage,) = load_recipe("r.yaml", trust_code=True).jobs[job].stages
+    with pytest.raises(KeyboardInterrupt):
+        fs.train(load_recipe("r.yaml", trust_code=True), "stopped", on_step=stop_at((job, stage.name, 2)), **PLAIN)
+    assert not fs.Run.open("stopped").finished
     forget()
-    command = ["train", "r.yaml", "--out", "stopped", "--precision", "32", "--resume", *ON_CPU]
-    assert main(command) == 0
-    for name in JOBS:
-        want, got = (Path(folder, f"{name}.safetensors").read_bytes() for folder in (whole.path, "stopped"))
-        assert got == want
+    assert main(["train", "r.yaml", "--out", "stopped", "--precision", "32", "--resume", *ON_CPU]) == 0
+    assert_same(fs.Run.open("stopped"), whole)
 
 
 def test_distill_takes_all_of_it_from_the_command_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -237,12 +188,12 @@ def flowstill(*arguments: str, **options: object) -> subprocess.CompletedProcess
 @pytest.mark.parametrize(
     ("kind", "line"),
     [
-        ("knowledge", "my-means +mean values of the sections"),
-        ("methods", "my-method +mean values +sections"),
+        ("knowledge", "my-norms +mean squares of the maps"),
+        ("methods", "my-method +mean squares +sections"),
         ("procedures", "my_joint +Task and half of the transfer at once"),
         ("rules", "my-half +the task's gradient and half of the transfer's"),
         ("readers", "my-arrays +digits.npz"),
-        ("nets", "my-network +two convolutions"),
+        ("nets", "my-network +four convolutions"),
     ],
 )
 def test_an_installed_package_is_listed_without_uses(installed: dict[str, str], kind: str, line: str) -> None:
@@ -269,7 +220,7 @@ def test_an_installed_package_that_cannot_be_imported_is_left_out_with_a_warning
     (tmp_path / "site" / "outside_package.py").write_text("1 / 0\n")
     done = flowstill("list", "knowledge", env=installed)
     assert done.returncode == 0
-    assert "my-means" not in done.stdout
+    assert "my-norms" not in done.stdout
     assert "outside" in done.stderr
     assert "ZeroDivisionError" in done.stderr
     assert "Traceback" not in done.stderr

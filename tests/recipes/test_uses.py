@@ -16,53 +16,16 @@ from flowstill.recipes.dump import dump_recipe
 from flowstill.recipes.load import load_recipe
 from flowstill.reports import write_report
 from flowstill.schema.registry import Registry
+from support.compared_runs import PLAIN
+from support.outside_code import TRANSFER
 
-MINE = '''
+MINE = (
+    TRANSFER
+    + """
 from pathlib import Path
-from typing import Literal
-
-import torch
-import flowstill as fs
 
 with open(Path(__file__).with_suffix(".ran"), "a") as log:
     log.write("x")
-
-
-class NormsLoss(fs.Loss):
-    """The squared difference of the maps' mean squares."""
-
-    storable = True
-
-    def __init__(self, pairs):
-        super().__init__()
-        self.teacher_taps = tuple(pair.teacher.exit for pair in pairs)
-        self.student_taps = tuple(pair.student.exit for pair in pairs)
-
-    def target(self, teacher, batch=None):
-        return tuple(teacher.maps[tap].float().square().mean((1, 2, 3)) for tap in self.teacher_taps)
-
-    def forward(self, student, target):
-        ours = (student.maps[tap].float().square().mean((1, 2, 3)) for tap in self.student_taps)
-        return torch.stack([(a - b).square().mean() for a, b in zip(ours, target)]).sum()
-
-
-@fs.register
-@fs.specification
-class Norms(fs.Knowledge):
-    name: Literal["my-norms"] = "my-norms"
-
-    def build(self, pairs, setting=None):
-        return NormsLoss(pairs)
-
-
-@fs.register_rule
-@fs.specification
-class Half(fs.Rule):
-    name: Literal["my-half"] = "my-half"
-    share: float = 0.5
-
-    def meet(self, task, transfer, *, step, decayed):
-        return [a if b is None else b * self.share if a is None else a + self.share * b for a, b in zip(task, transfer)]
 
 
 @fs.register_procedure
@@ -73,7 +36,8 @@ def my_joint(transfer, *, steps: int, lr):
 @fs.register_method("my-method", transfers="the norms")
 def my_method():
     return fs.joint(Norms(), steps=4000, lr=0.01, rule=Half())
-'''
+"""
+)
 RECIPE = """
 uses: mine.py
 name: outside
@@ -81,7 +45,6 @@ data: {name: digits, batch: 16}
 teacher: {network: {name: resnet8, options: {width: 0.5}}, stages: [{name: task, steps: 2, task: labels, lr: 0.01}]}
 student: {network: {name: resnet8, options: {width: 0.5}}, stages: my-method}
 """
-PLAIN = {"device": "cpu", "precision": "32", "progress": False}
 
 
 @pytest.fixture
