@@ -123,9 +123,7 @@ def test_scale_must_be_above_nothing(here: Path, scale: float) -> None:
 
 def test_networks_from_python_files_need_trust(here: Path) -> None:
     text = SHORT.replace("resnet8", "nets/mine.py:make")
-    said = (
-        "jobs.student.network: 'nets/mine.py:make' runs a Python file; allow it with --trust-code (trust_code=True)"
-    )
+    said = "jobs.student.network: 'nets/mine.py:make' runs a Python file; allow it with --trust-code (trust_code=True)"
     assert problems(text) == [f"r.yaml:7: {said}"]
     assert load(text, trust_code=True).jobs["student"].network.name == "nets/mine.py:make"
     (said,) = problems(SHORT, set=["student.network=a.py:f"])

@@ -65,8 +65,10 @@ def view_numbers(augment: Augment, rows: Rows, drawn: Drawn | None) -> Tensor | 
 def changed(pixels: Tensor, drawn: Drawn | None, mean: Tensor, std: Tensor) -> Tensor:
     """Images (B, C, H, W) uint8, changed and normalised: (value - mean) / std, float32.
 
-    mean, std: (C,) float32 on the device of ``pixels``, in units of its values. Pixels from outside an image
-    are 0 after normalisation.
+    Args:
+        mean: (C,) float32 on the device of ``pixels``, in units of its values. Pixels from outside an image are 0 after
+            normalisation.
+        std: likewise.
     """
     scale, masks = (1 / std).view(-1, 1, 1), []
     if drawn is not None:

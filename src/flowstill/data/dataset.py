@@ -27,7 +27,8 @@ class Images(Protocol):
     ) -> Iterator[tuple[Rows, Tensor]]:
         """The images of each batch of ``plan``, (B, C, H, W) uint8 on the device.
 
-        seed: for what is drawn while decoding; None decodes them as for testing.
+        Args:
+            seed: for what is drawn while decoding; None decodes them as for testing.
         """
 
     def statistics(self, rows: Tensor) -> tuple[list[float], list[float]]:
@@ -123,8 +124,9 @@ class ImageData:
     def labelled_rows(self, labels: int | None = None) -> Tensor:
         """The rows of the training set whose labels the task may see, (n,) int64, ascending.
 
-        labels: how many; None for the specification's number. Classes are as equal in number as possible, and a smaller
-        number takes a subset of a larger one's.
+        Args:
+            labels: how many; None for the specification's number. Classes are as equal in number as possible, and a
+                smaller number takes a subset of a larger one's.
 
         Raises:
             DataError: there are fewer than classes, or more than training images.
@@ -155,9 +157,14 @@ class ImageData:
     ) -> Iterator[Batch]:
         """``steps`` batches of an endless sequence, from number ``start`` on.
 
-        stream: "labelled", the images whose labels the task may see, or "all", where the labels of the others are -1.
-        seed: of order and augmentation. labels: how many, instead of the specification's. rank, world: the processes
-        that share each batch; their parts, in the order of ranks, are what one process would see.
+        Args:
+            stream: "labelled", the images whose labels the task may see, or "all", where the labels of the others are
+                -1.
+            seed: of order and augmentation.
+            labels: how many, instead of the specification's.
+            rank: the processes that share each batch; their parts, in the order of ranks, are what one process would
+                see.
+            world: likewise.
 
         Raises:
             DataError: an image cannot be read, or a batch has fewer images than there are processes.
@@ -188,7 +195,11 @@ class ImageData:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """All test images once: (B, C, H, W) float32, normalised, and their labels, (B,) int64, both on the device.
 
-        The last batch may be smaller. rank, world: each process sees its contiguous share of the images.
+        The last batch may be smaller.
+
+        Args:
+            rank: each process sees its contiguous share of the images.
+            world: likewise.
         """
         device = torch.device(device)
         labels = self._labels[self._test_split]
@@ -211,7 +222,9 @@ def chosen_classes(
 ) -> tuple[tuple[str, ...], dict[str, Tensor]]:
     """The classes that the specification asks for, and the labels in their numbers, -1 for images of other classes.
 
-    classes, labels: all that the set has.
+    Args:
+        classes: all that the set has.
+        labels: likewise.
 
     Raises:
         DataError: a class that the set does not have.

@@ -27,8 +27,10 @@ DEVIATIONS = {"cifar10": (62.99, 62.09, 66.70), "cifar100": (68.21, 65.43, 70.46
 class Distortion:
     """What is done to each image of a split, always the same: it depends on the split and the image's row alone.
 
-    split: 0 for training images, 1 for test images. noise: the deviation of what is added to each value of red, green
-    and blue, in units of 0 to 255; None to blur instead.
+    Attributes:
+        split: 0 for training images, 1 for test images.
+        noise: the deviation of what is added to each value of red, green and blue, in units of 0 to 255; None to blur
+            instead.
     """
 
     split: int

@@ -23,7 +23,10 @@ IN_MEMORY = 4 * 2**30  # bytes of decoded images up to which a set is held in me
 
 
 def open_data(spec: Data, *, seed: int = 0) -> ImageData:
-    """The images that ``spec`` names, ready for training. seed: of the held-out and the labelled images.
+    """The images that ``spec`` names, ready for training.
+
+    Args:
+        seed: of the held-out and the labelled images.
 
     Raises:
         DataError: they are missing or unfit: the text names the file or row, and what to do.

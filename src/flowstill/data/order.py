@@ -87,7 +87,8 @@ def in_order(rows: Tensor, *, batch: int, rank: int = 0, world: int = 1) -> Iter
 def stratified(labels: Tensor, count: int, *, key: int, proportional: bool = False) -> Tensor:
     """``count`` rows of ``labels``, (N,) int64, ascending, with classes as equal in number as possible.
 
-    proportional: take the same share of each class instead. A smaller count takes a subset of a larger one's.
+    Args:
+        proportional: take the same share of each class instead. A smaller count takes a subset of a larger one's.
 
     >>> torch.tensor([0, 1] * 5)[stratified(torch.tensor([0, 1] * 5), 4, key=0)].bincount().tolist()
     [2, 2]

@@ -28,7 +28,11 @@ DIGESTED = 256  # images of each split that the fingerprint reads
 
 
 class Streamed:
-    """Both splits of a set, left encoded. random_areas: whether training shows random areas of its images."""
+    """Both splits of a set, left encoded.
+
+    Args:
+        random_areas: whether training shows random areas of its images.
+    """
 
     def __init__(self, splits: dict[str, Split], form: Form, *, workers: int, random_areas: bool) -> None:
         self._splits, self._form, self._random_areas = splits, form, random_areas
@@ -37,7 +41,10 @@ class Streamed:
     def batches(
         self, split: str, plan: Iterable[Rows], *, seed: int | None, device: torch.device
     ) -> Iterator[tuple[Rows, Tensor]]:
-        """The images of each batch of ``plan``, (B, C, H, W) uint8 on the device. seed: None decodes them as for testing.
+        """The images of each batch of ``plan``, (B, C, H, W) uint8 on the device.
+
+        Args:
+            seed: None decodes them as for testing.
 
         Raises:
             DataError: an image cannot be used; the text names the first.
@@ -83,7 +90,11 @@ class Streamed:
 
 
 class _Images(Dataset[tuple[Rows, Tensor | DataError]]):
-    """Decodes whole batches in a worker process. seed: of the random areas; None for the central ones."""
+    """Decodes whole batches in a worker process.
+
+    Args:
+        seed: of the random areas; None for the central ones.
+    """
 
     def __init__(self, split: Split, form: Form, seed: int | None) -> None:
         self.split, self.form, self.seed = split, form, seed

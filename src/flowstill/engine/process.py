@@ -57,7 +57,11 @@ def _do_spawned_part(used: UsedCode, fabric: Fabric, **arguments: Any) -> None:
 
 
 def do_part(fabric: Fabric, work: Work, out: Path, progress: bool | None, data: ImageData | None = None) -> None:
-    """One process's part. data: None to open it here."""
+    """One process's part.
+
+    Args:
+        data: None to open it here.
+    """
     recipe = work.recipe
     data = data or open_data(recipe.data, seed=recipe.seed)
     summary = new_summary(recipe, work.precision, fabric)

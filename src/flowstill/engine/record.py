@@ -21,7 +21,11 @@ _log = logging.getLogger("flowstill")
 
 
 class Record:
-    """Measures in all processes together. writer: None in those that do not write."""
+    """Measures in all processes together.
+
+    Args:
+        writer: None in those that do not write.
+    """
 
     def __init__(
         self, fabric: Fabric, data: ImageData, progress: Progress, writer: RunWriter | None, *, channels_last: bool
@@ -31,7 +35,11 @@ class Record:
         self._warned: set[tuple[str, str]] = set()
 
     def losses(self, step: Step, speed: float | None = None) -> None:
-        """Log the mean losses since the last call. speed: in images per second."""
+        """Log the mean losses since the last call.
+
+        Args:
+            speed: in images per second.
+        """
         for name, student in step.students.items():
             if not step.means[name].counts:
                 continue
@@ -78,5 +86,9 @@ class Record:
         return scores
 
     def ensemble(self, members: list[nn.Module], mean: Literal["softmax", "logits"]) -> dict[str, float]:
-        """Evaluate several networks as one. mean: whether probabilities or logits are averaged."""
+        """Evaluate several networks as one.
+
+        Args:
+            mean: whether probabilities or logits are averaged.
+        """
         return evaluate_networks(self.fabric, members, self.data, channels_last=self.channels_last, mean=mean)

@@ -79,7 +79,11 @@ class StageRun:
             self._load(state)
 
     def run(self, save: Callable[[StageRun], None]) -> None:
-        """All steps that are left. save: keeps ``state()`` whenever it is time to."""
+        """All steps that are left.
+
+        Args:
+            save: keeps ``state()`` whenever it is time to.
+        """
         context, stage, step = self.context, self.stage, self.step
         context.progress.stage(self.title, stage.name, step.number, stage.steps)
         logged = marks(stage.steps, LOG_POINTS)

@@ -23,7 +23,12 @@ from flowstill.transfer.stages import Stage, Term, Update
 
 @dataclass(frozen=True, eq=False)
 class LossTerm:
-    """A term of an update with its loss. name: in the metrics. task: of the task, not of the transfer."""
+    """A term of an update with its loss.
+
+    Attributes:
+        name: in the metrics.
+        task: of the task, not of the transfer.
+    """
 
     name: str
     term: Term

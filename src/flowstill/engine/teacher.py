@@ -27,7 +27,9 @@ Needs = tuple[tuple[Tap, ...], bool]  # which taps of a teacher, and whether its
 class TaughtBatch:
     """Images with what the teacher says of them.
 
-    reading: None where nothing was to be read. targets: those known before any student moves, stored or shared.
+    Attributes:
+        reading: None where nothing was to be read.
+        targets: those known before any student moves, stored or shared.
     """
 
     batch: Batch

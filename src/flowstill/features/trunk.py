@@ -91,7 +91,11 @@ Run = list[TrunkMap]  # maps of one size that follow each other
 
 @dataclass(frozen=True)
 class Trunk:
-    """What one forward shows, in order. image: height and width of the input."""
+    """What one forward shows, in order.
+
+    Attributes:
+        image: height and width of the input.
+    """
 
     image: Size
     maps: tuple[TrunkMap, ...]

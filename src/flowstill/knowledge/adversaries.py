@@ -28,7 +28,11 @@ def discrimination_loss(real: Tensor, student: Tensor, teacher: Tensor, alpha: f
 
 
 def deception_loss(scores: Tensor) -> Tensor:
-    """What a player of samples minimises: E log(1 - D), a scalar below 0. scores: D's logits, (B,)."""
+    """What a player of samples minimises: E log(1 - D), a scalar below 0.
+
+    Args:
+        scores: D's logits, (B,).
+    """
     return F.logsigmoid(-scores).mean()
 
 

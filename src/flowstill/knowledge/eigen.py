@@ -87,7 +87,8 @@ def _orthonormal(rows: Tensor) -> Tensor:
 def _chebyshev(gram: Tensor, rows: Tensor, cut: Tensor, degree: int) -> Tensor:
     """T(gram) on the rows: at most 1 for eigenvalues in [0, cut], growing as fast as possible above.
 
-    cut: (N,), an upper estimate of the largest eigenvalue that is not wanted.
+    Args:
+        cut: (N,), an upper estimate of the largest eigenvalue that is not wanted.
     """
     # A lower bound keeps the polynomial finite where a matrix has fewer nonzero eigenvalues than rows.
     twice = gram * (4 / cut.clamp_min(1e-3 / gram.shape[-1]))[:, None, None]

@@ -40,5 +40,9 @@ def check_in_range(knowledge: str, option: str, numbers: Sequence[int], pairs: P
 
 
 def end_below(pairs: Pairs, number: int) -> Tap:
-    """Where the student's section below this one ends: what it depends on is frozen. number: at least 1."""
+    """Where the student's section below this one ends: what it depends on is frozen.
+
+    Args:
+        number: at least 1.
+    """
     return pairs[number - 1].student.exit

@@ -25,7 +25,8 @@ class MobileNet(nn.Sequential):
     Images are (B, in_channels, H, W) of any size. ``dsc64`` is all of 64 channels, and so on; those of 128, 256 and 512
     start with a stride of 2. The paper's taps are ``dsc64``, ``dsc128``, ``dsc256`` and ``dsc512``.
 
-    sections: of each, how many channels and how many separable convolutions.
+    Args:
+        sections: of each, how many channels and how many separable convolutions.
     """
 
     def __init__(self, sections: Iterable[tuple[int, int]], num_classes: int, in_channels: int) -> None:

@@ -37,10 +37,13 @@ class ResidualModule(nn.Module):
 class ResNet8KR(nn.Sequential):
     """A 3x3 convolution to 16 channels, two residual modules, global average pooling, one linear layer.
 
-    Images are (B, in_channels, H, W) of any size. width: channels of the two modules; (28, 56) is the reduced student.
+    Images are (B, in_channels, H, W) of any size.
 
     The paper says 8 layers in 2 residual modules, 0.12 M parameters, 0.09 M reduced. A CIFAR ResNet-8 has 0.075 M; this
     is the layout found that has both. Strides are not given: with 2 and 2, the maps have the teacher's last two sizes.
+
+    Args:
+        width: channels of the two modules; (28, 56) is the reduced student.
 
     Raises:
         NetworkError: ``width`` is not two whole numbers, from 16 and not falling.

@@ -38,7 +38,8 @@ _EXPECTED = {
 class Problem:
     """One thing that is wrong: where it stands below the value that was checked, and what is said about it.
 
-    owner: the dataclass that has no key named ``loc[-1]``, where that is the problem.
+    Attributes:
+        owner: the dataclass that has no key named ``loc[-1]``, where that is the problem.
     """
 
     loc: Loc
@@ -119,7 +120,11 @@ class _Finding:
 
 
 def _read(found: list[_Finding], kind: Any, hint: str) -> list[Problem]:
-    """The problems of a value that should be a ``kind``. hint: how a reader would say what may stand here."""
+    """The problems of a value that should be a ``kind``.
+
+    Args:
+        hint: how a reader would say what may stand here.
+    """
     problems = [p for finding in found if not finding.loc for p in _here(finding, kind, hint)]
     below: dict[str | int, list[_Finding]] = {}
     for finding in found:

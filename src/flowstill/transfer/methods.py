@@ -146,8 +146,10 @@ def clipped(knowledge: Knowledge, optimizer: Optimizer | None = None) -> Stages:
 
 
 def added(knowledge: Knowledge, share: float | None = None) -> Stages:
-    """The sum of the task's loss and the transfer's. share: the transfer's weight, the task's being 1 - share; None for
-    1 and 1.
+    """The sum of the task's loss and the transfer's.
+
+    Args:
+        share: the transfer's weight, the task's being 1 - share; None for 1 and 1.
     """
     task = "labels" if share is None else Term("labels", round(1 - share, 6))
     return joint(Term(knowledge, share or 1.0), steps=TASK, lr=TASK_LR, task=task)
