@@ -74,7 +74,7 @@ class Plan:
     def key(self) -> str:
         """A digest of everything that can be trained for one seed, whichever rows are chosen."""
         jobs = {name: {**plain(job), "about": ""} for name, job in self.whole.jobs.items()}
-        data = {key: value for key, value in plain(self.whole.data).items() if key != "root"}
+        data = {key: value for key, value in plain(self.whole.data).items() if key not in ("root", "reader")}
         text = json.dumps([data, jobs, plain(self.whole.ensembles)], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 

@@ -18,7 +18,7 @@ from flowstill.runs import Run, is_run
 def teacher_key(recipe: Recipe, name: str, precision: str, content: str) -> str:
     """Digest everything that a teacher's weights depend on: network, stages, seeds, data and precision.
 
-    The folder of the data and the recipe that needs the teacher do not count.
+    The folder of the data, its reader and the recipe that needs the teacher do not count.
 
     Args:
         recipe: with the teacher among its jobs.
@@ -27,7 +27,11 @@ def teacher_key(recipe: Recipe, name: str, precision: str, content: str) -> str:
         content: fingerprint of the images.
     """
     job = recipe.jobs[name]
-    data = {key: value for key, value in plain(recipe.data).items() if key not in ("root", "unlabelled", "workers")}
+    data = {
+        key: value
+        for key, value in plain(recipe.data).items()
+        if key not in ("root", "reader", "unlabelled", "workers")
+    }
     parts = {
         "network": plain(job.network),
         "stages": plain(job.stages),
