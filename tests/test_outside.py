@@ -126,6 +126,12 @@ def test_everything_from_one_file_is_trained_evaluated_reloaded_and_reported(
         assert re.search(rf"^ *{job} +{run.summary.jobs[job].accuracy:.2f} ", shown, re.MULTILINE)
 
     forget()
+    Path("run/report.html").unlink()
+    assert main(["train", "r.yaml", "--out", "run", "--precision", "32", "--resume", *ON_CPU]) == 0
+    assert_shown(capsys.readouterr().out, sizes)
+    assert "thousands" in Path("run/report.html").read_text()
+
+    forget()
     again = fs.Run.open("run")
     with pytest.raises(fs.FlowstillError, match="--trust-code"):
         _ = again.student
