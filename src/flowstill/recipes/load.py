@@ -140,7 +140,7 @@ def _import_used(document: Document, changes: Sequence[str], folder: str, trust_
     Args:
         document: the recipe's data, changed in place.
         changes: ``PATH=VALUE`` of ``uses``, applied first.
-        folder: the recipe file's folder; relative paths are looked up here first.
+        folder: the recipe file's folder; where relative paths are looked up first.
         trust_code: allow Python files.
 
     Raises:
