@@ -74,7 +74,7 @@ def test_a_wrong_schedule_is_one_problem(value: Any, said: str) -> None:
             {"job": "a", "stgae": "b"},
             "Job.start: 'stage' is missing\nJob.start.stgae: unknown key. Did you mean 'stage'?",
         ),
-        ({"weights": 3}, "Job.start.weights: expected a text, got 3"),
+        ({"weights": 3}, "Job.start.weights: expected text, got 3"),
         ("x", "Job.start: expected a mapping with 'weights' or a mapping with 'job' and 'stage', got 'x'"),
     ],
 )

@@ -212,7 +212,7 @@ def test_a_file_is_looked_for_beside_the_recipe_then_in_the_working_directory(he
         ("[no_such_module]", "r.yaml:2: uses[0]: No module 'no_such_module'. Expected the name of an installed module"),
         ("bad.py", "r.yaml:2: uses[0]: {here}/bad.py cannot be imported: {here}/bad.py:2: ZeroDivisionError"),
         ("3", "r.yaml:2: uses: expected names of installed modules and paths of Python files, got 3"),
-        ("[mine.py, 3]", "r.yaml:2: uses[1]: expected a text, got 3"),
+        ("[mine.py, 3]", "r.yaml:2: uses[1]: expected text, got 3"),
     ],
 )
 def test_what_cannot_be_imported_is_one_clear_line(here: Path, uses: str, said: str, monkeypatch) -> None:

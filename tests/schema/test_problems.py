@@ -57,8 +57,8 @@ def problems(kind: type, value: Any) -> list[str]:
         ({"sizes": [1, 2, 3]}, "Kernel.sizes: expected at most 2 items, got [1, 2, 3]"),
         ({"sizes": [1, "x"]}, "Kernel.sizes[1]: expected a whole number, got 'x'"),
         ({"names": []}, "Kernel.names: expected a mapping, got []"),
-        ({"names": {"a": 1}}, "Kernel.names.a: expected a text, got 1"),
-        ({"names": {1: "a"}}, "Kernel.names[1]: a name is a text, not 1; put it in quotes"),
+        ({"names": {"a": 1}}, "Kernel.names.a: expected text, got 1"),
+        ({"names": {1: "a"}}, "Kernel.names[1]: expected text as the name, got 1; put it in quotes"),
         (
             {"shape": "sqare"},
             "Kernel.shape: expected 'round' or 'square' or a list or a whole number, got 'sqare'. "
@@ -99,7 +99,7 @@ def test_arguments_given_by_position_are_named() -> None:
         Optimizer("sgd", "a")
     with pytest.raises(RecipeError, match=r"^Optimizer\.momentum: expected a number, got 'true'$"):
         Optimizer("sgd", True)
-    with pytest.raises(RecipeError, match="Weights: takes 1 values at most, got 2 as well"):
+    with pytest.raises(RecipeError, match="Weights: expected at most 1 values, also got 2"):
         Weights("a", 2)
     with pytest.raises(RecipeError, match="AfterStage: 'stage' is missing"):
         AfterStage("a")

@@ -66,8 +66,8 @@ def distillation(
     def recipe(stages: tuple[Stage, ...], changes: Sequence[str]) -> Recipe:
         both = any(update.task and update.transfer for stage in stages for update in stage.updates)
         seen = replace(data, unlabelled=data.batch) if labels and both and not data.unlabelled else data
-        made = replace(method_recipe(name, stages, large, small, seen, alone_too=alone, seed=seed), uses=used)
-        return load_recipe(made, set=changes, scale=scale, data_root=data_root, trust_code=trust_code)
+        whole = replace(method_recipe(name, stages, large, small, seen, alone_too=alone, seed=seed), uses=used)
+        return load_recipe(whole, set=changes, scale=scale, data_root=data_root, trust_code=trust_code)
 
     if not isinstance(method, str):
         name, stages = "distilled", (method,) if isinstance(method, Stage) else tuple(method)

@@ -1,4 +1,4 @@
-"""A procedure called with what a recipe file says: arguments by name, in the short forms that people write."""
+"""Call a procedure with arguments from a recipe file: by name and in short forms."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ _PLAIN = (int, float, str, bool)
 
 
 def make_stages(name: Any, arguments: Mapping[Any, Any]) -> tuple[Stage, ...]:
-    """The stages that the procedure ``name`` makes of plain data.
+    """Build the stages of the procedure ``name`` from plain data.
 
     Args:
-        name: of a function under ``register_procedure``.
-        arguments: its parameters by name; schedules, rules, optimisers and terms may have their short forms.
+        name: name of a registered procedure.
+        arguments: the procedure's arguments by name; schedules, rules, optimisers and terms may have their short forms.
 
     Raises:
-        Problems: arguments that are unknown, missing or wrong, all of them.
-        RecipeError: an unknown procedure, or what the procedure itself says of its arguments.
+        Problems: arguments are unknown, missing or invalid; all are listed.
+        RecipeError: the procedure is unknown or refuses its arguments.
 
-    >>> [stage.steps for stage in make_stages("alone", {"steps": 10, "lr": {0: 0.1, 5: 0.01}})]
-    [10]
+    Example:
+        >>> [stage.steps for stage in make_stages("alone", {"steps": 10, "lr": {0: 0.1, 5: 0.01}})]
+        [10]
     """
     if not isinstance(name, str):
         raise RecipeError(f"expected a procedure's name, got {shown(name)}. {did_you_mean('', PROCEDURES)}".strip())
@@ -53,19 +54,19 @@ def make_stages(name: Any, arguments: Mapping[Any, Any]) -> tuple[Stage, ...]:
             problems.append(Problem((), f"procedure {name!r} needs {key!r}"))
     if problems:
         raise Problems(name, problems)
-    made = make(**given)
-    return (made,) if isinstance(made, Stage) else tuple(made)
+    stages = make(**given)
+    return (stages,) if isinstance(stages, Stage) else tuple(stages)
 
 
 def _read(value: Any, kind: Any) -> tuple[Any, list[Problem]]:
-    """An argument as its annotation wants it, and what is wrong with it."""
+    """Convert an argument to its annotated type, and list its problems."""
     kinds = members(kind)
     if set(kinds) >= _SCHEDULES:
         kind = Schedule
     elif Rule in kinds:
         return _read_rule(value)
     elif not all(k in _PLAIN or is_specification(k) for k in kinds):
-        return value, []  # terms, which the stage reads, or what only the procedure knows
+        return value, []  # terms are read by the stage, other types by the procedure
     try:
         return TypeAdapter(kind).validate_python(value), []
     except ValidationError as error:

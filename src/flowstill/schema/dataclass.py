@@ -1,4 +1,4 @@
-"""Frozen dataclasses whose constructor validates: what Python and YAML users write is checked by the same code."""
+"""Frozen dataclasses that validate in the constructor, so that Python and YAML go through the same checks."""
 
 from __future__ import annotations
 
@@ -19,32 +19,46 @@ _CONFIG = ConfigDict(extra="forbid", arbitrary_types_allowed=True, use_enum_valu
 def specification(cls: type[T]) -> type[T]:
     """Make ``cls`` a frozen dataclass that validates its fields and refuses unknown ones.
 
-    Raises: RecipeError (``Problems``) from the constructor, with every problem found.
+    The constructor raises ``Problems``, a RecipeError, with every problem found.
+
+    Args:
+        cls: a class with annotated fields.
+
+    Returns:
+        The dataclass.
     """
-    cls._booleans = pydantic.model_validator(mode="before")(_booleans_as_text)  # type: ignore[attr-defined]  # made here
-    made: Any = pydantic.dataclasses.dataclass(frozen=True, config=_CONFIG)(cls)
-    validate = made.__init__
+    cls._booleans = pydantic.model_validator(mode="before")(_booleans_as_text)  # type: ignore[attr-defined]  # set here
+    dataclass: Any = pydantic.dataclasses.dataclass(frozen=True, config=_CONFIG)(cls)
+    validate = dataclass.__init__
 
     @functools.wraps(validate)
     def checked(self: Any, *args: Any, **kwargs: Any) -> None:
         try:
             validate(self, *args, **kwargs)
         except ValidationError as error:
-            raise Problems(cls.__name__, problems_of(error, made)) from None
+            raise Problems(cls.__name__, problems_of(error, dataclass)) from None
 
-    made.__init__ = checked
-    return made  # type: ignore[no-any-return]  # pydantic's decorator gives the class it got
+    dataclass.__init__ = checked
+    return dataclass  # type: ignore[no-any-return]  # pydantic's decorator returns the same class
 
 
 def is_specification(cls: type) -> bool:
-    """Whether ``@specification`` made this very class, not one that it derives from."""
+    """Whether ``cls`` itself is decorated with ``@specification``; a base class does not count."""
     return "__pydantic_fields__" in vars(cls)
 
 
 def validated(kind: type[T], value: Any) -> T:
-    """Build a ``kind`` from plain data (dicts, lists, strings).
+    """Build a ``kind`` from plain data.
 
-    Raises: RecipeError (``Problems``) with every problem found.
+    Args:
+        kind: a ``@specification`` dataclass.
+        value: dicts, lists, numbers and text.
+
+    Returns:
+        The validated object.
+
+    Raises:
+        Problems: the data is invalid; every problem is listed.
     """
     adapter: TypeAdapter[T] = _adapter(cast(Any, kind))
     try:
@@ -59,7 +73,7 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def _booleans_as_text(cls: Any, given: Any) -> Any:
-    """A boolean for a number becomes text, which is refused; pydantic would read ``labels: true`` as one label."""
+    """Turn booleans given for numbers into text, so that they are refused; pydantic reads ``labels: true`` as 1."""
     fields = {name: members(field.annotation) for name, field in cls.__pydantic_fields__.items()}
 
     def checked(name: str | None, value: Any) -> Any:
@@ -68,6 +82,8 @@ def _booleans_as_text(cls: Any, given: Any) -> Any:
         return str(value).lower() if isinstance(value, bool) and numeric else value
 
     if isinstance(given, ArgsKwargs):
-        row = tuple(checked(name, value) for name, value in zip([*fields, *given.args], given.args, strict=False))
-        return ArgsKwargs(row, {name: checked(name, value) for name, value in (given.kwargs or {}).items()})
+        positional = tuple(
+            checked(name, value) for name, value in zip([*fields, *given.args], given.args, strict=False)
+        )
+        return ArgsKwargs(positional, {name: checked(name, value) for name, value in (given.kwargs or {}).items()})
     return {name: checked(name, value) for name, value in given.items()} if isinstance(given, dict) else given

@@ -1,4 +1,4 @@
-"""What is wrong with a value, where, and what was expected instead: pydantic's findings in this project's words."""
+"""Problems found by validation: where, what was expected and what was received, in plain words."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _EXPECTED = {
     "float_": "a number",
     "finite_number": "a finite number",
     "bool_": "true or false",
-    "string_type": "a text",
+    "string_type": "text",
     "tuple_type": "a list",
     "list_type": "a list",
     "dict_type": "a mapping",
@@ -36,10 +36,12 @@ _EXPECTED = {
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong: where it stands below the value that was checked, and what is said about it.
+    """One problem with a value.
 
     Attributes:
-        owner: the dataclass that has no key named ``loc[-1]``, where that is the problem.
+        loc: path below the value that was validated.
+        text: what is wrong, without the path.
+        owner: for an unknown key, ``loc[-1]``, the dataclass that lacks it.
     """
 
     loc: Loc
@@ -47,14 +49,18 @@ class Problem:
     owner: type | None = None
 
     def sentence(self, more: Iterable[str] = ()) -> str:
-        """The text, with the nearest of the owner's keys (and of ``more``) where a key is unknown."""
+        """The text; for an unknown key, with the nearest of the owner's keys and ``more``."""
         if self.owner is None:
             return self.text
         return f"{self.text}. {did_you_mean(str(self.loc[-1]), [*field_names(self.owner), *more])}".strip()
 
 
 class Problems(RecipeError):
-    """All that is wrong with one value, a line for each problem."""
+    """All problems with one value, one per line.
+
+    Attributes:
+        problems: the problems in the order found.
+    """
 
     def __init__(self, what: str, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
@@ -62,24 +68,26 @@ class Problems(RecipeError):
 
 
 def path_text(loc: Loc) -> str:
-    """A place as text.
+    """Write a path as text.
 
-    >>> path_text(("jobs", "student", "stages", 0, "lr"))
-    'jobs.student.stages[0].lr'
+    Example:
+        >>> path_text(("jobs", "student", "stages", 0, "lr"))
+        'jobs.student.stages[0].lr'
     """
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).removeprefix(".")
 
 
 def field_names(kind: Any) -> tuple[str, ...]:
-    """The fields of a dataclass made by ``specification``, in order; none for another type."""
+    """The fields of a ``@specification`` dataclass, in order; none for other types."""
     return tuple(_fields(kind))
 
 
 def members(kind: Any) -> tuple[Any, ...]:
-    """The types that a value may have, without None and without what ``Annotated`` adds.
+    """The types in a union, without None and without the metadata of ``Annotated``.
 
-    >>> members(Annotated[int, "positive"] | None)
-    (<class 'int'>,)
+    Example:
+        >>> members(Annotated[int, "positive"] | None)
+        (<class 'int'>,)
     """
     if get_origin(kind) is Annotated:
         return members(get_args(kind)[0])
@@ -89,10 +97,11 @@ def members(kind: Any) -> tuple[Any, ...]:
 
 
 def shown(value: Any) -> str:
-    """A given value, short enough for a message.
+    """Format a value for a message, in at most 60 characters.
 
-    >>> shown("abc"), shown(True), shown(None)
-    ("'abc'", 'true', 'nothing')
+    Example:
+        >>> shown("abc"), shown(True), shown(None)
+        ("'abc'", 'true', 'nothing')
     """
     if value is None or isinstance(value, bool):
         return {None: "nothing", True: "true", False: "false"}[value]
@@ -101,7 +110,15 @@ def shown(value: Any) -> str:
 
 
 def problems_of(error: ValidationError, kind: Any) -> list[Problem]:
-    """All problems of a validation against ``kind``: one for a value, not one for each type that it might have had."""
+    """Translate pydantic's errors.
+
+    Args:
+        error: what pydantic raised.
+        kind: the type that was validated against.
+
+    Returns:
+        One problem for each wrong value, not one for each type in a union.
+    """
     found = [
         _Finding(e["loc"], e["type"], e["input"], e.get("ctx", {}), e["msg"]) for e in error.errors(include_url=False)
     ]
@@ -110,7 +127,7 @@ def problems_of(error: ValidationError, kind: Any) -> list[Problem]:
 
 @dataclass(frozen=True)
 class _Finding:
-    """One of pydantic's errors, its loc counted from the value being read."""
+    """One of pydantic's errors, with ``loc`` relative to the value being read."""
 
     loc: Loc
     type: str
@@ -120,12 +137,8 @@ class _Finding:
 
 
 def _read(found: list[_Finding], kind: Any, hint: str) -> list[Problem]:
-    """The problems of a value that should be a ``kind``.
-
-    Args:
-        hint: how a reader would say what may stand here.
-    """
-    problems = [p for finding in found if not finding.loc for p in _here(finding, kind, hint)]
+    """The problems of a value that should be a ``kind``; ``hint`` describes the valid values in plain words."""
+    problems = [p for finding in found if not finding.loc for p in _whole(finding, kind, hint)]
     below: dict[str | int, list[_Finding]] = {}
     for finding in found:
         if finding.loc:
@@ -142,14 +155,14 @@ def _part(part: str | int, found: list[_Finding], kind: Any) -> list[Problem]:
     """The problems of one field, item or key of a ``kind``."""
     first = found[0]
     if part == "[key]":
-        return [Problem((), f"a name is a text, not {shown(first.input)}; put it in quotes")]
+        return [Problem((), f"expected text as the name, got {shown(first.input)}; put it in quotes")]
     if first.type in ("unexpected_keyword_argument", "invalid_key") and not first.loc:
         return [Problem((part,), "unknown key", owner=kind)]
     fields = list(_fields(kind))
     if isinstance(part, int) and part < len(fields):
         part = fields[part]  # an argument given by position
     if first.type == "unexpected_positional_argument" and not first.loc:
-        return [Problem((), f"takes {len(fields)} values at most, got {shown(first.input)} as well")]
+        return [Problem((), f"expected at most {len(fields)} values, also got {shown(first.input)}")]
     if first.type == "missing" and not first.loc:
         if isinstance(part, int):
             return [Problem((), f"expected {len(get_args(kind))} items, got {shown(first.input)}")]
@@ -158,7 +171,7 @@ def _part(part: str | int, found: list[_Finding], kind: Any) -> list[Problem]:
     return [replace(p, loc=(part, *p.loc)) for p in _read(found, inner, hint)]
 
 
-def _here(finding: _Finding, kind: Any, hint: str) -> list[Problem]:
+def _whole(finding: _Finding, kind: Any, hint: str) -> list[Problem]:
     """The problems with a value as a whole."""
     if finding.type in ("value_error", "assertion_error"):
         cause = finding.context["error"]
@@ -169,7 +182,7 @@ def _here(finding: _Finding, kind: Any, hint: str) -> list[Problem]:
 
 
 def _best_branch(branches: dict[str | int, list[_Finding]], kinds: tuple[Any, ...], hint: str) -> list[Problem]:
-    """Where a value may have several types: the problems of the one that was meant, or one that names them all."""
+    """The problems of a value of a union: those of the type that was meant, or one problem that names all types."""
     meant = [(label, found) for label, found in branches.items() if _was_meant(found, _branch(label, kinds))]
     if len(meant) == 1:
         label, found = meant[0]
@@ -181,7 +194,7 @@ def _best_branch(branches: dict[str | int, list[_Finding]], kinds: tuple[Any, ..
 
 
 def _was_meant(found: list[_Finding], kind: Any) -> bool:
-    """Whether a value is of the right sort for ``kind``, so that its problems lie deeper."""
+    """Whether a value was meant as a ``kind``: its problems are in its fields or its meaning, not its type."""
     if any(not f.loc and f.type not in ("value_error", "assertion_error") for f in found):
         return False
     required = [f for f in _fields(kind).values() if f.is_required()]
@@ -190,7 +203,7 @@ def _was_meant(found: list[_Finding], kind: Any) -> bool:
 
 
 def _branch(label: str | int, kinds: tuple[Any, ...]) -> Any:
-    """The type that pydantic calls ``label``: a class's name, or the value of its tag."""
+    """The type that pydantic labels ``label``, by the class's name or the value of its tag."""
     for kind in kinds:
         tags = {f.default for f in _fields(kind).values() if isinstance(f.default, str)}
         if label == getattr(kind, "__name__", "") or label in tags:
@@ -199,7 +212,7 @@ def _branch(label: str | int, kinds: tuple[Any, ...]) -> Any:
 
 
 def _inner(kind: Any, part: str | int) -> tuple[Any, str]:
-    """The type of one field or item of a ``kind``, and the hint that its annotation gives."""
+    """The type of one field or item of a ``kind``, and the hint in its annotation."""
     if part in _fields(kind):
         field = _fields(kind)[str(part)]
         return field.annotation, field.description or ""
@@ -208,24 +221,24 @@ def _inner(kind: Any, part: str | int) -> tuple[Any, str]:
     if origin is dict:
         inner = arguments[1]
     elif origin in (tuple, list) and isinstance(part, int):
-        endless = origin is list or arguments[-1] is Ellipsis
-        inner = arguments[0 if endless else min(part, len(arguments) - 1)]
+        unbounded = origin is list or arguments[-1] is Ellipsis
+        inner = arguments[0 if unbounded else min(part, len(arguments) - 1)]
     return inner, _hint(inner)
 
 
 def _hint(kind: Any) -> str:
-    """What a reader would say may stand here, as ``Annotated`` describes it."""
+    """The description in ``Annotated``; empty if there is none."""
     extras = get_args(kind)[1:] if get_origin(kind) is Annotated else ()
     return next((e.description for e in extras if isinstance(e, FieldInfo) and e.description), "")
 
 
 def _fields(kind: Any) -> dict[str, FieldInfo]:
-    """The same with what pydantic knows of each."""
+    """The fields of a ``@specification`` dataclass by name, as pydantic describes them."""
     return getattr(kind, "__pydantic_fields__", {})
 
 
 def _choices(finding: _Finding, kind: Any) -> list[Any]:
-    """The values that are allowed where a literal, or the tag of a mapping, was expected."""
+    """The allowed values if a literal or the tag of a mapping was expected."""
     if finding.type.startswith("union_tag"):
         name = str(finding.context["discriminator"]).strip("'")
         return [_fields(k)[name].default for k in members(kind) if name in _fields(k)]
