@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from flowstill.cli.options import DataRoot, RecipeName, Scale, Seed, Settings, TrustCode
 
 if TYPE_CHECKING:
-    from flowstill.files import readable_size
     from flowstill.recipes.check import JobPlan
     from flowstill.recipes.recipe import Recipe
     from flowstill.recipes.storage import StoredFile
@@ -71,6 +70,7 @@ def _show_job(recipe: Recipe, plan: JobPlan) -> None:
 
 def _stored(recipe: Recipe, files: tuple[StoredFile, ...]) -> str:
     """What is stored on the disk, and its size."""
+    from flowstill.files import readable_size
     from flowstill.recipes.storage import most_bytes
 
     views = recipe.data.augment.view_count
