@@ -73,7 +73,7 @@ def show_pairs(net: str, teacher: list[Section], against: str, student: list[Sec
     try:
         KNOWLEDGE.find("fsp")().build(pairs)
     except ShapeError as error:
-        print(f"FSP does not fit: {error}")
+        print(f"FSP does not fit: it {str(error).removeprefix('fsp ')}")
     else:
         print("FSP fits: both networks have the same channels at every tap.")
 
