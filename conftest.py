@@ -10,9 +10,7 @@ from flowstill.schema.registry import Registry
 @pytest.fixture(autouse=True)
 def _registries_as_before() -> Iterator[None]:
     """What a test registers is forgotten after it."""
-    before = [
-        (registry, len(registry), dict(registry._entries), dict(registry._origins)) for registry in Registry.every
-    ]
+    before = [(registry, dict(registry), dict(registry._origins)) for registry in Registry.every]
     yield
-    for registry, _, entries, origins in before:
+    for registry, entries, origins in before:
         registry._entries, registry._origins = entries, origins
