@@ -96,7 +96,7 @@ class Reader:
         Raises:
             DataError: naming the file, and the row or line in it.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define the method read(self, source).")
 
     def source(self, folder: Path, wanted: Wanted, train: Files = (), test: Files = ()) -> Source:
         """The source of what was found in ``folder``."""
