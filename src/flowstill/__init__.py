@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flowstill.api import distill, evaluate, train
+    from flowstill.api import distill, evaluate, load_student, train
     from flowstill.data.batch import Batch
     from flowstill.data.reader import register_reader
     from flowstill.data.spec import Augment
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from flowstill.knowledge.nst import NST, NSTLoss, nst_loss
     from flowstill.knowledge.svd import SVD, SVDLoss, dfv_loss, truncated_svd
     from flowstill.nets import create
+    from flowstill.nets.preprocessing import Preprocessing
     from flowstill.nets.registry import register_network
     from flowstill.nets.spec import Net
     from flowstill.recipes.load import load_recipe
@@ -55,7 +56,7 @@ _HOMES = {
     "flowstill.data.batch": ("Batch",),
     "flowstill.data.reader": ("register_reader",),
     "flowstill.data.spec": ("Augment",),
-    "flowstill.api": ("distill", "evaluate", "train"),
+    "flowstill.api": ("distill", "evaluate", "load_student", "train"),
     "flowstill.errors": (
         "DataError",
         "FlowstillError",
@@ -86,6 +87,7 @@ _HOMES = {
     "flowstill.knowledge.nst": ("NST", "NSTLoss", "nst_loss"),
     "flowstill.knowledge.svd": ("SVD", "SVDLoss", "dfv_loss", "truncated_svd"),
     "flowstill.nets": ("create",),
+    "flowstill.nets.preprocessing": ("Preprocessing",),
     "flowstill.nets.registry": ("register_network",),
     "flowstill.nets.spec": ("Net",),
     "flowstill.recipes.load": ("load_recipe",),
@@ -136,6 +138,7 @@ __all__ = [
     "Optimizer",
     "Pairs",
     "Player",
+    "Preprocessing",
     "Reading",
     "Recipe",
     "RecipeError",
@@ -174,6 +177,7 @@ __all__ = [
     "hint_loss",
     "joint",
     "load_recipe",
+    "load_student",
     "matching_loss",
     "nst_loss",
     "pair_sections",

@@ -11,14 +11,15 @@ from flowstill.data import Data
 from flowstill.engine import evaluate, train
 from flowstill.engine.context import OnStep
 from flowstill.engine.precision import Asked
-from flowstill.errors import RunError
+from flowstill.errors import RunError, warnings_are_errors
 from flowstill.features.modules import unwrapped
-from flowstill.nets import load_weights
+from flowstill.nets import Preprocessing, load_weights
 from flowstill.recipes.distillation import Given, distillation
 from flowstill.recipes.recipe import Stage
 from flowstill.runs import Run, is_run
+from flowstill.runs.folder import student_of
 
-__all__ = ["distill", "evaluate", "train"]
+__all__ = ["distill", "evaluate", "load_student", "train"]
 
 
 def distill(
@@ -43,6 +44,7 @@ def distill(
     precision: Asked = "auto",
     progress: bool | None = None,
     on_step: OnStep | None = None,
+    strict: bool = False,
 ) -> Run:
     """Train ``student`` with the help of ``teacher``, and keep everything in a run folder.
 
@@ -65,7 +67,7 @@ def distill(
         set: changes of single values, such as ``student.stages.transfer.lr=0.01``.
         uses: installed modules and Python files to import first, such as one that registers the method.
         trust_code: allow networks that come from Python files.
-        resume: as in ``train``; likewise ``device``, ``devices``, ``precision``, ``progress`` and ``on_step``.
+        resume: as in ``train``; likewise ``device``, ``devices``, ``precision``, ``progress``, ``on_step`` and ``strict``.
 
     Returns:
         The finished run; ``run.student`` is the student's network, the object itself if one was given.
@@ -74,21 +76,22 @@ def distill(
         FlowstillError: bad input.
         KeyboardInterrupt: interrupted; the state is saved.
     """
-    recipe = distillation(
-        teacher,
-        student,
-        data,
-        method,
-        teacher_weights=teacher_weights,
-        labels=labels,
-        alone=alone,
-        scale=scale,
-        seed=seed,
-        data_root=data_root,
-        set=set,
-        uses=uses,
-        trust_code=trust_code,
-    )
+    with warnings_are_errors(strict):
+        recipe = distillation(
+            teacher,
+            student,
+            data,
+            method,
+            teacher_weights=teacher_weights,
+            labels=labels,
+            alone=alone,
+            scale=scale,
+            seed=seed,
+            data_root=data_root,
+            set=set,
+            uses=uses,
+            trust_code=trust_code,
+        )
     folder = Path(out or Path("runs", recipe.name))
     objects = {name: net for name, net in (("teacher", teacher), ("student", student)) if isinstance(net, nn.Module)}
     networks = {name: unwrapped(network) for name, network in objects.items()}
@@ -109,6 +112,7 @@ def distill(
         progress=progress,
         on_step=on_step,
         networks=networks,
+        strict=strict,
     )
     if "student" in networks:
         load_weights(networks["student"], run.path / "student.safetensors")
@@ -116,3 +120,30 @@ def distill(
     for name, network in objects.items():
         run.keep(name, network)
     return run
+
+
+def load_student(
+    run: Run | str | Path, job: str | None = None, *, trust_code: bool = False
+) -> tuple[nn.Module, Preprocessing]:
+    """A run's student, ready for photographs: ``network(preprocess("photo.jpg"))`` gives its logits.
+
+    Args:
+        run: the run, or its folder.
+        job: name of another job; None for ``student``, or the run's last job if there is none of that name.
+        trust_code: allow a network from a Python file; its code runs.
+
+    Returns:
+        The network, in eval mode on the CPU, and its preprocessing, which takes paths, Pillow images and arrays.
+
+    Raises:
+        RunError: not a run, no such job, or it is not trained yet.
+
+    Example:
+        ```python
+        network, preprocess = fs.load_student("runs/kd")
+        logits = network(preprocess(["one.jpg", "two.jpg"]))  # (2, classes)
+        ```
+    """
+    run = run if isinstance(run, Run) else Run.open(run)
+    name = job or student_of(run.jobs)
+    return run.network(name, trust_code=trust_code), run.preprocessing(name)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class FlowstillError(Exception):
@@ -35,6 +37,50 @@ class ShapeError(NetworkError):
 
 class RunError(FlowstillError):
     """A run folder cannot be read or written."""
+
+
+@contextmanager
+def warnings_are_errors(strict: bool) -> Iterator[None]:
+    """Refuse what flowstill warns of within the block, all of it at once, at the block's end.
+
+    Args:
+        strict: False changes nothing.
+
+    Raises:
+        FlowstillError: something was logged as a warning to ``flowstill``.
+
+    Example:
+        >>> try:
+        ...     with warnings_are_errors(True):
+        ...         logging.getLogger("flowstill").warning("The file is old.")
+        ... except FlowstillError as error:
+        ...     print(error)
+        The file is old.
+    """
+    log, kept = logging.getLogger("flowstill"), _Kept()
+    if not strict:
+        yield
+        return
+    handlers, propagate = log.handlers, log.propagate
+    log.handlers, log.propagate = [kept], False
+    try:
+        yield
+    finally:
+        log.handlers, log.propagate = handlers, propagate
+    if kept.texts:
+        raise FlowstillError("\n".join(dict.fromkeys(kept.texts)))
+
+
+class _Kept(logging.Handler):
+    """Keeps the texts of warnings."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep one."""
+        self.texts.append(record.getMessage())
 
 
 def nearest(name: str, choices: Iterable[str], count: int = 1) -> list[str]:

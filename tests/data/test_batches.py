@@ -196,8 +196,8 @@ def test_random_areas_are_the_same_whatever_the_workers_and_the_start(large):
     assert not once.equal(twice)
 
 
-def test_where_training_sees_random_areas_the_test_sees_seven_eighths(large):
-    data = open_data(replace(large, augment=Augment(resized_crop=True), workers=0))
+def test_the_test_crop_is_the_middle_of_the_image(large):
+    data = open_data(replace(large, augment=Augment(resized_crop=True), test_crop=0.875, workers=0))
     images, _ = next(data.test_batches(batch=1))
     coarse = np.random.default_rng(50).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     picture = Image.fromarray(coarse).resize((20, 26), Image.Resampling.BICUBIC)

@@ -16,6 +16,7 @@ from flowstill.cli.options import (
     Scale,
     Seed,
     Settings,
+    Strict,
     TrustCode,
     Uses,
     whole_number,
@@ -53,6 +54,7 @@ def distill(
     precision: PrecisionOption = Precision.auto,
     uses: Uses = None,
     trust_code: TrustCode = False,
+    strict: Strict = False,
 ) -> None:
     """Teach a small network with a large trained one, by a named method.
 
@@ -60,23 +62,31 @@ def distill(
     Each data set has its usual augmentation; change it with, for example, --set data.augment.flip=true.
     """
     from flowstill.cli.training import train_and_show
+    from flowstill.errors import warnings_are_errors
     from flowstill.recipes.distillation import distillation
 
-    recipe = distillation(
-        teacher,
-        student,
-        data,
-        method,
-        teacher_weights=teacher_weights,
-        labels=labels,
-        alone=alone,
-        scale=scale,
-        seed=seed or 0,
-        data_root=data_root,
-        set=tuple(settings or ()),
-        uses=tuple(uses or ()),
-        trust_code=trust_code,
-    )
+    with warnings_are_errors(strict):
+        recipe = distillation(
+            teacher,
+            student,
+            data,
+            method,
+            teacher_weights=teacher_weights,
+            labels=labels,
+            alone=alone,
+            scale=scale,
+            seed=seed or 0,
+            data_root=data_root,
+            set=tuple(settings or ()),
+            uses=tuple(uses or ()),
+            trust_code=trust_code,
+        )
     train_and_show(
-        recipe, out or Path("runs", method), resume=resume, device=device, devices=devices, precision=precision.value
+        recipe,
+        out or Path("runs", method),
+        resume=resume,
+        device=device,
+        devices=devices,
+        precision=precision.value,
+        strict=strict,
     )

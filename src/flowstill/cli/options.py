@@ -70,4 +70,5 @@ Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or mp
 Devices = Annotated[
     int, typer.Option(parser=whole_number, metavar="N", help="Number of devices that share each batch.")
 ]
+Strict = Annotated[bool, typer.Option("--strict", help="Refuse to train where something is odd, instead of warning.")]
 PrecisionOption = Annotated[Precision, typer.Option("--precision", help="auto measures once which is fastest.")]

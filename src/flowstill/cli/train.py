@@ -18,6 +18,7 @@ from flowstill.cli.options import (
     Scale,
     Seed,
     Settings,
+    Strict,
     TrustCode,
 )
 
@@ -34,6 +35,7 @@ def train(
     devices: Devices = 1,
     precision: PrecisionOption = Precision.auto,
     trust_code: TrustCode = False,
+    strict: Strict = False,
     dry_run: DryRun = False,
 ) -> None:
     """Run a recipe's jobs and keep the results in a run folder.
@@ -56,4 +58,5 @@ def train(
         device=device,
         devices=devices,
         precision=precision.value,
+        strict=strict,
     )

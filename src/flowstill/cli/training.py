@@ -25,6 +25,7 @@ def train_and_show(
     device: str = "auto",
     devices: int = 1,
     precision: Literal["auto", "32", "bf16"] = "auto",
+    strict: bool = False,
 ) -> None:
     """Train into ``out``, write the report and print the table."""
     from flowstill.api import train
@@ -33,7 +34,7 @@ def train_and_show(
 
     finished_before = resume and is_run(out) and has_all(Run.open(out), recipe)
     try:
-        run = train(recipe, out, resume=resume, device=device, devices=devices, precision=precision)
+        run = train(recipe, out, resume=resume, device=device, devices=devices, precision=precision, strict=strict)
     except KeyboardInterrupt:
         if is_run(out):
             print(f"interrupted; continue with: {_again()}", file=sys.stderr)

@@ -49,7 +49,10 @@ class ImageData:
         mean: of each channel over the training images (or from ``spec``), as a share of 255.
         std: standard deviation, likewise. Batches are normalised with both.
         seed: of the held-out images, the labelled images and the fixed views.
+        synthetic: whether the images are noise, to try a recipe with.
     """
+
+    synthetic = False
 
     def __init__(
         self,
@@ -207,6 +210,19 @@ class ImageData:
         mean, std = self._scale(device)
         for taken, pixels in self._images.batches(self._test_split, plan, seed=None, device=device):
             yield changed(pixels, None, mean, std), labels[taken.index].to(device, non_blocking=True)
+
+    def test_sample(self, count: int) -> tuple[Tensor, Tensor]:
+        """Up to ``count`` test images, spread over the classes and the same each time, normalised, with their labels.
+
+        Returns:
+            (N, C, H, W) float32 and (N,) int64, on the CPU.
+        """
+        labels = self._labels[self._test_split]
+        chosen = stratified(labels[self._test_rows], count, key=key_of(self.seed, Purpose.SAMPLE), proportional=True)
+        rows, device = self._test_rows[chosen], torch.device("cpu")
+        mean, std = self._scale(device)
+        taken = self._images.batches(self._test_split, in_order(rows, batch=64), seed=None, device=device)
+        return torch.cat([changed(pixels, None, mean, std) for _, pixels in taken]), labels[rows]
 
     def _scale(self, device: torch.device) -> tuple[Tensor, Tensor]:
         return 255 * torch.tensor(self.mean, device=device), 255 * torch.tensor(self.std, device=device)

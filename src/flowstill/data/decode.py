@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 ORIENTATION = 0x0112  # the EXIF tag
-TESTED_SHARE = 7 / 8  # of the shorter side, where training sees random areas
 TRIES = 10
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from flowstill.data.streaming import FORKS, Streamed, processors
 CHUNK = 256  # images that a process decodes at a time
 WORTH_A_WORKER = 2000  # images: fewer take less time than a process needs to start
 CPU = torch.device("cpu")
+HELD_OUT = "held out"  # training images as test images: their middle alone
 
 
 class Decoded:
@@ -28,13 +30,21 @@ class Decoded:
     """
 
     def __init__(self, splits: dict[str, Split], form: Form) -> None:
-        self._pixels = {CPU: {name: decode(split, form) for name, split in splits.items()}}
+        whole = replace(form, share=1.0)
+        self._pixels = {
+            CPU: {name: decode(split, whole if name == "train" else form) for name, split in splits.items()}
+        }
         self._labels = {name: split.labels for name, split in splits.items()}
+        self._held_out = partial(decode, splits["train"], form) if form.share < 1 else None
 
     def batches(
         self, split: str, plan: Iterable[Rows], *, seed: int | None, device: torch.device
     ) -> Iterator[tuple[Rows, Tensor]]:
         """The images of each batch of ``plan``, (B, C, H, W) uint8 on the device; the whole set stays there."""
+        if seed is None and split == "train" and self._held_out:
+            split = HELD_OUT
+            if split not in self._pixels[CPU]:
+                self._pixels = {CPU: {**self._pixels[CPU], split: self._held_out()}}
         if device not in self._pixels:
             self._pixels[device] = {name: pixels.to(device) for name, pixels in self._pixels[CPU].items()}
         on_device = self._pixels[device][split]
@@ -49,10 +59,11 @@ class Decoded:
     def fingerprint(self) -> str:
         """A digest of all pixels and labels."""
         digest = hashlib.sha256()
-        for name, pixels in sorted(self._pixels[CPU].items()):
+        for name, labels in sorted(self._labels.items()):
+            pixels = self._pixels[CPU][name]
             digest.update(f"{name} {tuple(pixels.shape)}".encode())
             digest.update(pixels.numpy().data)
-            digest.update(self._labels[name].numpy().data)
+            digest.update(labels.numpy().data)
         return digest.hexdigest()
 
 

@@ -32,6 +32,7 @@ class Named:
         fixed: whether all images have the size in ``facts``. If not, they are photographs and are resized to it.
         classes: names of the classes, for copies of the set that come without.
         augment: the usual augmentation.
+        test_crop: the usual share of the shorter side that test images show.
     """
 
     about: str
@@ -42,6 +43,7 @@ class Named:
     fixed: bool = True
     classes: tuple[str, ...] = ()
     augment: Augment = NONE
+    test_crop: float = 1.0
 
 
 NAMED = {
@@ -73,6 +75,7 @@ NAMED = {
         "bentrevett/caltech-ucsd-birds-200-2011",
         fixed=False,
         augment=Augment(resized_crop=True, flip=True),
+        test_crop=0.875,
     ),
     "imagenet": Named(
         "ILSVRC 2012, 1.28 million photographs, tested on the 50 000 for validation",
@@ -81,6 +84,7 @@ NAMED = {
         tests=("validation", "val"),
         fixed=False,
         augment=Augment(resized_crop=True, flip=True),
+        test_crop=0.875,
     ),
 }
 NAMED |= {name: replace(NAMED[of], about=f"{of} with blur or noise in every image") for name, of in DISTORTED.items()}

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from flowstill.data.classes import class_names
 from flowstill.data.dataset import ImageData, Images
-from flowstill.data.decode import TESTED_SHARE, Form, channels_of, open_image
+from flowstill.data.decode import Form, channels_of, open_image
 from flowstill.data.distortion import distortion
 from flowstill.data.locate import find_source
 from flowstill.data.memory import Decoded
@@ -76,6 +76,8 @@ def _form(spec: Data, train: Split) -> Form:
         channels, size = channels or facts.shape[0], size or facts.shape[1]
     if spec.augment.resized_crop and size is None:
         raise DataError(f"'resized_crop' resizes areas of {spec.name!r} to one size: set 'size', in pixels.")
+    if spec.test_crop < 1 and size is None:
+        raise DataError(f"'test_crop' resizes the middle of {spec.name!r}'s test images: set 'size', in pixels.")
     first = open_image(train, 0)
     height, width = (size, size) if size else (first.height, first.width)
     shape = (channels or channels_of(first, train, 0), height, width)
@@ -89,4 +91,4 @@ def _form(spec: Data, train: Split) -> Form:
             f"'mean' and 'std' have {len(spec.mean)} number(s), but images of {spec.name!r} have {shape[0]} channel(s). "
             "Give one number per channel in each."
         )
-    return Form(shape, channels, size, TESTED_SHARE if spec.augment.resized_crop else 1.0)
+    return Form(shape, channels, size, spec.test_crop)

@@ -26,7 +26,7 @@ class Augment:
         shift: largest translation in each direction, in pixels.
         rotate: largest rotation each way, in degrees, nearest neighbour; 0 to 180.
         resized_crop: for photographs, a random area of 8 % to 100 %, resized to the data's ``size`` before everything
-            else. Test images are then the central 7/8 of their shorter side instead of all of it.
+            else.
         views: number of fixed views of each image; None to draw a new one in every epoch. Fixed views are drawn once
             from (the data's seed, index, number of the view), are the same in all stages and jobs of a run, and each
             epoch shows one of them. A teacher's knowledge of a few views can be stored, but it is less augmentation
@@ -85,6 +85,8 @@ class Data:
             trained on.
         augment: random changes of the training images.
         size: side in pixels to resize images to, the shorter side first, then the central square; None to keep theirs.
+        test_crop: share of the shorter side that test images show, above 0 to 1, resized to ``size``. 0.875 is usual beside
+            ``augment.resized_crop``.
         channels: 1 or 3, to convert images to; None to keep theirs.
         workers: number of processes that decode images, for sets too large for memory.
         mean: means of red, green and blue (or of grey) to normalise with, from 0 to 255; None to measure them on the
@@ -110,6 +112,7 @@ class Data:
     hold_out: Annotated[int, Field(ge=0)] = 0
     augment: Augment = Augment()
     size: Annotated[int, Field(ge=8)] | None = None
+    test_crop: Annotated[float, Field(gt=0, le=1)] = 1.0
     channels: Literal[1, 3] | None = None
     workers: Annotated[int, Field(ge=0)] = 2
     mean: tuple[float, ...] | None = None

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -49,8 +50,8 @@ class Streamed:
         Raises:
             DataError: an image cannot be used; the text names the first.
         """
-        seed = seed if self._random_areas else None
-        images = _Images(self._splits[split], self._form, seed)
+        form = self._form if seed is None else replace(self._form, share=1.0)
+        images = _Images(self._splits[split], form, seed if self._random_areas else None)
         # With its own generator, since the loader would draw from the process-wide one. Forked where that is safe, since
         # spawned workers would import the caller's script, and run it if it is unguarded.
         batches: Any = plan

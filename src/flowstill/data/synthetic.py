@@ -60,4 +60,6 @@ def synthetic_data(spec: Data, seed: int = 0) -> ImageData:
     count = facts.classes + max(spec.batch, spec.labels or 0) + spec.hold_out
     labels = {"train": torch.arange(count) % facts.classes, "test": torch.arange(TESTED) % facts.classes}
     classes = spec.classes or tuple(map(str, range(facts.classes)))
-    return ImageData(spec, Noise(facts.shape), facts.shape, classes, labels, seed)
+    data = ImageData(spec, Noise(facts.shape), facts.shape, classes, labels, seed)
+    data.synthetic = True
+    return data

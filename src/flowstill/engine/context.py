@@ -11,6 +11,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from flowstill.engine.interface import Interface
 from flowstill.engine.interruption import Interruption
 from flowstill.engine.precision import Precision
 from flowstill.engine.progress import Progress
@@ -35,6 +36,7 @@ class Work:
         recipe: the jobs.
         plans: what each job comes to, by name.
         precision: number format and memory layout.
+        interfaces: how each job's network sees the images, and what its output means.
         networks: jobs' networks that were given as objects.
         on_step: called after each step.
     """
@@ -42,6 +44,7 @@ class Work:
     recipe: Recipe
     plans: Mapping[str, JobPlan]
     precision: Precision
+    interfaces: Mapping[str, Interface]
     networks: Mapping[str, nn.Module] = field(default_factory=dict)
     on_step: OnStep | None = None
 
@@ -55,7 +58,14 @@ class Context:
         self.channels_last = work.precision.layout == "channels_last"
         self.writes = fabric.global_rank == 0
         self.stores = Stores(fabric, writer.path, data, work.precision)
-        self.record = Record(fabric, data, progress, writer if self.writes else None, channels_last=self.channels_last)
+        self.record = Record(
+            fabric,
+            data,
+            work.interfaces,
+            progress,
+            writer if self.writes else None,
+            channels_last=self.channels_last,
+        )
         self.interruption = Interruption()
         self._saved = time.perf_counter()
 

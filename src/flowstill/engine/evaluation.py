@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
+from flowstill.engine.interface import Interface
 from flowstill.features.modules import logits_in
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def evaluate_networks(
     networks: Sequence[nn.Module],
     data: ImageData,
     *,
+    interfaces: Sequence[Interface] | None = None,
     channels_last: bool = False,
     mean: Literal["softmax", "logits"] = "softmax",
     batch: int | None = None,
@@ -32,6 +34,7 @@ def evaluate_networks(
 
     Args:
         networks: left in the mode (training or eval) that they came in.
+        interfaces: of the networks, in their order; None if all take the batches as they are.
         mean: what is averaged over several networks; it does not matter for one.
         batch: images at a time, by default the data's batch size.
 
@@ -48,10 +51,14 @@ def evaluate_networks(
     for images, labels in data.test_batches(
         batch=batch or data.spec.batch, device=fabric.device, rank=fabric.global_rank, world=fabric.world_size
     ):
-        if channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        with fabric.autocast():
-            outputs = [logits_in(network(images)).float() for network in networks]
+        outputs = []
+        for network, interface in zip(networks, interfaces or (None,) * len(networks), strict=True):
+            shown = interface.images(images, testing=True) if interface else images
+            if channels_last:
+                shown = shown.contiguous(memory_format=torch.channels_last)
+            with fabric.autocast():
+                output = logits_in(network(shown)).float()
+            outputs.append(interface.logits(output) if interface else output)
         logs = F.log_softmax(outputs[0], 1) if len(outputs) == 1 else _together(outputs, mean)
         top1.update(logs, labels)
         top5.update(logs, labels)

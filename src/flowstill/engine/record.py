@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from lightning_fabric import Fabric
 from torch import nn
 
 from flowstill.engine.evaluation import evaluate_networks
+from flowstill.engine.interface import Interface
 from flowstill.engine.progress import Progress
 from flowstill.engine.step import Step
 from flowstill.runs import RunWriter
@@ -28,9 +30,17 @@ class Record:
     """
 
     def __init__(
-        self, fabric: Fabric, data: ImageData, progress: Progress, writer: RunWriter | None, *, channels_last: bool
+        self,
+        fabric: Fabric,
+        data: ImageData,
+        interfaces: Mapping[str, Interface],
+        progress: Progress,
+        writer: RunWriter | None,
+        *,
+        channels_last: bool,
     ) -> None:
         self.fabric, self.data, self.progress, self.writer = fabric, data, progress, writer
+        self.interfaces = interfaces
         self.channels_last = channels_last
         self._warned: set[tuple[str, str]] = set()
 
@@ -80,15 +90,28 @@ class Record:
         if self.fabric.world_size > 1:
             for buffer in network.buffers():
                 buffer.copy_(self.fabric.broadcast(buffer))
-        scores = evaluate_networks(self.fabric, [network], self.data, channels_last=self.channels_last)
+        scores = evaluate_networks(
+            self.fabric,
+            [network],
+            self.data,
+            interfaces=[self.interfaces[name]],
+            channels_last=self.channels_last,
+        )
         if self.writer:
             self.writer.metrics.log(name, stage, step, {f"test/{metric}": value for metric, value in scores.items()})
         return scores
 
-    def ensemble(self, members: list[nn.Module], mean: Literal["softmax", "logits"]) -> dict[str, float]:
-        """Evaluate several networks as one.
+    def ensemble(self, members: Mapping[str, nn.Module], mean: Literal["softmax", "logits"]) -> dict[str, float]:
+        """Evaluate several jobs' networks as one.
 
         Args:
             mean: whether probabilities or logits are averaged.
         """
-        return evaluate_networks(self.fabric, members, self.data, channels_last=self.channels_last, mean=mean)
+        return evaluate_networks(
+            self.fabric,
+            list(members.values()),
+            self.data,
+            interfaces=[self.interfaces[job] for job in members],
+            channels_last=self.channels_last,
+            mean=mean,
+        )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from flowstill.engine.stage import StageRun
 from flowstill.nets import build, load_weights
 from flowstill.recipes.recipe import AfterStage, Job, Weights
 from flowstill.runs import JobSummary, Scores, Summary
+from flowstill.runs.folder import student_of
 
 
 class Session:
@@ -47,7 +50,7 @@ class Session:
             for name, ensemble in self.recipe.ensembles.items():
                 if name in self.summary.ensembles:
                     continue
-                members = [self.network(job) for job in ensemble.jobs]
+                members = {job: self.network(job) for job in ensemble.jobs}
                 self.summary.ensembles[name] = Scores(**context.record.ensemble(members, ensemble.mean))
         self.summary.finished = True
         context.stores.remove()
@@ -137,10 +140,20 @@ class Session:
         self.networks[name] = network
         if self.context.writes:
             self.writer.metrics.end_job(name)
-            self.writer.save_network(name, network.state_dict())
+            self._keep(name, network, scores.get("accuracy"))
         result = f"{scores['accuracy']:.2f} %" if scores else "not measured, as it has other classes than the data,"
         self.context.progress.say(f"{name}: {result} after {steps} updates, {seconds:.0f} s")
         self.context.fabric.barrier()
+
+    def _keep(self, name: str, network: nn.Module, accuracy: float | None) -> None:
+        """Save a network that is done, with what a later reader of its file must know."""
+        preprocessing, data = self.context.work.interfaces[name].own, self.context.data
+        metadata = {"preprocessing": json.dumps(asdict(preprocessing)), "data": data.spec.name}
+        if accuracy is not None:
+            metadata |= {"accuracy": f"{accuracy:.2f}", "classes": json.dumps(data.classes)}
+        self.writer.save_network(name, network.state_dict(), metadata)
+        if name == student_of(self.recipe.jobs):
+            self.writer.write_preprocessing(preprocessing)
 
     def _keep_for_others(self, name: str, stage: str, network: nn.Module) -> None:
         """Other jobs may start from what this network is now; after its last stage it is kept anyway."""

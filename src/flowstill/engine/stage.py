@@ -49,17 +49,28 @@ class StageRun:
         self.stage = next(iter(stages.values()))
         lead = recipe.jobs[next(iter(networks))]
         seed = derive(recipe.seed, lead.seed, self.stage.name)
+        interfaces = context.work.interfaces
+        taught_by = interfaces[lead.teacher] if lead.teacher and teacher is not None else None
         students, sequences = {}, RandomSequences(fabric)
         for name, network in networks.items():
             torch.manual_seed(seed)  # for each, so that it draws what it would draw alone
             if stages[name].fresh_head:
                 fresh_head(network)
-            setting = Setting(teacher, network, data.shape, len(data.classes), seed)
+            setting = Setting(
+                teacher,
+                network,
+                interfaces[name].shape,
+                len(data.classes),
+                seed,
+                teacher_shape=taught_by.shape if taught_by else None,
+            )
             pairs = context.plans[name].pairs
-            students[name] = Student(fabric, network, stages[name], pairs, setting, recipe.data.accumulate)
+            students[name] = Student(
+                fabric, network, stages[name], pairs, setting, recipe.data.accumulate, interfaces[name]
+            )
             sequences.add(name)
         start = state["loop"]["step"] if state else 0
-        reader = Teacher(fabric, teacher, context.channels_last, students.values())
+        reader = Teacher(fabric, teacher, context.channels_last, students.values(), taught_by)
         reader.stored = context.stores.open_for(reader, students.values())
         if reader.stored is not None:
             files = (file for name in networks for file in context.plans[name].stored[stages[name].name])

@@ -185,6 +185,7 @@ def digest_of(teacher: Teacher) -> str:
     """A digest of the network's structure and of all its weights and buffers."""
     assert teacher.network is not None
     digest = hashlib.sha256(str(teacher.network).encode())
+    digest.update(repr(teacher.interface).encode())
     for name, tensor in teacher.network.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)

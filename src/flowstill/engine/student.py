@@ -11,6 +11,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from flowstill.engine.interface import Interface
 from flowstill.engine.player import ActivePlayer
 from flowstill.errors import RecipeError
 from flowstill.features.pairs import Pairs
@@ -44,15 +45,23 @@ class LossTerm:
 class StudentWithLosses(nn.Module):
     """A student with all losses of a stage, so that one wrapper (DDP, autocast) holds everything that trains."""
 
-    def __init__(self, student: nn.Module, updates: Sequence[Update], terms: Sequence[Sequence[LossTerm]]) -> None:
+    def __init__(
+        self,
+        student: nn.Module,
+        updates: Sequence[Update],
+        terms: Sequence[Sequence[LossTerm]],
+        interface: Interface | None = None,
+    ) -> None:
         super().__init__()
-        self.student = student
+        self.student, self.interface = student, interface
         self.losses = nn.ModuleList(term.loss for row in terms for term in row)
         self.updates, self.terms = tuple(updates), tuple(map(tuple, terms))
         self._tapped = tuple(_tap(student, row) for row in self.terms)  # in a tuple: the student is registered once
 
     def forward(self, images: Tensor, update: int, targets: Sequence[Target]) -> dict[str, Tensor]:
         """Losses by name, float32 scalars, of one fresh forward of the student."""
+        if self.interface is not None:
+            images = self.interface.images(images)
         if self.updates[update].update_batchnorm:
             reading = self._tapped[update](images)
         else:
@@ -81,19 +90,27 @@ class Student:
         pairs: the teacher's sections with the student's.
         setting: what losses with networks of their own need.
         micro_batches: number of parts that each batch is split into; their gradients are summed.
+        interface: how the network sees the images; None if it takes them as they are.
 
     Raises:
         RecipeError: a player differentiates the whole batch's gradient, which is never in one place.
     """
 
     def __init__(
-        self, fabric: Fabric, student: nn.Module, stage: Stage, pairs: Pairs, setting: Setting, micro_batches: int = 1
+        self,
+        fabric: Fabric,
+        student: nn.Module,
+        stage: Stage,
+        pairs: Pairs,
+        setting: Setting,
+        micro_batches: int = 1,
+        interface: Interface | None = None,
     ) -> None:
         self.stage, self.updates, self.micro_batches = stage, stage.updates, micro_batches
         numbers = iter(range(len(self.updates)))
         self.cycle = [[next(numbers) for _ in batch] for batch in stage.cycle]
         self.terms = [tuple(row) for row in build_terms(stage, pairs, setting)]
-        self.module = StudentWithLosses(student, self.updates, self.terms).to(fabric.device).train()
+        self.module = StudentWithLosses(student, self.updates, self.terms, interface).to(fabric.device).train()
         self._trainable = [(p, p.requires_grad) for p in self.module.parameters()]
         parts, own = self.module.parts(), set(student.parameters())
         self.players: dict[str, ActivePlayer] = {}

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map
 
 from flowstill.data.batch import Batch
 from flowstill.engine.folding import FoldedNetwork, Until
+from flowstill.engine.interface import Interface
 from flowstill.features.taps import Reading, Tap, Tapped
 from flowstill.transfer.knowledge import Loss, Target
 
@@ -70,6 +71,7 @@ class Teacher:
         network: frozen, in eval mode; None reads nothing.
         channels_last: the layout of the images that it reads.
         students: whose losses may share targets.
+        interface: how it sees the images, and what its output means; None if it takes them as they are and gives logits.
     """
 
     def __init__(
@@ -78,8 +80,9 @@ class Teacher:
         network: nn.Module | None,
         channels_last: bool = False,
         students: Iterable[Student] = (),
+        interface: Interface | None = None,
     ) -> None:
-        self.fabric, self.network, self.channels_last = fabric, network, channels_last
+        self.fabric, self.network, self.interface, self.channels_last = fabric, network, interface, channels_last
         self.stored: StoredTargets | None = None  # set once the stage's stores are open
         self._folded = FoldedNetwork(network) if network is not None else None
         self._tapped: dict[Needs, Tapped] = {}
@@ -97,6 +100,8 @@ class Teacher:
         taps, logits = needs_of(losses)
         if self._folded is None or not (taps or logits):
             return None
+        if self.interface is not None:
+            images = self.interface.images(images)
         if (taps, logits) not in self._tapped:
             until: Until = "logits" if logits else "taps"
             reader = self._folded.reader(taps, (images.shape[1], images.shape[2], images.shape[3]), until)
@@ -105,6 +110,8 @@ class Teacher:
             images = images.contiguous(memory_format=torch.channels_last)
         with torch.no_grad(), self.fabric.autocast():
             reading: Reading = self._tapped[taps, logits](images)
+        if reading.logits is not None and self.interface is not None:
+            reading = replace(reading, logits=self.interface.logits(reading.logits))
         return reading
 
     def target(self, loss: Loss, taught: TaughtBatch) -> Target:

@@ -15,12 +15,14 @@ from flowstill.engine.context import OnStep, Work
 from flowstill.engine.evaluation import evaluate_networks
 from flowstill.engine.facts import run_facts
 from flowstill.engine.hardware import choose_device, make_fabric
+from flowstill.engine.interface import find_interfaces
+from flowstill.engine.look import Look
 from flowstill.engine.networks import copy_of, placed
 from flowstill.engine.precision import Asked, Precision, choose
 from flowstill.engine.process import run_work
 from flowstill.engine.resuming import has_all, past_run
 from flowstill.engine.stored import refuse_if_full
-from flowstill.errors import RecipeError, RunError
+from flowstill.errors import RecipeError, RunError, warnings_are_errors
 from flowstill.files import alone_in
 from flowstill.nets import build
 from flowstill.recipes.check import JobPlan, check
@@ -46,6 +48,7 @@ def train(
     progress: bool | None = None,
     on_step: OnStep | None = None,
     networks: Mapping[str, nn.Module] | None = None,
+    strict: bool = False,
     **options: Any,
 ) -> Run:
     """Run a recipe's jobs and keep everything in the folder ``out``.
@@ -66,6 +69,7 @@ def train(
         progress: None shows a progress bar if standard error is a terminal.
         on_step: called after each step with the job, the stage and the number of its steps done.
         networks: jobs' networks given as objects instead of built by name; copies of them are trained.
+        strict: refuse to train where something is odd, instead of warning.
         options: ``set``, ``scale``, ``seed``, ``data_root``, ``trust_code`` of ``load_recipe``, if ``recipe`` is a name.
 
     Returns:
@@ -78,27 +82,32 @@ def train(
     if precision not in ("auto", "32", "bf16"):
         raise RecipeError(f"--precision {precision!r}: choose 'auto', '32' or 'bf16'.")
     RunWriter.refuse(out, resume=resume)
-    recipe = _loaded(recipe, options)
-    device = choose_device(device, devices)
-    if recipe.data.batch < devices:
-        raise RecipeError(
-            f"data.batch is {recipe.data.batch}, too few images for {devices} processes. Use --devices 1."
-        )
-    past = past_run(recipe, Path(out), networks) if resume else None
-    if past and has_all(past, recipe):
-        return past
-    data, networks = open_data(recipe.data, seed=recipe.seed), networks or {}
-    for job in recipe.jobs.values():
-        data.labelled_rows(job.labels)  # raises if there are fewer
-    plans = check(recipe, data.shape, len(data.classes), networks, data.rows)
-    left = [plan for name, plan in plans.items() if not (past and name in past.summary.jobs)]
-    refuse_if_full((file for plan in left for files in plan.stored.values() for file in files), Path(out))
-    facts = past.recipe["run"] if past else None
-    if facts:
-        _refuse_other_conditions(facts, recipe, data, precision, out)
-        chosen = Precision(**facts["precision"])
-    else:
-        chosen = _choose_precision(precision, recipe, data, plans, device, networks)
+    networks = networks or {}
+    with warnings_are_errors(strict):
+        recipe = _loaded(recipe, options)
+        device = choose_device(device, devices)
+        if recipe.data.batch < devices:
+            raise RecipeError(
+                f"data.batch is {recipe.data.batch}, too few images for {devices} processes. Use --devices 1."
+            )
+        past = past_run(recipe, Path(out), networks) if resume else None
+        if past and has_all(past, recipe):
+            return past
+        data = open_data(recipe.data, seed=recipe.seed)
+        for job in recipe.jobs.values():
+            data.labelled_rows(job.labels)  # raises if there are fewer
+        facts = past.recipe["run"] if past else {}
+        interfaces = find_interfaces(recipe, data, networks, facts.get("preprocessing"))
+        shapes = {name: interface.shape for name, interface in interfaces.items()}
+        plans = check(recipe, data.shape, len(data.classes), networks, data.rows, shapes)
+        left = tuple(name for name in plans if not (past and name in past.summary.jobs))
+        refuse_if_full((file for name in left for files in plans[name].stored.values() for file in files), Path(out))
+        if facts:
+            _refuse_other_conditions(facts, recipe, data, precision, out)
+            chosen = Precision(**facts["precision"])
+        else:
+            chosen = _choose_precision(precision, recipe, data, plans, device, networks)
+        interfaces = Look(recipe, data, networks, interfaces, plans, device).at(left)
     writer = RunWriter.create(out, resume=resume)
     with alone_in(writer.path) as alone:
         if not alone:
@@ -106,9 +115,12 @@ def train(
         writer.clear_leftovers()
         if past:
             past_run(recipe, writer.path, networks)  # once more, now that nobody else can change it
-        noted = {"run": facts or run_facts(chosen, device, devices, data)}
-        writer.write_recipe(dump_recipe(recipe) + yaml.safe_dump(noted, sort_keys=False))
-        run_work(Work(recipe, plans, chosen, networks, on_step), writer.path, device, devices, progress, data)
+        facts = facts or run_facts(chosen, device, devices, data)
+        facts["preprocessing"] = {name: interface.to_facts() for name, interface in interfaces.items()}
+        writer.write_recipe(dump_recipe(recipe) + yaml.safe_dump({"run": facts}, sort_keys=False))
+        run_work(
+            Work(recipe, plans, chosen, interfaces, networks, on_step), writer.path, device, devices, progress, data
+        )
     run = Run.open(out)
     write_report(run)
     return run
@@ -203,11 +215,16 @@ def evaluate(
     networks = {name: placed(run.network(name, trust_code=trust_code), fabric, precision) for name in trained}
     if not networks:
         raise RunError(f"{str(run.path)!r} has no trained network yet. Finish it with --resume.")
+    interfaces = find_interfaces(recipe, data, {}, run.recipe["run"].get("preprocessing"))
     scores = {
-        name: evaluate_networks(fabric, [network], data, channels_last=last) for name, network in networks.items()
+        name: evaluate_networks(fabric, [network], data, interfaces=[interfaces[name]], channels_last=last)
+        for name, network in networks.items()
     }
     for name, ensemble in recipe.ensembles.items():
         if all(job in networks for job in ensemble.jobs):
             members = [networks[job] for job in ensemble.jobs]
-            scores[name] = evaluate_networks(fabric, members, data, channels_last=last, mean=ensemble.mean)
+            views = [interfaces[job] for job in ensemble.jobs]
+            scores[name] = evaluate_networks(
+                fabric, members, data, interfaces=views, channels_last=last, mean=ensemble.mean
+            )
     return scores

@@ -131,6 +131,7 @@ def pairs_by_hand(
     student: nn.Module,
     example: Tensor | Sequence[int],
     flows: Sequence[tuple[tuple[str, str], tuple[str, str]]],
+    student_example: Tensor | Sequence[int] | None = None,
 ) -> Pairs:
     """Pair sections whose taps are given.
 
@@ -141,14 +142,16 @@ def pairs_by_hand(
         student: the network that learns.
         example: images (B, C, H, W), or a shape (C, H, W) or (B, C, H, W).
         flows: for each pair the teacher's (front, back), then the student's.
+        student_example: likewise, for a student that sees images of another size; None for ``example``.
 
     Raises:
         TapError: a tap cannot be read.
         ShapeError: a tap gives no feature map.
         NetworkError: a network cannot take the example.
     """
-    sides = (_by_hand(net, example, [flow[i] for flow in flows]) for i, net in enumerate((teacher, student)))
-    return tuple(map(SectionPair, *sides))
+    taught = _by_hand(teacher, example, [flow[0] for flow in flows])
+    learning = _by_hand(student, example if student_example is None else student_example, [flow[1] for flow in flows])
+    return tuple(map(SectionPair, taught, learning))
 
 
 def _by_hand(network: nn.Module, example: Tensor | Sequence[int], flows: Sequence[tuple[str, str]]) -> list[Section]:

@@ -60,7 +60,7 @@ def find_groups(pairs: Pairs, setting: Setting, size: int) -> list[Group]:
         NetworkError: a section has no convolution modules.
     """
     assert setting.teacher is not None  # checked by the knowledge that is built
-    teacher = find_layers(setting.teacher, [pair.teacher for pair in pairs], setting.shape)
+    teacher = find_layers(setting.teacher, [pair.teacher for pair in pairs], setting.shown_to_teacher)
     student = find_layers(setting.student, [pair.student for pair in pairs], setting.shape)
     groups = []
     for layers_t, layers_s in zip(teacher, student, strict=True):

@@ -170,7 +170,7 @@ class Hints(Knowledge):
             return loss
         setting, teacher = self.require_teacher(setting)
         pair = pairs[(len(pairs) - 1) // 2]
-        hint = middle_block(teacher, pair.teacher, setting.shape)
+        hint = middle_block(teacher, pair.teacher, setting.shown_to_teacher)
         return HintsLoss([hint], [middle_block(setting.student, pair.student, setting.shape)], self.sum)
 
 

@@ -4,6 +4,7 @@ from flowstill.nets.checkpoints import read_weights, save_weights
 from flowstill.nets.counts import Counts, count
 from flowstill.nets.create import NAME_FORMS, build, create, known_nets
 from flowstill.nets.factories import needs_trust
+from flowstill.nets.preprocessing import Preprocessing
 from flowstill.nets.registry import NETWORKS, Network, register_network
 from flowstill.nets.resnet import ResNet
 from flowstill.nets.spec import Net, is_object
@@ -15,6 +16,7 @@ __all__ = [
     "Counts",
     "Net",
     "Network",
+    "Preprocessing",
     "ResNet",
     "build",
     "count",

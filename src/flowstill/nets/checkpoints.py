@@ -21,10 +21,17 @@ _STATE_KEYS = ("state_dict", "model", "student")  # where training scripts keep 
 _WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
 
 
-def save_weights(network: nn.Module | Mapping[str, Tensor], path: str | Path) -> None:
+def save_weights(
+    network: nn.Module | Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None
+) -> None:
     """Write a network's state, or a state dict, as safetensors: the same weights give the same bytes.
 
     Tensors that share memory are written separately; memory formats are not kept. The file is written whole or not at all.
+
+    Args:
+        network: a network, or its state dict.
+        path: the file.
+        metadata: texts to keep in the file's header, by name.
 
     Raises:
         NetworkError: a value is not a tensor, or holds no data.
@@ -38,7 +45,7 @@ def save_weights(network: nn.Module | Mapping[str, Tensor], path: str | Path) ->
             raise NetworkError(f"{path}: {name!r} is {kind}; only tensors with data can be saved.")
         # A clone each, as safetensors refuses shared memory and gaps.
         plain[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-    atomic_write(path, safetensors.torch.save(plain, metadata={"format": "pt"}))
+    atomic_write(path, safetensors.torch.save(plain, metadata={"format": "pt", **(metadata or {})}))
 
 
 def read_weights(path: str | Path) -> State:

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
+from flowstill.nets.preprocessing import Preprocessing
 from flowstill.schema import specification
 
 
@@ -16,10 +17,13 @@ class Net:
     Attributes:
         name: of the network. ``object:CLASS`` stands for one that was given as a Python object and has no name.
         options: keyword arguments of the constructor, such as ``width: 2`` or ``pretrained: true``.
+        preprocessing: how images become its input. What is None, or left out, comes from the file of its weights, from
+            timm or torchvision, or else from the run's data.
     """
 
     name: str
     options: dict[str, Any] = Field(default_factory=dict)
+    preprocessing: Preprocessing | None = None
 
 
 def is_object(name: str) -> bool:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
 
 from flowstill.errors import FlowstillError, NetworkError, RecipeError
-from flowstill.features.pairs import Pairs, pair_sections, pairs_by_hand
+from flowstill.features.pairs import Pairs, align_sections, pairs_by_hand
+from flowstill.features.sections import Section, find_sections
 from flowstill.features.taps import Tapped
 from flowstill.features.tracing import example_images, read_once, undisturbed
 from flowstill.nets import Counts, build, count, is_object, load_weights
@@ -50,6 +51,7 @@ def check(
     classes: int,
     objects: Mapping[str, nn.Module] | None = None,
     images: int | None = None,
+    shapes: Mapping[str, Shape] | None = None,
 ) -> dict[str, JobPlan]:
     """Build every network, find and pair its sections, build every loss.
 
@@ -59,6 +61,7 @@ def check(
         classes: number of classes in the data.
         objects: networks of jobs that are given as objects, not built by name; they are not changed.
         images: number of training images; None if unknown.
+        shapes: (C, H, W) of what a job's network sees, by the job's name, where it is not ``shape``.
 
     Returns:
         The plan of each job by its name.
@@ -76,16 +79,17 @@ def check(
             name: objects[name] if objects and name in objects else built[repr(job.network)]
             for name, job in recipe.jobs.items()
         }
+    sees = {name: (shapes or {}).get(name, shape) for name in recipe.jobs}
     mismatches = {
         name: mismatch
         for name, job in recipe.jobs.items()
         if (
             mismatch := _check_weights(name, job, networks[name])
-            or _class_mismatch(name, job, networks[name], shape, classes)
+            or _class_mismatch(name, job, networks[name], sees[name], classes)
         )
     }
-    pair, size = functools.cache(pair_sections), functools.cache(count)
-    return {name: _plan(name, recipe, networks, mismatches, shape, classes, images, pair, size) for name in recipe.jobs}
+    find, size = functools.cache(find_sections), functools.cache(count)
+    return {name: _plan(name, recipe, networks, mismatches, sees, classes, images, find, size) for name in recipe.jobs}
 
 
 def _built(name: str, job: Job, shape: Shape, classes: int) -> nn.Module:
@@ -165,31 +169,31 @@ def _plan(
     recipe: Recipe,
     networks: dict[str, nn.Module],
     mismatches: dict[str, str],
-    shape: Shape,
+    sees: Mapping[str, Shape],
     classes: int,
     images: int | None,
-    pair: Callable[..., Pairs],
+    find: Callable[..., Sequence[Section]],
     size: Callable[..., Counts],
 ) -> JobPlan:
     """Pair one job's sections and build its losses."""
     job = recipe.jobs[name]
     student, teacher = networks[name], networks.get(job.teacher or "")
+    shape, shown = sees[name], sees.get(job.teacher or "", sees[name])
     try:
         pairs: Pairs = ()
         if teacher is not None and any(stage.reads_sections for stage in job.stages):
-            example = (1, *shape)
-            pairs = (
-                pairs_by_hand(teacher, student, example, [(f.teacher, f.student) for f in job.flows])
-                if job.flows
-                else pair(teacher, student, example)
-            )
-        setting = Setting(teacher, student, shape, classes)
+            if job.flows:
+                by_hand = [(flow.teacher, flow.student) for flow in job.flows]
+                pairs = pairs_by_hand(teacher, student, (1, *shown), by_hand, (1, *shape))
+            else:
+                pairs = align_sections(find(teacher, (1, *shown)), find(student, (1, *shape)))
+        setting = Setting(teacher, student, shape, classes, teacher_shape=shown)
         built = {stage.name: _build(stage, pairs, replace(setting, shared={})) for stage in job.stages}
         if job.teacher in mismatches:
             _check_predictions(built, job.teacher, mismatches[job.teacher])
         terms = {stage: [_taps(*term) for term in stage_terms] for stage, stage_terms in built.items()}
         stored = {
-            stage.name: stored_files(job, stage, built[stage.name], recipe.data, teacher, shape, images)
+            stage.name: stored_files(job, stage, built[stage.name], recipe.data, teacher, shown, images)
             for stage in job.stages
         }
         return JobPlan(name, job.network.name, size(student, shape), pairs, terms, stored, name not in mismatches)

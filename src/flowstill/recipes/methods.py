@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from flowstill.data.named import NAMED
-from flowstill.data.spec import Augment, Data
+from flowstill.data.spec import Data
 from flowstill.recipes.recipe import Job, Recipe
 from flowstill.transfer.methods import TASK, TASK_LR
 from flowstill.transfer.procedures import alone
@@ -64,7 +64,8 @@ def usual_data(name: str) -> Data:
         name: of the data set; unknown sets get the default augmentation.
 
     Example:
-        >>> usual_data("cifar10").augment.crop, usual_data("owner/set").augment == Augment()
-        (4, True)
+        >>> usual_data("cifar10").augment.crop, usual_data("imagenet").test_crop
+        (4, 0.875)
     """
-    return Data(name, augment=NAMED[name].augment if name in NAMED else Augment())
+    known = NAMED.get(name)
+    return Data(name, augment=known.augment, test_crop=known.test_crop) if known else Data(name)

@@ -9,6 +9,7 @@ from flowstill.reports import text
 from flowstill.reports.charts import ACCURACY, accuracy_chart, colours, loss_charts
 from flowstill.reports.columns import shown_columns
 from flowstill.reports.results import baseline, results, verdict
+from flowstill.reports.snippet import IMPORTS, snippet
 from flowstill.runs import Run
 
 NAME = "report.html"
@@ -67,6 +68,9 @@ def render(run: Run) -> str:
         measured=measured,
         accuracy=Markup(accuracy_chart(run, metrics)),
         losses=losses,
+        imports=IMPORTS,
+        snippet=snippet(run),
+        path=str(run.path),
         recipe_text=(run.path / "recipe.yaml").read_text(encoding="utf-8"),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from flowstill.schema.code import import_code
 if TYPE_CHECKING:
     from torch import nn
 
-    from flowstill.nets import Net
+    from flowstill.nets import Net, Preprocessing
 
 RECIPE, SUMMARY = "recipe.yaml", "summary.json"
 
@@ -165,6 +166,29 @@ class Run:
             except RecipeError as error:
                 raise RunError(f"{str(self.path / RECIPE)!r} uses code to build {spec.name!r}: {error}") from error
 
+    def preprocessing(self, job: str = "student") -> Preprocessing:
+        """How images become the input of ``job``'s network.
+
+        Args:
+            job: the job's name.
+
+        Raises:
+            RunError: there is no such job, or the run does not say.
+        """
+        from flowstill.nets import Preprocessing
+        from flowstill.schema.dataclass import validated
+
+        if job not in self.jobs:
+            raise RunError(f"{str(self.path)!r} has no job {job!r}. {did_you_mean(job, self.jobs)}")
+        try:
+            facts = self.recipe["run"]["preprocessing"][job]
+            return validated(Preprocessing, {key: value for key, value in facts.items() if key != "output"})
+        except (KeyError, TypeError, AttributeError, RecipeError):
+            raise RunError(
+                f"{str(self.path / RECIPE)!r} does not say how images become the input of {job!r}: it was written by an "
+                "earlier version, or edited by hand. Train again, or normalise as for training (data.mean, data.std)."
+            ) from None
+
     def keep(self, job: str, network: nn.Module) -> None:
         """Let ``network(job)`` return this very object, which holds the job's weights already."""
         self._objects[job] = network
@@ -176,6 +200,16 @@ class Run:
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
+
+
+def student_of(jobs: Iterable[str]) -> str:
+    """The job whose network a run is about: ``student``, or the last one.
+
+    >>> student_of(["teacher", "student", "student_alone"]), student_of(["teacher", "small"])
+    ('student', 'small')
+    """
+    names = list(jobs)
+    return "student" if "student" in names else names[-1]
 
 
 def is_run(path: str | Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from flowstill.runs.summary import Summary
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from flowstill.nets import Preprocessing
 
 STATE = "state.pt"
 
@@ -109,11 +112,18 @@ class RunWriter:
         """Write what is known so far, as JSON."""
         atomic_write(self.path / SUMMARY, summary.to_json().encode())
 
-    def save_network(self, job: str, state: dict[str, Tensor]) -> None:
-        """Write ``<job>.safetensors``: the same bytes for the same tensors, without time stamps."""
+    def save_network(self, job: str, state: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+        """Write ``<job>.safetensors``: the same bytes for the same tensors and texts, without time stamps."""
         from flowstill.nets import save_weights
 
-        save_weights(state, self.path / f"{job}.safetensors")
+        save_weights(state, self.path / f"{job}.safetensors", metadata)
+
+    def write_preprocessing(self, preprocessing: Preprocessing) -> None:
+        """Write the student's preprocessing in Hugging Face's form."""
+        from flowstill.nets.published import CONFIG
+
+        text = json.dumps(preprocessing.to_hugging_face(), indent=2, sort_keys=True) + "\n"
+        atomic_write(self.path / CONFIG, text.encode())
 
     def save_state(self, state: dict[str, Any]) -> None:
         """Write the state to resume from: tensors, numbers, strings and containers of them, nothing else."""

@@ -29,10 +29,11 @@ class Setting:
     Attributes:
         teacher: the teacher, which is frozen and must not change; to train one, copy it.
         student: the student.
-        shape: (C, H, W) of the images.
+        shape: (C, H, W) of the images, as the student sees them.
         classes: number of classes of the data.
         seed: seeds whatever is drawn during training.
         shared: modules that several terms of a stage use together, by name; the first term that needs one adds it.
+        teacher_shape: (C, H, W) of what the teacher sees, if it has a view of its own; None for ``shape``.
     """
 
     teacher: nn.Module | None
@@ -41,6 +42,12 @@ class Setting:
     classes: int
     seed: int = 0
     shared: dict[str, nn.Module] = field(default_factory=dict)
+    teacher_shape: tuple[int, int, int] | None = None
+
+    @property
+    def shown_to_teacher(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images as the teacher sees them."""
+        return self.teacher_shape or self.shape
 
 
 class Loss(nn.Module):

@@ -1,0 +1,199 @@
+"""A look at the networks that come trained, before anything is trained with them: seconds that can save a night."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from flowstill.engine.doubts import Seen, doubts
+from flowstill.engine.interface import Interface, Output
+from flowstill.engine.networks import copy_of
+from flowstill.errors import NetworkError
+from flowstill.features.modules import logits_in
+from flowstill.nets import build, load_weights
+from flowstill.nets.published import metadata_in
+from flowstill.recipes.check import JobPlan
+from flowstill.recipes.recipe import Job, Recipe, Weights
+
+if TYPE_CHECKING:
+    from flowstill.data import ImageData
+
+IMAGES, AT_MOST = 256, 1000  # looked at; where there are many classes
+SECONDS, CHUNK = 5.0, 32
+_log = logging.getLogger("flowstill")
+
+
+class Look:
+    """Looks at a run's trained networks.
+
+    Args:
+        networks: of the jobs that are given as objects.
+        interfaces: of all jobs.
+        plans: likewise.
+        device: where to run them.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: ImageData,
+        networks: Mapping[str, nn.Module],
+        interfaces: Mapping[str, Interface],
+        plans: Mapping[str, JobPlan],
+        device: str,
+    ) -> None:
+        self.recipe, self.data, self.networks = recipe, data, networks
+        self.interfaces, self.plans, self.device = dict(interfaces), plans, torch.device(device)
+
+    def at(self, names: tuple[str, ...]) -> dict[str, Interface]:
+        """Look at these jobs' networks; what is odd is logged as a warning.
+
+        Returns:
+            All jobs' interfaces, with what their networks' outputs were found to mean.
+
+        Raises:
+            NetworkError: weights or outputs are not finite, or outputs cannot be read as logits.
+        """
+        teachers = {self.recipe.jobs[name].teacher for name in names}
+        for name, job in self.recipe.jobs.items():
+            begins = job.weights or isinstance(job.start, Weights)
+            finished = bool(job.weights) or not job.stages
+            if not (name in names or name in teachers) or not (begins or finished or name in self.networks):
+                continue
+            network = self._network(name, job)
+            check_finite_weights(network, f"job {name!r}: {job.network.name}")
+            if finished and name in teachers:
+                self._look(name, job, network)
+        return self.interfaces
+
+    def _network(self, name: str, job: Job) -> nn.Module:
+        """The job's network with the weights that it starts from, on the device, in eval mode."""
+        with torch.random.fork_rng(devices=[]):
+            if name in self.networks:
+                network = copy_of(self.networks[name])
+            else:
+                network = build(job.network, num_classes=len(self.data.classes), in_channels=self.data.shape[0])
+        path = job.weights or (job.start.weights if isinstance(job.start, Weights) else None)
+        if path:
+            disabled, _log.disabled = _log.disabled, True  # the notices were given when the recipe was checked
+            try:
+                load_weights(network, path)
+            finally:
+                _log.disabled = disabled
+        return network.to(self.device).eval()
+
+    def _look(self, name: str, job: Job, network: nn.Module) -> None:
+        interface = self.interfaces[name]
+        whose = f"teacher {name!r} ({job.network.name.removeprefix('object:')})"
+        images, labels = self.data.test_sample(min(AT_MOST, max(IMAGES, 8 * len(self.data.classes))))
+        begun = time.perf_counter()
+        first = run(network, interface, images[:CHUNK], self.device)
+        each = (time.perf_counter() - begun) / len(first)
+        count = max(CHUNK, min(len(images), int(SECONDS / max(each, 1e-9))))
+        outputs = torch.cat([first, run(network, interface, images[CHUNK:count], self.device)])
+        check_finite_outputs(outputs, whose)
+        if not self.plans[name].measured or outputs.ndim != 2:
+            return
+        output = meaning(outputs, whose)
+        if output == "probabilities":
+            _log.warning(
+                f"{whose} gives probabilities, as from a softmax. Their logarithm is used as logits; a network without "
+                "its softmax would be more exact."
+            )
+        self.interfaces[name] = interface = replace(interface, output=output)
+        if self.data.synthetic:
+            return
+        seen = Seen(name, whose, network, interface, images[:count], labels[:count], outputs, self.device)
+        recorded = _recorded(job, self.data.spec.name)
+        for doubt in doubts(seen, self.data.classes, recorded, _classes_in(job), spare=SECONDS / max(each, 1e-9)):
+            _log.warning(doubt)
+
+
+@torch.no_grad()
+def run(network: nn.Module, interface: Interface, images: Tensor, device: torch.device) -> Tensor:
+    """The outputs of a network in eval mode for test images, on the CPU, float32."""
+    return torch.cat(
+        [
+            logits_in(network(interface.images(part.to(device), testing=True))).float().cpu()
+            for part in torch.split(images, CHUNK)
+        ]
+        or [torch.empty(0)]
+    )
+
+
+def check_finite_weights(network: nn.Module, whose: str) -> None:
+    """Check that every weight and buffer is a number.
+
+    Raises:
+        NetworkError: naming the first tensor that holds something else.
+    """
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+        if tensor.is_floating_point() and not tensor.is_meta and not bool(torch.isfinite(tensor).all()):
+            wrong = int((~torch.isfinite(tensor)).sum())
+            raise NetworkError(
+                f"{whose}: {wrong} of {tensor.numel()} values of {name!r} are not finite (NaN or infinite), as in a "
+                "checkpoint of a training that diverged or of a file written in half precision. Use an earlier checkpoint."
+            )
+
+
+def check_finite_outputs(outputs: Tensor, whose: str) -> None:
+    """Check that outputs are numbers; -inf may stand for a class that is ruled out.
+
+    Raises:
+        NetworkError: some are not.
+    """
+    wrong = outputs.isnan() | (outputs == math.inf)
+    wrong |= (outputs == -math.inf).flatten(1).all(1).view(-1, *[1] * (outputs.ndim - 1))
+    if bool(wrong.any()):
+        bad = int(wrong.flatten(1).any(1).sum())
+        raise NetworkError(
+            f"{whose}: its outputs for {bad} of {len(outputs)} test images are not finite, though its weights are. "
+            "See whether its normalisation layers have running statistics of zero, and whether it needs other inputs."
+        )
+
+
+def meaning(outputs: Tensor, whose: str) -> Output:
+    """Whether outputs (N, classes) are logits (log-probabilities too) or probabilities.
+
+    Raises:
+        NetworkError: they are shares that do not sum to 1, as from a sigmoid.
+    """
+    if bool((outputs < -1e-6).any()) or bool((outputs > 1 + 1e-3).any()) or outputs.shape[1] < 2:
+        return "logits"
+    if bool(((outputs.sum(1) - 1).abs() < 1e-2).all()):
+        return "probabilities"
+    if len(outputs) * outputs.shape[1] < 64:  # too few numbers to tell
+        return "logits"
+    raise NetworkError(
+        f"{whose}: all its outputs lie between 0 and 1 but do not sum to 1, as from a sigmoid. Expected logits. Let its "
+        "forward return what goes into the sigmoid."
+    )
+
+
+def _recorded(job: Job, data: str) -> float | None:
+    """The accuracy in percent that the file of a network's weights records, unless it says that it is of other data."""
+    if not job.weights:
+        return None
+    from flowstill.nets.published import recorded_accuracy
+
+    of = metadata_in(job.weights).get("data")
+    return recorded_accuracy(job.weights) if of in (None, data) else None
+
+
+def _classes_in(job: Job) -> tuple[str, ...] | None:
+    """The names of the classes in the order of the network's outputs, if its file records them."""
+    text = metadata_in(Path(job.weights)).get("classes") if job.weights else None
+    try:
+        names = json.loads(text) if text else None
+    except ValueError:
+        return None
+    return tuple(map(str, names)) if isinstance(names, list) else None
