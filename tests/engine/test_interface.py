@@ -156,9 +156,13 @@ def test_a_resumed_run_keeps_what_was_found(tmp_path):
     assert torch.equal(broken[1].weight, whole[1].weight)
 
 
+def small():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 2))
+
+
 def test_numbers_of_another_number_of_channels_are_refused(tmp_path):
     said = "teacher.network.preprocessing={mean: [1, 2, 3], std: [1, 2, 3]}"
-    with pytest.raises(NetworkError, match="have 3 number.*1 channel"):
+    with pytest.raises(NetworkError, match=r"have 3 number.*1 channel"):
         fs.distill(trained(), flat(), "digits", set=said, out=tmp_path / "run", **TINY)
 
 
@@ -178,11 +182,8 @@ def photographs(tmp_path_factory):
 
 
 def test_the_loaded_student_sees_what_it_was_tested_with(tmp_path, photographs):
-    network = lambda: nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 2)
-    )
     spec = Data(str(photographs), size=16, test_crop=0.8, batch=8, augment=Augment(flip=True))
-    run = fs.distill(network(), network(), spec, out=tmp_path / "run", **TINY)
+    run = fs.distill(small(), small(), spec, out=tmp_path / "run", **TINY)
     student, preprocess = fs.load_student(run)
     files = sorted((photographs / "test").glob("*/*.png"))
     images, labels = open_data(spec).test_sample(100)
@@ -213,15 +214,12 @@ def test_held_out_images_are_tested_by_their_middle(photographs):
 
 
 def test_the_reports_snippet_runs(tmp_path, photographs, monkeypatch):
-    network = lambda: nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 2)
-    )
     spec = Data(str(photographs), size=16, batch=8)
-    run = fs.distill(network(), network(), spec, out=tmp_path / "run", **TINY)
+    run = fs.distill(small(), small(), spec, out=tmp_path / "run", **TINY)
     assert len(snippet(run).splitlines()) == 3
     monkeypatch.chdir(run.path)
     photo = sorted((photographs / "test").glob("*/*.png"))[0]
-    names = {"network": network()}
+    names = {"network": small()}
     exec(f"{IMPORTS}\n{snippet(run).replace('photo.jpg', str(photo))}", names)
     student, preprocess = fs.load_student(run)
     torch.testing.assert_close(names["logits"], student(preprocess(photo)), rtol=0.05, atol=0.05)

@@ -49,7 +49,7 @@ def test_weights_that_are_not_numbers_are_refused_by_name(tmp_path, part, value)
 def test_a_buffer_and_a_student_are_looked_at_too(tmp_path):
     student = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(72, 10))
     student[1].running_var[0] = float("inf")
-    with pytest.raises(NetworkError, match="'1.running_var'"):
+    with pytest.raises(NetworkError, match=r"'1\.running_var'"):
         fs.distill(trained(), student, "digits", out=tmp_path / "run", **TINY)
 
 
@@ -62,7 +62,7 @@ def test_outputs_that_are_not_numbers_are_refused(tmp_path):
         def forward(self, x):
             return self.inner(x) / (x.flatten(1).std(1, keepdim=True) > 1e9)
 
-    with pytest.raises(NetworkError, match="outputs for .* are not finite, though its weights are"):
+    with pytest.raises(NetworkError, match=r"outputs for .* are not finite, though its weights are"):
         fs.distill(Divides(), flat(), "digits", out=tmp_path / "run", **TINY)
 
 
@@ -94,7 +94,7 @@ def test_log_probabilities_are_logits(tmp_path, caplog):
 
 
 def test_what_comes_from_a_sigmoid_is_refused(tmp_path):
-    with pytest.raises(NetworkError, match="as from a sigmoid. Expected logits"):
+    with pytest.raises(NetworkError, match=r"as from a sigmoid\. Expected logits"):
         fs.distill(nn.Sequential(trained(), nn.Sigmoid()), flat(), "digits", out=tmp_path / "run", **TINY)
 
 
@@ -146,7 +146,7 @@ def test_an_untrained_teacher_is_told_from_a_trained_one(tmp_path, caplog):
         fs.distill(flat(), copy.deepcopy(flat()), "digits", out=tmp_path / "run", strict=True, **TINY)
     assert not (tmp_path / "run").exists()
     fs.distill(flat(), flat(), "digits", out=tmp_path / "run", **TINY)
-    assert "its weights are fresh" in said(caplog)
+    assert "Its weights are fresh" in said(caplog)
 
 
 def test_a_teacher_far_below_what_its_file_records(tmp_path, caplog):

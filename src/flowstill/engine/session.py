@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
 import time
 from dataclasses import asdict
 from typing import Any
@@ -19,6 +21,8 @@ from flowstill.nets import build, load_weights
 from flowstill.recipes.recipe import AfterStage, Job, Weights
 from flowstill.runs import JobSummary, Scores, Summary
 from flowstill.runs.folder import student_of
+
+_log = logging.getLogger("flowstill")
 
 
 class Session:
@@ -141,9 +145,24 @@ class Session:
         if self.context.writes:
             self.writer.metrics.end_job(name)
             self._keep(name, network, scores.get("accuracy"))
+            self._doubt(name, scores.get("accuracy"))
         result = f"{scores['accuracy']:.2f} %" if scores else "not measured, as it has other classes than the data,"
         self.context.progress.say(f"{name}: {result} after {steps} updates, {seconds:.0f} s")
         self.context.fabric.barrier()
+
+    def _doubt(self, name: str, accuracy: float | None) -> None:
+        """Warn of a teacher that has just been trained and knows no more than chance does."""
+        teaches = any(job.teacher == name for job in self.recipe.jobs.values())
+        chance = 100 / len(self.context.data.classes)
+        noise = 200 * math.sqrt(chance / 100 * (1 - chance / 100) / max(1, self.context.data.test_size))
+        if teaches and accuracy is not None and accuracy <= chance + noise and not self.context.data.synthetic:
+            _log.warning(
+                "teacher %r has learned nothing: %.1f %% of the test images are classified correctly, %.1f %% by chance. "
+                "What it teaches is noise; try another learning rate, or more updates.",
+                name,
+                accuracy,
+                chance,
+            )
 
     def _keep(self, name: str, network: nn.Module, accuracy: float | None) -> None:
         """Save a network that is done, with what a later reader of its file must know."""
