@@ -72,3 +72,19 @@ def test_an_optional_column_is_left_out_where_nothing_is_known(run):
 def test_a_taken_name_is_refused():
     with pytest.raises(FlowstillError, match=r"already a column 'gain', from flowstill\.reports\.columns"):
         flowstill.register_column("gain")(lambda row: "")
+
+
+def test_a_column_of_a_file_that_the_recipe_uses_is_shown_if_its_code_may_run(run, tmp_path, caplog):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        'import flowstill as fs\n\n\n@fs.register_column("mine")\ndef mine(row):\n    return row.name.upper()\n'
+    )
+    RunWriter(run.path).write_recipe(yaml.safe_dump({**run.recipe, "uses": [str(file)]}, sort_keys=False))
+    assert "SMALL" not in write_report(run).read_text()
+    assert "The report leaves out what" in caplog.text
+    assert "SMALL" in write_report(run, trust_code=True).read_text()
+    caplog.clear()
+    assert "SMALL" in write_report(run).read_text()  # it has run already
+    file.unlink()
+    write_report(run)
+    assert "leaves out" in caplog.text

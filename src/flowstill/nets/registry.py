@@ -47,7 +47,7 @@ def register_network(name: str, *, about: str = "") -> Callable[[M], M]:
         about: one line for ``flowstill list nets``.
 
     Raises:
-        NetworkError: the name is taken or has a colon, or a parameter is missing.
+        NetworkError: the name is taken, has a colon or the form of a CIFAR ResNet's, or a parameter is missing.
 
     Example:
         >>> @register_network("linear", about="one linear layer over all pixels of a 8x8 image")
@@ -67,6 +67,10 @@ def register_network(name: str, *, about: str = "") -> Callable[[M], M]:
                 f"Network {name!r}: expected parameters 'num_classes' and 'in_channels'. {make.__name__!r} takes no "
                 f"{missing[0]!r}."
             )
+        from flowstill.nets.resnet import described
+
+        if described(name):
+            raise NetworkError(f"Network {name!r}: names of this form are CIFAR ResNets. Choose another.")
         add_network(name, Network(make, about), make.__module__)
         return make
 

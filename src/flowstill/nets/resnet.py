@@ -171,6 +171,11 @@ def _check_depth(depth: int) -> None:
     )
 
 
+def described(name: str) -> bool:
+    """Whether a name has the form of a CIFAR ResNet's: ``resnetD`` or ``resnetDxW``."""
+    return _NAME.fullmatch(name) is not None
+
+
 def named_resnet(name: str) -> Network | None:
     """The CIFAR ResNet that a name describes; None if the name has another form.
 

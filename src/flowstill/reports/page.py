@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
+from flowstill.errors import RecipeError
 from flowstill.files import atomic_write
 from flowstill.reports import text
 from flowstill.reports.charts import ACCURACY, accuracy_chart, colours, loss_charts
@@ -11,17 +13,21 @@ from flowstill.reports.columns import shown_columns
 from flowstill.reports.results import baseline, results, verdict
 from flowstill.reports.snippet import IMPORTS, snippet
 from flowstill.runs import Run
+from flowstill.schema.code import import_code, was_run
 
 NAME = "report.html"
+_log = logging.getLogger("flowstill")
 
 
-def write_report(run: Run | str | Path) -> Path:
+def write_report(run: Run | str | Path, *, trust_code: bool = False) -> Path:
     """Write ``report.html`` into the run folder; an unfinished run gives a report of the results so far.
 
     The page is self-contained: it fetches no script, font or picture.
 
     Args:
         run: a run or its folder, which is read again.
+        trust_code: run the Python files that the recipe ``uses``, which may add columns; without it, and if they were not
+            run before, their columns are left out, with a warning.
 
     Returns:
         The path of the page.
@@ -30,9 +36,19 @@ def write_report(run: Run | str | Path) -> Path:
         RunError: not a run folder.
     """
     run = Run.open(run.path if isinstance(run, Run) else run)  # it may have progressed since it was opened
+    _import_used(run, trust_code)
     path = run.path / NAME
     atomic_write(path, render(run).encode())
     return path
+
+
+def _import_used(run: Run, trust_code: bool) -> None:
+    """Let what the recipe uses add its columns."""
+    for name in run.recipe.get("uses") or ():
+        try:
+            import_code(name, trust_code=trust_code or was_run(name))
+        except RecipeError as error:
+            _log.warning("The report leaves out what %r would add: %s", name, error)
 
 
 def render(run: Run) -> str:

@@ -71,6 +71,16 @@ def import_code(name: str, *, trust_code: bool) -> types.ModuleType:
     return _imported_already(path) or import_file(path, RecipeError)
 
 
+def was_run(name: str) -> bool:
+    """Whether a file has been imported in this process, by the user's word or by themselves, and has not changed."""
+    path = Path(name).expanduser()
+    text = path.read_bytes() if path.is_file() else None
+    return text is not None and (
+        any(run == text and module.__file__ == str(path) for run, module in _RUN.values())
+        or _imported_already(path) is not None
+    )
+
+
 def _import_module(name: str) -> types.ModuleType:
     try:
         return importlib.import_module(name)
