@@ -34,7 +34,7 @@ def test_a_network_from_outside_is_built_and_trained_by_name(tmp_path):
         create("tiny", hidden=-1)
 
 
-@pytest.mark.parametrize("name", ["resnet14", "resnet14x2", "resnet15"])
+@pytest.mark.parametrize("name", ["resnet14x2", "resnet15"])
 def test_the_form_of_our_resnets_names_is_theirs(name):
     with pytest.raises(NetworkError, match="names of this form are CIFAR ResNets"):
         fs.register_network(name)(tiny)

@@ -69,7 +69,7 @@ def register_network(name: str, *, about: str = "") -> Callable[[M], M]:
             )
         from flowstill.nets.resnet import described
 
-        if described(name):
+        if name not in NETWORKS and described(name):
             raise NetworkError(f"Network {name!r}: names of this form are CIFAR ResNets. Choose another.")
         add_network(name, Network(make, about), make.__module__)
         return make
