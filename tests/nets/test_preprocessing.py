@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import safetensors.torch
 import timm
 import torch
 from PIL import Image
@@ -138,3 +139,18 @@ def test_a_file_says_it_in_its_metadata_or_beside_it(tmp_path):
 def test_what_is_refused(values, says):
     with pytest.raises(RecipeError, match=says):
         fs.Preprocessing(**values)
+
+
+def test_files_with_the_same_texts_have_the_same_bytes(tmp_path):
+    network, texts = (
+        torch.nn.Linear(3, 2),
+        {name: name * 3 for name in ["zebra", "ant", "bee", "crow", "dog", "eel", "fox"]},
+    )
+    save_weights(network, tmp_path / "first.safetensors", texts)
+    for number in range(5):
+        save_weights(network, tmp_path / "again.safetensors", dict(reversed(texts.items())))
+        assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "first.safetensors").read_bytes(), number
+    read = safetensors.torch.load_file(tmp_path / "first.safetensors")
+    assert torch.equal(read["weight"], network.weight)
+    with safetensors.safe_open(tmp_path / "first.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt", **texts}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 import warnings
@@ -45,7 +46,17 @@ def save_weights(
             raise NetworkError(f"{path}: {name!r} is {kind}; only tensors with data can be saved.")
         # A clone each, as safetensors refuses shared memory and gaps.
         plain[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-    atomic_write(path, safetensors.torch.save(plain, metadata={"format": "pt", **(metadata or {})}))
+    atomic_write(path, _sorted(safetensors.torch.save(plain, metadata={"format": "pt", **(metadata or {})})))
+
+
+def _sorted(file: bytes) -> bytes:
+    """A safetensors file's bytes with its metadata in alphabetical order; the library writes them in any."""
+    start = 8 + int.from_bytes(file[:8], "little")
+    header = json.loads(file[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text + file[start:]
 
 
 def read_weights(path: str | Path) -> State:
