@@ -37,6 +37,13 @@ class RunError(FlowstillError):
     """A run folder cannot be read or written."""
 
 
+class DivergedError(RunError):
+    """A network has no result: its losses or weights became infinite or NaN, or it builds on a network where they did.
+
+    Everything else of the run is trained and saved.
+    """
+
+
 def nearest(name: str, choices: Iterable[str], count: int = 1) -> list[str]:
     """Find the choices most similar to ``name``.
 
