@@ -140,7 +140,7 @@ class MetricsLog:
         self._kept = {(row.job, row.stage): row.step for row in read_metrics(self.path)}
 
     def end_job(self, job: str) -> None:
-        """Close the job's TensorBoard events, which hold a thread per stage; logging opens them again."""
+        """Close the job's TensorBoard events, which hold a thread; logging opens them again."""
         for key in [key for key in self._writers if key[0] == job]:
             self._writers.pop(key).close()
 
@@ -165,6 +165,7 @@ class MetricsLog:
         from torch.utils.tensorboard import SummaryWriter
 
         if (job, stage) not in self._writers:
+            self.end_job(job)  # of its earlier stages: each has a thread
             purge = None if self._kept is None else self._kept.get((job, stage), -1) + 1
             self._writers[job, stage] = SummaryWriter(str(self._events / job / stage), purge_step=purge)
         return self._writers[job, stage]
