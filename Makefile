@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 SIDE_BY_SIDE := OMP_NUM_THREADS=1
 WORKERS := -n 2 --dist loadfile
 
-.PHONY: help install demo test test-all test-lowest lint format docs bench clean
+.PHONY: help install demo test test-all test-lowest lint format docs soak bench clean
 
 help:
 	@echo "make demo      train the demonstration: a ResNet-26 teaches a ResNet-8 to read digits"
@@ -20,6 +20,7 @@ help:
 	@echo "make lint      ruff, mypy, import-linter; whether the generated pages are current"
 	@echo "make format    let ruff rewrite what it can"
 	@echo "make docs      write what the documentation takes from the code"
+	@echo "make soak      kill runs at 200 random places and resume them: an hour or more"
 	@echo "make bench     measure what is claimed about speed"
 
 install: .venv/.installed
@@ -62,6 +63,9 @@ format: install
 
 docs: install
 	$(BIN)/python docs/generate.py
+
+soak: install
+	$(SIDE_BY_SIDE) PYTHONPATH=tests $(BIN)/python -m support.killing --kills 200
 
 bench: install
 	$(BIN)/python -m benchmarks

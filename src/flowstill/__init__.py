@@ -13,7 +13,16 @@ if TYPE_CHECKING:
     from flowstill.data.batch import Batch
     from flowstill.data.reader import register_reader
     from flowstill.data.spec import Augment
-    from flowstill.errors import DataError, FlowstillError, NetworkError, RecipeError, RunError, ShapeError, TapError
+    from flowstill.errors import (
+        DataError,
+        DivergedError,
+        FlowstillError,
+        NetworkError,
+        RecipeError,
+        RunError,
+        ShapeError,
+        TapError,
+    )
     from flowstill.features.pairs import Pairs, SectionPair, pair_sections
     from flowstill.features.sections import Section, find_sections
     from flowstill.features.taps import Flow, Reading, Tap, Tapped
@@ -59,6 +68,7 @@ _HOMES = {
     "flowstill.api": ("distill", "evaluate", "load_student", "train"),
     "flowstill.errors": (
         "DataError",
+        "DivergedError",
         "FlowstillError",
         "NetworkError",
         "RecipeError",
@@ -120,6 +130,7 @@ __all__ = [
     "Data",
     "DataError",
     "Dense",
+    "DivergedError",
     "FSPLoss",
     "Flow",
     "FlowstillError",

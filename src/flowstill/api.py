@@ -11,7 +11,7 @@ from flowstill.data import Data
 from flowstill.engine import evaluate, train
 from flowstill.engine.context import OnStep
 from flowstill.engine.precision import Asked
-from flowstill.errors import RunError, warnings_are_errors
+from flowstill.errors import DivergedError, RunError, warnings_are_errors
 from flowstill.features.modules import unwrapped
 from flowstill.nets import Preprocessing, load_weights
 from flowstill.recipes.distillation import Given, distillation
@@ -73,6 +73,8 @@ def distill(
         The finished run; ``run.student`` is the student's network, the object itself if one was given.
 
     Raises:
+        DivergedError: the student's losses or weights are not finite, or its teacher's; raised once all else is trained
+            and saved. A student given as an object keeps the weights that it had.
         FlowstillError: bad input.
         KeyboardInterrupt: interrupted; the state is saved.
     """
@@ -114,6 +116,8 @@ def distill(
         networks=networks,
         strict=strict,
     )
+    if why := run.summary.failed.get("student"):
+        raise DivergedError(f"The student has no network: {why}. The run is in {str(folder)!r}.")
     if "student" in networks:
         load_weights(networks["student"], run.path / "student.safetensors")
         objects["student"].eval()

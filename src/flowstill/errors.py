@@ -39,6 +39,13 @@ class RunError(FlowstillError):
     """A run folder cannot be read or written."""
 
 
+class DivergedError(RunError):
+    """A network has no result: its losses or weights became infinite or NaN, or it builds on a network where they did.
+
+    Everything else of the run is trained and saved.
+    """
+
+
 @contextmanager
 def warnings_are_errors(strict: bool) -> Iterator[None]:
     """Refuse what flowstill warns of within the block, all of it at once, at the block's end.

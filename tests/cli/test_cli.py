@@ -249,3 +249,18 @@ def test_an_interrupt_tells_how_to_go_on(here, capsys, monkeypatch):
     assert shown.out == ""
     assert not Run.open("a run").finished
     assert Path("a run/state.pt").exists()
+
+
+def test_a_job_that_diverged_has_an_exit_code_of_its_own(here, capsys):
+    Path("r.yaml").write_text(
+        "name: lost\ndata: {name: digits, batch: 32}\njobs:\n"
+        "  one: {network: {name: resnet8, options: {width: 0.25}}, stages: [{name: task, steps: 3, lr: 1e30, task: labels}]}\n"
+    )
+    for extra in ([], ["--resume"]):
+        assert main(["train", "r.yaml", "--out", "run", "--precision", "32", *extra]) == 3
+        said = capsys.readouterr()
+        assert "no result for one: task, update" in said.err
+        assert "diverged" in said.out
+    assert main(["train", "r.yaml", "--out", "run", "--resume", "--set", "one.stages.task.lr=0.01"]) == 0
+    assert main(["train", "r.yaml", "--out", "run", "--resume", "--set", "on_nonfinite=skp"]) == 2
+    assert "Did you mean 'skip'?" in capsys.readouterr().err

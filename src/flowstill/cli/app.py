@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows the command's name; by default the arguments of the process.
 
     Returns:
-        The exit code: 0, 2 for bad input, 130 if interrupted.
+        The exit code: 0, 2 for bad input, 3 if a job diverged, 130 if interrupted.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -48,7 +48,7 @@ def reproduce(
     Trains what is missing: the same command continues an interrupted table, and other --rows are added to it. Teachers
     are trained once and shared by all tables in the same folder.
     """
-    from flowstill.cli.training import try_out
+    from flowstill.cli.training import fail_if_any, try_out
     from flowstill.papers.plan import check_plan, plan_table
     from flowstill.papers.reproduce import COST
     from flowstill.papers.reproduce import reproduce as make
@@ -75,6 +75,7 @@ def reproduce(
         print((folder / COST).read_text(encoding="utf-8").strip())
     if plan.recipe.figure:
         print(f"drawn: {folder / 'figure.png'}, figure.svg")
+    fail_if_any(result.failed)
 
 
 def _announce(plan: Plan, work: Work) -> None:

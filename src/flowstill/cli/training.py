@@ -5,12 +5,15 @@ from __future__ import annotations
 import shlex
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import typer
 
 from flowstill.cli.console import show_table
+
+DIVERGED = 3  # exit code: all that could be done is done, but a job has no result
 
 if TYPE_CHECKING:
     from flowstill.recipes.recipe import Recipe
@@ -42,6 +45,19 @@ def train_and_show(
     if finished_before:
         print(f"{out} is already finished; nothing to do.")
     show_run(run)
+    fail_if_any(run.summary.failed)
+
+
+def fail_if_any(failed: Mapping[str, str]) -> None:
+    """Say which jobs diverged and end the command with its own exit code.
+
+    Args:
+        failed: job -> why.
+    """
+    if failed:
+        for name, why in failed.items():
+            print(f"no result for {name}: {why}", file=sys.stderr)
+        raise typer.Exit(DIVERGED)
 
 
 def try_out(recipe: Recipe, device: str = "auto") -> None:
@@ -53,7 +69,8 @@ def try_out(recipe: Recipe, device: str = "auto") -> None:
         print(f"{recipe.name}: draws a figure; nothing to train")
         return
     with tempfile.TemporaryDirectory() as folder:
-        train(dry(recipe), Path(folder) / "run", device=device, precision="32", progress=False)
+        run = train(dry(recipe), Path(folder) / "run", device=device, precision="32", progress=False)
+        fail_if_any(run.summary.failed)
     stages = sum(len(job.stages) for job in recipe.jobs.values())
     print(f"{recipe.name}: {len(recipe.jobs)} jobs, {stages} stages, two steps each on synthetic images: all succeeded")
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import multiprocessing.connection
+import os
+import threading
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,7 +57,21 @@ class UsedCode:
 
 def _do_spawned_part(used: UsedCode, fabric: Fabric, **arguments: Any) -> None:
     """The part of a process that was spawned, with what the recipe uses imported."""
+    _end_with_parent()
     do_part(fabric, **arguments)
+
+
+def _end_with_parent() -> None:
+    """End this spawned process at once when its parent is gone, which held the run's lock."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def do_part(fabric: Fabric, work: Work, out: Path, progress: bool | None, data: ImageData | None = None) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
@@ -18,8 +16,6 @@ from flowstill.runs import RunWriter
 
 if TYPE_CHECKING:
     from flowstill.data import ImageData
-
-_log = logging.getLogger("flowstill")
 
 
 class Record:
@@ -42,7 +38,6 @@ class Record:
         self.fabric, self.data, self.progress, self.writer = fabric, data, progress, writer
         self.interfaces = interfaces
         self.channels_last = channels_last
-        self._warned: set[tuple[str, str]] = set()
 
     def losses(self, step: Step, speed: float | None = None) -> None:
         """Log the mean losses since the last call.
@@ -51,33 +46,22 @@ class Record:
             speed: in images per second.
         """
         for name, student in step.students.items():
-            if not step.means[name].counts:
+            skipped, stage = step.means[name].skipped, student.stage
+            if not (step.means[name].counts or skipped):
                 continue
-            means, stage = step.means[name].take(), student.stage
-            self._warn_of_divergence(name, stage.name, step.number, means)
+            means = step.means[name].take()
             rates = {
                 f"lr/{player}" if len(stage.players) > 1 else "lr": spec.lr.at(step.number - 1, stage.steps)
                 for player, spec in stage.players.items()
             }
             rows = {**{f"train/{term}": value for term, value in means.items()}, **rates}
+            if skipped:
+                rows["train/skipped"] = skipped
             if speed is not None:
                 rows["images_per_second"] = speed
                 self.progress.losses(means, speed)
             if self.writer:
                 self.writer.metrics.log(name, stage.name, step.number, rows)
-
-    def _warn_of_divergence(self, name: str, stage: str, step: int, means: dict[str, float]) -> None:
-        """Say once per stage that a loss is not finite; the run continues, since other jobs may be fine."""
-        lost = [term for term, value in means.items() if not math.isfinite(value)]
-        if lost and self.writer and (name, stage) not in self._warned:
-            self._warned.add((name, stage))
-            _log.warning(
-                "job %r, stage %r: the loss %r is not finite by update %d. Try a lower learning rate.",
-                name,
-                stage,
-                lost[0],
-                step,
-            )
 
     def curve(self, step: Step) -> None:
         """Log test accuracies, in stages that train the task."""

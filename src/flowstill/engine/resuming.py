@@ -33,9 +33,31 @@ def forget_stages(folder: Path, jobs: tuple[str, ...]) -> None:
 
 
 def has_all(run: Run, recipe: Recipe) -> bool:
-    """Whether a run is finished and has every job and ensemble of the recipe."""
+    """Whether a run is finished and has every job and ensemble of the recipe, and none is to be run again."""
     done = run.summary
-    return run.finished and done.jobs.keys() >= recipe.jobs.keys() and done.ensembles.keys() >= recipe.ensembles.keys()
+    has = run.finished and done.jobs.keys() >= recipe.jobs.keys() and done.ensembles.keys() >= recipe.ensembles.keys()
+    return has and not to_repeat(recipe, run.path)
+
+
+def to_repeat(recipe: Recipe, out: Path) -> set[str]:
+    """What has no result in a run, since a job diverged, and is to be run again, since the recipe describes it otherwise.
+
+    What builds on such a job is run again too.
+
+    Returns:
+        Names of jobs and ensembles.
+    """
+    failed = RunWriter(out).progress().failed
+    if not failed:
+        return set()
+    before = _recipe_of(out, recipe)
+    again: set[str] = set()
+    for name in (name for group in recipe.groups() for name in group if name in failed):
+        changed = before.jobs.get(name) != recipe.jobs[name] or before.on_nonfinite != recipe.on_nonfinite
+        if changed or again.intersection(recipe.builds_on(name)):
+            again.add(name)
+    ensembles = {name for name, one in recipe.ensembles.items() if name in failed and again.intersection(one.jobs)}
+    return again | ensembles
 
 
 def past_run(recipe: Recipe, out: Path, networks: Mapping[str, nn.Module] | None = None) -> Run | None:
@@ -55,17 +77,18 @@ def conflicts(recipe: Recipe, out: Path, networks: Mapping[str, nn.Module] | Non
     """Why a recipe cannot continue in the run folder ``out``; nothing if it can.
 
     Jobs that have been trained, wholly or in part, must be unchanged, and networks that were given finished, as files or
-    as objects (``networks``), must hold the same weights. Other jobs may be new, changed or gone.
+    as objects (``networks``), must hold the same weights. Other jobs may be new, changed or gone, and so may those that
+    diverged, unless another job started from one of their stages.
     """
     run, there = Run.open(out), RunWriter(out).progress()
+    kept = set(there.begun) - set(there.failed)
     fix = "Resume with the options it was started with, or give another --out."
     used = run.recipe.get("uses") or []
     if gone := {Path(name).name for name in used} - {Path(name).name for name in recipe.uses}:
         yield f"{str(out)!r} was started with another recipe: its 'uses' names {', '.join(sorted(gone))}. {fix}"
         return
-    # Files may have moved, and a run folder's word runs no code: what is used is what this recipe uses.
-    before = load_recipe(out / RECIPE, set=[f"uses={json.dumps(recipe.uses)}"], trust_code=True)
-    before = replace(before, data=replace(before.data, root=recipe.data.root))  # the same images may lie elsewhere
+    before = _recipe_of(out, recipe)
+    started = {job.start.job for name, job in before.jobs.items() if isinstance(job.start, AfterStage) and name in kept}
     for part in ("name", "seed", "data"):
         if getattr(before, part) != getattr(recipe, part):
             yield f"{str(out)!r} was started with another recipe: its {part!r} differs. {fix}"
@@ -74,13 +97,15 @@ def conflicts(recipe: Recipe, out: Path, networks: Mapping[str, nn.Module] | Non
         for name in names:
             if name not in now:
                 yield f"{str(out)!r} was started with another recipe: it has {part}.{name}, which is missing now. {fix}"
-            elif then.get(name) != now[name]:
+            elif then.get(name) != now[name] and (name not in there.failed or name in started):
                 yield f"{str(out)!r} was started with another recipe: its '{part}.{name}' differs. {fix}"
     for name, job in recipe.jobs.items():
         if isinstance(job.start, AfterStage) and name not in there.begun:
             first, stage = job.start.job, job.start.stage
             stages = [its.name for its in recipe.jobs[first].stages]
-            over = first in there.done or (first in there.group and there.stage > stages.index(stage))
+            over = (first in there.done and first not in there.failed) or (
+                first in there.group and there.stage > stages.index(stage)
+            )
             if over and not stage_file(out, recipe, first, stage).exists():
                 yield (
                     f"{str(out)!r} did not keep what {first!r} was after its stage {stage!r}, where {name!r} starts. "
@@ -91,6 +116,13 @@ def conflicts(recipe: Recipe, out: Path, networks: Mapping[str, nn.Module] | Non
                 f"{str(out)!r} was started with another {name!r}: {source} holds other weights now. "
                 "Give those that it was started with, or another --out."
             )
+
+
+def _recipe_of(out: Path, recipe: Recipe) -> Recipe:
+    """The recipe of the run in ``out``, with the folders and files that ``recipe`` names."""
+    # Files may have moved, and a run folder's word runs no code: what is used is what this recipe uses.
+    before = load_recipe(out / RECIPE, set=[f"uses={json.dumps(recipe.uses)}"], trust_code=True)
+    return replace(before, data=replace(before.data, root=recipe.data.root))  # the same images may lie elsewhere
 
 
 def _replaced(job: Job, kept: Path, network: nn.Module | None) -> str:

@@ -39,29 +39,29 @@ class RandomSequences:
 
     def __init__(self, fabric: Fabric) -> None:
         self.fabric = fabric
-        self._states: dict[str, list[Tensor]] = {}
+        self.states: dict[str, list[Tensor]] = {}
 
     def add(self, job: str) -> None:
         """Start the job's sequence where the generators stand."""
-        self._states[job] = _own_states(self.fabric)
+        self.states[job] = _own_states(self.fabric)
 
     @contextmanager
     def turn_of(self, job: str) -> Iterator[None]:
         """Draw from the job's sequence inside the block."""
-        if len(self._states) < 2:
+        if len(self.states) < 2:
             yield
             return
-        _set_own_states(self.fabric, self._states[job])
+        _set_own_states(self.fabric, self.states[job])
         yield
-        self._states[job] = _own_states(self.fabric)
+        self.states[job] = _own_states(self.fabric)
 
     def state(self) -> dict[str, list[list[Tensor]]]:
         """Each job's states in each process. All processes must call this together."""
-        return {job: _of_all(self.fabric, states) for job, states in self._states.items()}
+        return {job: _of_all(self.fabric, states) for job, states in self.states.items()}
 
     def load(self, state: dict[str, list[list[Tensor]]]) -> None:
         """Continue from ``state``."""
-        self._states = {job: states[min(self.fabric.global_rank, len(states) - 1)] for job, states in state.items()}
+        self.states = {job: states[min(self.fabric.global_rank, len(states) - 1)] for job, states in state.items()}
 
 
 def _own_states(fabric: Fabric) -> list[Tensor]:

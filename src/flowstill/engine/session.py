@@ -6,13 +6,15 @@ import json
 import logging
 import math
 import time
-from dataclasses import asdict
+from collections.abc import Iterable
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from flowstill.engine.context import Context
+from flowstill.engine.finite import weights_not_finite
 from flowstill.engine.networks import copy_of, placed
 from flowstill.engine.resuming import forget_stages, stage_file
 from flowstill.engine.seeds import derive, random_states
@@ -54,8 +56,12 @@ class Session:
             for name, ensemble in self.recipe.ensembles.items():
                 if name in self.summary.ensembles:
                     continue
+                if lost := [job for job in ensemble.jobs if self.summary.jobs[job].missing]:
+                    self.summary.ensembles[name] = Scores(not_run=self._because_of(lost[0]))
+                    continue
                 members = {job: self.network(job) for job in ensemble.jobs}
-                self.summary.ensembles[name] = Scores(**context.record.ensemble(members, ensemble.mean))
+                found = context.record.ensemble(members, ensemble.mean)
+                self.summary.ensembles[name] = Scores(found["accuracy"], found["loss"], found.get("top5"))
         self.summary.finished = True
         context.stores.remove()
         if context.writes:
@@ -71,27 +77,82 @@ class Session:
 
     def _run_group(self, group: tuple[str, ...], state: dict[str, Any] | None) -> None:
         """Jobs in lockstep: stage by stage, each with players and optimisers of its own."""
-        jobs = {name: self.recipe.jobs[name] for name in group}
-        first = jobs[group[0]]
-        networks = {name: self._start(name, job) for name, job in jobs.items()}
+        jobs = {name: self.recipe.jobs[name] for name in group if not self._left_out(name)}
+        networks = {name: network for name, job in jobs.items() if (network := self._sound_start(name, job))}
+        if not networks:
+            return
+        first = jobs[next(iter(networks))]
         count = 0 if first.weights else len(first.stages)
         earlier = state["seconds"] if state else 0.0
         begun = time.perf_counter()
 
+        def seconds() -> float:
+            return earlier + time.perf_counter() - begun
+
         def save(stage: StageRun) -> None:
-            self._save(group, stage, earlier + time.perf_counter() - begun)
+            self._note_diverged(stage, seconds())
+            self._save(tuple(stage.step.students), stage, seconds())
 
         for number in range(state["stage"] if state else 0, count):
             saved = state if state and state["stage"] == number else None
-            teacher = self.network(first.teacher) if first.teacher and self._needs_teacher(group, number) else None
-            StageRun(self.context, networks, number, teacher, saved).run(save)
-            for name in group:
-                self._keep_for_others(name, jobs[name].stages[number].name, networks[name])
-        seconds = earlier + time.perf_counter() - begun
+            needed = first.teacher and self._needs_teacher(networks, number)
+            teacher = self.network(first.teacher) if first.teacher and needed else None
+            stage = StageRun(self.context, networks, number, teacher, saved)
+            stage.run(save)
+            self._note_diverged(stage, seconds())
+            networks = {name: network for name, network in networks.items() if name not in stage.diverged}
+            if not networks:
+                return
+            for name, network in networks.items():
+                self._keep_for_others(name, jobs[name].stages[number].name, network)
         for name, network in networks.items():
-            self._finish(name, jobs[name], network, seconds)
+            self._finish(name, jobs[name], network, seconds())
 
-    def _needs_teacher(self, group: tuple[str, ...], number: int) -> bool:
+    def _left_out(self, name: str) -> bool:
+        """Whether a job cannot start, since one that it builds on diverged; the summary then says so."""
+        start = self.recipe.jobs[name].start
+        for other in self.recipe.builds_on(name):
+            if not self.summary.jobs[other].missing:
+                continue
+            kept = isinstance(start, AfterStage) and stage_file(self.writer.path, self.recipe, other, start.stage)
+            if kept and kept.exists() and other != self.recipe.jobs[name].teacher:
+                continue  # it diverged later than that
+            self.summary.jobs[name] = replace(self._facts_of(name), not_run=self._because_of(other), steps=0)
+            self.context.progress.say(f"{name}: {self.summary.jobs[name].not_run}")
+            return True
+        return False
+
+    def _because_of(self, other: str) -> str:
+        return (
+            f"not run, as {other!r} {'diverged' if self.summary.jobs[other].missing == 'diverged' else 'was not run'}"
+        )
+
+    def _sound_start(self, name: str, job: Job) -> nn.Module | None:
+        """The job's network as its first stage finds it; None, and the summary says so, if its weights are not finite."""
+        network = self._start(name, job)
+        if not (lost := weights_not_finite(network)):
+            return network
+        why = f"its weights are not finite before training: {lost[0]!r}" + f" and {len(lost) - 1} more" * (
+            len(lost) > 1
+        )
+        self._diverge(name, why, 0, 0.0)
+        return None
+
+    def _note_diverged(self, stage: StageRun, seconds: float) -> None:
+        """Put the jobs that a stage stopped into the summary."""
+        for name, why in stage.diverged.items():
+            if name not in self.summary.jobs:
+                earlier = sum(one.steps for one in self.recipe.jobs[name].stages[: stage.number])
+                self._diverge(name, why, earlier + stage.stopped_at[name], seconds)
+
+    def _diverge(self, name: str, why: str, steps: int, seconds: float) -> None:
+        """Put a job into the summary that has no network to show."""
+        self.summary.jobs[name] = replace(self._facts_of(name), diverged=why, steps=steps, seconds=round(seconds, 2))
+        if self.context.writes:
+            self.writer.metrics.end_job(name)
+        self.context.progress.say(f"{name}: diverged: {why}")
+
+    def _needs_teacher(self, group: Iterable[str], number: int) -> bool:
         return any(self.recipe.jobs[name].stages[number].needs_teacher for name in group)
 
     def _start(self, name: str, job: Job) -> nn.Module:
@@ -125,27 +186,22 @@ class Session:
     def _finish(self, name: str, job: Job, network: nn.Module, seconds: float) -> None:
         """Measure and keep a network that is done."""
         stages = () if job.weights else job.stages
-        steps, plan = sum(stage.steps for stage in stages), self.context.plans[name]
+        steps = sum(stage.steps for stage in stages)
         last, reached = (stages[-1].name, stages[-1].steps) if stages else ("", 0)
-        scores = self.context.record.score(name, last, reached, network) if plan.measured else {}
-        paper = self.recipe.paper.accuracy.get(name) if self.recipe.paper else None
-        self.summary.jobs[name] = JobSummary(
-            **scores,
-            network=job.network.name,
-            about=job.about,
-            labels=(job.labels or self.recipe.data.labels) if stages else None,
-            parameters=plan.counts.parameters,
-            macs=plan.counts.macs,
-            steps=steps,
-            seconds=round(seconds, 2),
-            teacher=job.teacher,
-            paper=paper,
+        scores = self.context.record.score(name, last, reached, network) if self.context.plans[name].measured else {}
+        if not math.isfinite(scores.get("loss", 0.0)):
+            self._diverge(name, "after training: its loss on the test images is not finite", steps, seconds)
+            return
+        accuracy, loss, top5 = (scores.get(metric) for metric in ("accuracy", "loss", "top5"))
+        self.summary.jobs[name] = replace(
+            self._facts_of(name), accuracy=accuracy, loss=loss, top5=top5, steps=steps, seconds=round(seconds, 2)
         )
         self.networks[name] = network
         if self.context.writes:
             self.writer.metrics.end_job(name)
             self._keep(name, network, scores.get("accuracy"))
-            self._doubt(name, scores.get("accuracy"))
+            if steps:
+                self._doubt(name, scores.get("accuracy"))
         result = f"{scores['accuracy']:.2f} %" if scores else "not measured, as it has other classes than the data,"
         self.context.progress.say(f"{name}: {result} after {steps} updates, {seconds:.0f} s")
         self.context.fabric.barrier()
@@ -173,6 +229,19 @@ class Session:
         self.writer.save_network(name, network.state_dict(), metadata)
         if name == student_of(self.recipe.jobs):
             self.writer.write_preprocessing(preprocessing)
+
+    def _facts_of(self, name: str) -> JobSummary:
+        """What is known of a job before it runs."""
+        job, counts = self.recipe.jobs[name], self.context.plans[name].counts
+        return JobSummary(
+            network=job.network.name,
+            about=job.about,
+            labels=None if job.weights or not job.stages else job.labels or self.recipe.data.labels,
+            parameters=counts.parameters,
+            macs=counts.macs,
+            teacher=job.teacher,
+            paper=self.recipe.paper.accuracy.get(name) if self.recipe.paper else None,
+        )
 
     def _keep_for_others(self, name: str, stage: str, network: nn.Module) -> None:
         """Other jobs may start from what this network is now; after its last stage it is kept anyway."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,6 +12,7 @@ from torch import nn
 
 from flowstill.engine.context import Context
 from flowstill.engine.feed import Feed
+from flowstill.engine.finite import LOOK_EVERY, MOST_SKIPPED, advice, diverged
 from flowstill.engine.networks import fresh_head
 from flowstill.engine.seeds import RandomSequences, derive, random_states, restore_random_states
 from flowstill.engine.step import RunningMeans, Step
@@ -21,6 +23,7 @@ from flowstill.recipes.recipe import Recipe
 from flowstill.recipes.storage import most_bytes
 from flowstill.transfer.knowledge import Setting
 
+_log = logging.getLogger("flowstill")
 LOG_POINTS = 50  # rows of losses in a stage
 CURVE_POINTS, DRAWN_POINTS = 10, 50  # evaluations of a stage at most; where the recipe draws its curves
 
@@ -85,7 +88,9 @@ class StageRun:
             labels=lead.labels,
             channels_last=context.channels_last,
         )
-        self.step = Step(fabric, students, reader, feed, sequences, start)
+        self.step = Step(fabric, students, reader, feed, sequences, start, recipe.on_nonfinite == "skip")
+        self.diverged: dict[str, str] = {}  # jobs that were stopped -> why
+        self.stopped_at: dict[str, int] = {}
         if state:
             self._load(state)
 
@@ -100,23 +105,44 @@ class StageRun:
         logged = marks(stage.steps, LOG_POINTS)
         measured = marks(stage.steps, evaluations(context.recipe, stage.steps, context.data.test_size))
         since, counted = time.perf_counter(), 0
-        while step.number < stage.steps:
+        while step.number < stage.steps and step.students:
             step()
             counted += 1
             context.progress.step()
+            self._stop_diverged(step.number in logged)
             if step.number in logged:
                 now = time.perf_counter()
                 context.record.losses(step, speed=context.recipe.data.batch * counted / max(now - since, 1e-9))
                 since, counted = now, 0
             if step.number in measured and step.number < stage.steps:
                 context.record.curve(step)
-            if context.work.on_step:
+            if context.work.on_step and step.students:
                 context.work.on_step(next(iter(step.students)), stage.name, step.number)
-            if context.should_save(step.number in logged) and step.number < stage.steps:
+            if context.should_save(step.number in logged) and step.number < stage.steps and step.students:
                 save(self)
         context.record.losses(step)
         for student in step.students.values():
             student.close()
+
+    def _stop_diverged(self, due: bool) -> None:
+        """Stop the jobs whose losses or weights are not finite; the others go on. Looks at most once in a while.
+
+        Args:
+            due: look now in any case.
+        """
+        step = self.step
+        skipping = any(means.in_a_row >= MOST_SKIPPED for means in step.means.values())
+        if not (due or skipping or step.number % LOOK_EVERY == 0):
+            return
+        for job, why in diverged(step).items():
+            self.diverged[job] = f"{self.stage.name}, update {step.number}: {why}"
+            self.stopped_at[job] = step.number
+            student = step.students.pop(job)
+            student.close()
+            del step.means[job]
+            if self.context.writes:
+                hint = advice(job, student, bf16=self.context.work.precision.dtype == "bf16")
+                _log.error("job %r is stopped: %s. %s", job, self.diverged[job], hint)
 
     def state(self) -> dict[str, Any]:
         """Everything that the rest of the stage depends on. All processes ask together."""
@@ -128,7 +154,7 @@ class StageRun:
             "loop": {
                 "step": step.number,
                 "runners": {job: student.state() for job, student in step.students.items()},
-                "meters": {job: {"sums": m.sums, "counts": m.counts} for job, m in step.means.items()},
+                "meters": {job: dict(vars(means)) for job, means in step.means.items()},
             },
         }
 
@@ -138,7 +164,7 @@ class StageRun:
         for job, student in self.step.students.items():
             student.load(loop["runners"][job])
             sums = {name: total.to(device) for name, total in loop["meters"][job]["sums"].items()}
-            self.step.means[job] = RunningMeans(sums, loop["meters"][job]["counts"])
+            self.step.means[job] = RunningMeans(**{**loop["meters"][job], "sums": sums})
         restore_random_states(self.context.fabric, state["rng"])
         self.step.sequences.load(state.get("draws", {}))
 

@@ -12,6 +12,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from flowstill.data.batch import Batch
+from flowstill.engine.finite import not_finite
 from flowstill.engine.seeds import RandomSequences
 from flowstill.engine.student import LossTerm, Student
 from flowstill.engine.teacher import TaughtBatch, Teacher
@@ -29,6 +30,8 @@ class RunningMeans:
 
     sums: Losses = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+    skipped: int = 0  # updates that were not taken
+    in_a_row: int = 0  # the latest steps, each with an update that was not taken; nobody's look ends the row
 
     def add(self, losses: Losses) -> None:
         """Add one step's losses; nothing leaves the device."""
@@ -36,10 +39,15 @@ class RunningMeans:
             self.sums[name] = self.sums[name] + loss if name in self.sums else loss.clone()
             self.counts[name] = self.counts.get(name, 0) + 1
 
+    def skip(self, updates: int) -> None:
+        """Count the updates that one step did not take."""
+        self.skipped += updates
+        self.in_a_row = self.in_a_row + 1 if updates else 0
+
     def take(self) -> dict[str, float]:
         """The means since the last look, on the host; starts over."""
         values = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
-        self.sums, self.counts = {}, {}
+        self.sums, self.counts, self.skipped = {}, {}, 0
         return values
 
 
@@ -52,6 +60,7 @@ class Step:
         feed: gives the batch of a step, in the run's memory layout.
         sequences: each job's own random numbers.
         number: steps taken so far.
+        skips: leave out updates whose losses or gradients are not finite. The device is waited for at each update.
     """
 
     def __init__(
@@ -62,33 +71,40 @@ class Step:
         feed: Callable[[int], Batch],
         sequences: RandomSequences,
         number: int = 0,
+        skips: bool = False,
     ) -> None:
         self.fabric, self.students, self.teacher, self.feed = fabric, students, teacher, feed
-        self.sequences, self.number = sequences, number
+        self.sequences, self.number, self.skips = sequences, number, skips
+        self.batch: Batch | None = None  # the latest one
         self.means = {job: RunningMeans() for job in students}
 
     def __call__(self) -> None:
         """One batch, what the teacher knows of it for all jobs, then each job's updates on it."""
-        batch = self.feed(self.number)
+        batch = self.batch = self.feed(self.number)
         updates = {job: student.cycle[self.number % len(student.cycle)] for job, student in self.students.items()}
         terms = [term for job, student in self.students.items() for n in updates[job] for term in student.terms[n]]
         taught = self.teacher.teach(batch, list(dict.fromkeys(term.loss for term in terms)))
         for job, student in self.students.items():
             losses: Losses = {}
-            with self.sequences.turn_of(job) if len(self.students) > 1 else nullcontext():
+            skipped = 0
+            with self.sequences.turn_of(job) if len(self.sequences.states) > 1 else nullcontext():
                 for number in updates[job]:
-                    for name, loss in self.update(student, number, taught).items():
+                    found = self.update(student, number, taught)
+                    skipped += found is None
+                    for name, loss in (found or {}).items():
                         losses[name if name not in losses else f"{name}.{number}"] = loss  # two updates, same batch
             self.means[job].add(losses)
+            self.means[job].skip(skipped)
         self.number += 1
 
-    def update(self, student: Student, number: int, taught: TaughtBatch) -> Losses:
-        """One forward, one gradient, one step of one player; returns the losses."""
+    def update(self, student: Student, number: int, taught: TaughtBatch) -> Losses | None:
+        """One forward, one gradient, one step of one player; returns the losses, or None if the update was skipped."""
         update, terms = student.updates[number], student.terms[number]
         player = student.players[update.player]
         if not student.moves_alike:
             student.let_move(number)
         shares = self._shares(terms, taught.batch)
+        before = [buffer.clone() for buffer in student.module.buffers()] if self.skips else []
         sums: Losses = {}
         gradients: list[Gradients] = []  # of task and transfer apart where the rule must see both, else one
         # DDP reduces nothing by itself: it would leave out a second backward over one forward.
@@ -110,6 +126,9 @@ class Step:
             met = update.rule.meet(task, of_student, step=self.number, decayed=player.decayed)
             # What belongs to the transfer itself, such as regressors, keeps its own gradient.
             met = [m if own else t for m, t, own in zip(met, transfer, player.of_student, strict=True)]
+        if self.skips and (lost := not_finite(self.fabric, sums, [*gradients, met])):
+            student.skip(lost, before)
+            return None
         player.step(met, player.lr.at(self.number, student.stage.steps))
         return sums
 

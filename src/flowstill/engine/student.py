@@ -129,6 +129,7 @@ class Student:
         ]
         self.let_move(0)
         self.moves_alike = all(moving == self._moving[0] for moving in self._moving)
+        self.lost: list[str] = []  # what was not finite in the update that was skipped last
 
     @property
     def network(self) -> nn.Module:
@@ -139,6 +140,17 @@ class Student:
         """Let gradients reach only what update ``number`` moves."""
         for parameter in self.module.parameters():
             parameter.requires_grad_(parameter in self._moving[number])
+
+    def skip(self, lost: list[str], buffers: Sequence[Tensor]) -> None:
+        """Undo what an update's forward did to the buffers, such as BatchNorm's statistics.
+
+        Args:
+            lost: what was not finite in the update.
+            buffers: as they were before it.
+        """
+        self.lost = lost
+        for buffer, before in zip(self.module.buffers(), buffers, strict=True):
+            buffer.copy_(before)
 
     def _frozen(self, number: int, shape: Sequence[int]) -> set[nn.Parameter]:
         """What stays as it is in update ``number`` because one of its losses says so."""

@@ -20,7 +20,7 @@ from flowstill.engine.look import Look
 from flowstill.engine.networks import copy_of, placed
 from flowstill.engine.precision import Asked, Precision, choose
 from flowstill.engine.process import run_work
-from flowstill.engine.resuming import has_all, past_run
+from flowstill.engine.resuming import has_all, past_run, to_repeat
 from flowstill.engine.stored import refuse_if_full
 from flowstill.errors import RecipeError, RunError, warnings_are_errors
 from flowstill.files import alone_in
@@ -57,6 +57,10 @@ def train(
     With ``resume`` a killed run continues at the step it had reached, with the numbers that it would have given
     uninterrupted (on a CPU, bit for bit). An empty folder starts a run, and a finished run is returned unchanged. Jobs
     that were added to the recipe are trained beside those already there.
+
+    A job whose losses or weights are not finite is stopped within 50 updates. It gets no accuracy and no network, and what
+    builds on it is not run; all other jobs go on. The run is returned like any other: ``run.summary.failed`` says which
+    jobs and why. With ``resume`` such a job counts as done, unless the recipe now describes it otherwise.
 
     Args:
         recipe: a Recipe, the name of a packaged one, or the path of a YAML file. The files that a Recipe object ``uses``
@@ -100,7 +104,8 @@ def train(
         interfaces = find_interfaces(recipe, data, networks, facts.get("preprocessing"))
         shapes = {name: interface.shape for name, interface in interfaces.items()}
         plans = check(recipe, data.shape, len(data.classes), networks, data.rows, shapes)
-        left = tuple(name for name in plans if not (past and name in past.summary.jobs))
+        done = set(past.summary.jobs) - to_repeat(recipe, past.path) if past else set()
+        left = tuple(name for name in plans if name not in done)
         refuse_if_full((file for name in left for files in plans[name].stored.values() for file in files), Path(out))
         if facts:
             _refuse_other_conditions(facts, recipe, data, precision, out)
@@ -115,6 +120,7 @@ def train(
         writer.clear_leftovers()
         if past:
             past_run(recipe, writer.path, networks)  # once more, now that nobody else can change it
+            writer.forget(to_repeat(recipe, writer.path))
         facts = facts or run_facts(chosen, device, devices, data)
         facts["preprocessing"] = {name: interface.to_facts() for name, interface in interfaces.items()}
         writer.write_recipe(dump_recipe(recipe) + yaml.safe_dump({"run": facts}, sort_keys=False))

@@ -126,8 +126,9 @@ def task_curves(recipe: Recipe, run: Run, metric: str) -> dict[str, tuple[list[i
 
 def _kernels(recipe: Recipe, run: Run | None) -> Any:
     assert run is not None
-    figure, grid = _axes(len(recipe.jobs), KERNELS, 0.55 * KERNELS, 0.75 * len(recipe.jobs) + 0.3)
-    for row, job in zip(grid, recipe.jobs, strict=True):
+    jobs = [job for job in recipe.jobs if job in run.jobs and job not in run.summary.failed]
+    figure, grid = _axes(max(1, len(jobs)), KERNELS, 0.55 * KERNELS, 0.75 * len(jobs) + 0.3)
+    for row, job in zip(grid if len(jobs) > 1 else [grid], jobs, strict=False):
         first = next(m for m in run.network(job).modules() if isinstance(m, nn.Conv2d)).weight.detach()
         low, high = first.min(), first.max()
         for axes, kernel in zip(row, first, strict=False):

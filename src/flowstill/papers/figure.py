@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from pathlib import Path
 
@@ -14,8 +15,16 @@ MEASURED, PAPER = "#3b82c4", "#d9771f"
 def shown(table: Table) -> list[Cell]:
     """The cell that the picture shows of each row with numbers: its accuracy, or else its last number."""
     names = [*(name for name in SHOWN if name in table.columns), *reversed(table.columns)]
-    found = (next((cell for name in names if (cell := table.at(row, name)).measured), None) for row in table.rows)
+    found = (
+        next((cell for name in names if (cell := table.at(row, name)).measured or cell.diverged), None)
+        for row in table.rows
+    )
     return [cell for cell in found if cell]
+
+
+def _label(cell: Cell) -> str:
+    """The row's name, with the number of seeds that diverged."""
+    return f"{cell.row} ({cell.diverged} diverged)" if cell.diverged else cell.row
 
 
 def write_figure(table: Table, folder: Path) -> list[Path]:
@@ -25,7 +34,7 @@ def write_figure(table: Table, folder: Path) -> list[Path]:
         The files; none if the table has no numbers.
     """
     cells = shown(table)
-    if not cells:
+    if not any(cell.measured for cell in cells):
         return []
     from matplotlib.figure import Figure
 
@@ -43,7 +52,7 @@ def write_figure(table: Table, folder: Path) -> list[Path]:
             markeredgewidth=0,
         )
         axes.plot(
-            [cell.mean or 0.0],
+            [math.nan if cell.mean is None else cell.mean],
             [place],
             "|",
             color=MEASURED,
@@ -55,7 +64,7 @@ def write_figure(table: Table, folder: Path) -> list[Path]:
             axes.plot(
                 [cell.printed], [place], "D", color=PAPER, markersize=6, label="paper" if cell is printed[0] else None
             )
-    axes.set_yticks(range(len(cells)), [cell.row for cell in reversed(cells)])
+    axes.set_yticks(range(len(cells)), [_label(cell) for cell in reversed(cells)])
     axes.set_ylim(-0.6, len(cells) - 0.4)
     columns = {cell.column for cell in cells}
     axes.set_xlabel(f"{columns.pop().replace('_', ' ') if len(columns) == 1 else 'accuracy'}, %")

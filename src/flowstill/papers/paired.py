@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flowstill.files import atomic_write
-from flowstill.papers.rows import cell, jobs_of
+from flowstill.papers.rows import cell, is_lost, jobs_of
 from flowstill.papers.table import markdown_table
 from flowstill.recipes.recipe import AfterStage, Recipe
 from flowstill.runs import Summary
@@ -27,16 +27,18 @@ class Difference:
         row: the taught row.
         baseline: the row trained alone.
         by_seed: seed -> difference, for the seeds that have both.
+        diverged: the seeds that are left out because a job diverged.
     """
 
     row: str
     baseline: str
     by_seed: Mapping[int, float]
+    diverged: tuple[int, ...] = ()
 
     @property
-    def mean(self) -> float:
-        """Mean over the seeds."""
-        return statistics.fmean(self.by_seed.values())
+    def mean(self) -> float | None:
+        """Mean over the seeds; None if there are none."""
+        return statistics.fmean(self.by_seed.values()) if self.by_seed else None
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -51,7 +53,7 @@ class Difference:
             (-0.48, 4.48)
         """
         count = len(self.by_seed)
-        if count < 2:
+        if count < 2 or self.mean is None:
             return None
         error = statistics.stdev(self.by_seed.values()) / math.sqrt(count)
         if error == 0:
@@ -119,8 +121,11 @@ def paired_differences(recipe: Recipe, rows: Sequence[str], summaries: Mapping[i
                 taught, alone = (cell(recipe, summary, name, "accuracy") for name in (row, baseline))
                 if taught is not None and alone is not None:
                     by_seed[seed] = taught - alone
-            if by_seed:
-                found.append(Difference(row, baseline, by_seed))
+            lost = tuple(
+                seed for seed, one in summaries.items() if any(is_lost(recipe, one, name) for name in (row, baseline))
+            )
+            if by_seed or lost:
+                found.append(Difference(row, baseline, by_seed, lost))
     return tuple(found)
 
 
@@ -134,6 +139,8 @@ def mean_and_interval(difference: Difference) -> str:
         '+1.00'
     """
     interval = difference.interval
+    if difference.mean is None:
+        return "diverged"
     return f"{difference.mean:+.2f}" + (f" [{interval[0]:+.2f}, {interval[1]:+.2f}]" if interval else "")
 
 
@@ -165,12 +172,16 @@ def write_paired(
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["row", "baseline", "mean", "low", "high", *(f"seed_{seed}" for seed in seeds)])
     for d in differences:
-        numbers = (d.mean, *(d.interval or (None, None)), *(d.by_seed.get(seed) for seed in seeds))
-        writer.writerow([d.row, d.baseline, *("" if n is None else repr(round(n, 6)) for n in numbers)])
+        values = [d.mean, *(d.interval or (None, None)), *(d.by_seed.get(seed) for seed in seeds)]
+        texts = ["" if value is None else repr(round(value, 6)) for value in values]
+        lost = ["diverged" if seed in d.diverged else text for seed, text in zip(seeds, texts[3:], strict=True)]
+        writer.writerow([d.row, d.baseline, *texts[:3], *lost])
     for name, content in (("paired.md", text), ("paired.csv", file.getvalue())):
         atomic_write(out / name, content.encode())
 
 
 def _missing(difference: Difference, seeds: Sequence[int]) -> str:
-    count = len(difference.by_seed)
-    return "" if count == len(seeds) else f" ({count} seed{'s' if count > 1 else ''})"
+    count, lost = len(difference.by_seed), len(difference.diverged)
+    if count in (0, len(seeds)):
+        return ""
+    return f" ({count} seed{'s' if count > 1 else ''}{f', {lost} diverged' if lost else ''})"

@@ -12,12 +12,12 @@ from typing import Any
 
 from flowstill.data import find_facts, find_source, open_data
 from flowstill.engine.precision import Asked
-from flowstill.engine.resuming import conflicts
+from flowstill.engine.resuming import conflicts, to_repeat
 from flowstill.errors import RecipeError
 from flowstill.papers.estimate import Estimate, estimate
 from flowstill.papers.printed import Printed, PrintedCost, printed_tables
 from flowstill.papers.rows import restricted, rows_of
-from flowstill.papers.teachers import is_trained, teacher_key, trained_by_itself, with_teachers
+from flowstill.papers.teachers import is_trained, lost_jobs, teacher_key, trained_by_itself, with_teachers
 from flowstill.recipes.check import JobPlan, check
 from flowstill.recipes.dump import plain
 from flowstill.recipes.load import load_recipe
@@ -190,7 +190,8 @@ def jobs_left(plan: Plan, out: Path, precision: Asked = "auto", parts: Sequence[
     left = {name: int(not is_trained(folder)) for name, folder in folders.items() if name in wanted}
     for part in parts:
         left |= {name: left.get(name, 0) + 1 for name in part.left if name not in folders}
-    return {name: left[name] for name in plan.whole.jobs if left.get(name)}
+    lost = lost_jobs(plan.whole, folders)
+    return {name: left[name] for name in plan.whole.jobs if left.get(name) and name not in lost}
 
 
 def parts_of(plan: Plan, out: Path, precision: Asked) -> tuple[Part, ...]:
@@ -212,6 +213,7 @@ def part_of(plan: Plan, seed: int, out: Path, precision: Asked, folders: Mapping
             if set(progress.begun) <= plan.whole.jobs.keys() and precision in ("auto", used):
                 both = recipe(dict.fromkeys([*plan.recipe.jobs, *progress.begun]))
                 if not any(conflicts(both, path)):
-                    return Part(seed, path, both, tuple(name for name in both.jobs if name not in progress.done))
+                    done = set(progress.done) - to_repeat(both, path)
+                    return Part(seed, path, both, tuple(name for name in both.jobs if name not in done))
     new = recipe(plan.recipe.jobs)
     return Part(seed, out / f"seed-{seed}-{plan.key}-{precision}", new, tuple(new.jobs))

@@ -50,18 +50,23 @@ def reached_table(recipe: Recipe, runs: Sequence[Run]) -> Table:
         recipe: whose jobs are the rows.
         runs: one per seed.
     """
-    curves = [task_curves(recipe, run, ACCURACY) for run in runs]
-    name, jobs = f"{recipe.name}-reached", list(curves[0]) if curves else []
+    failed = [run.summary.failed for run in runs]
+    found_curves = [task_curves(recipe, run, ACCURACY) for run in runs]
+    curves = [{job: of[job] for job in of if job not in lost} for of, lost in zip(found_curves, failed, strict=True)]
+    name, jobs = f"{recipe.name}-reached", [job for job in recipe.jobs if any(job in of for of in found_curves)]
     if not jobs:
         return Table(name, "updates until an accuracy", ())
     cells = []
     for job in jobs:
         for column, (reference, share) in zip(UPDATES_TO, itertools.product((jobs[0], job), SHARES), strict=True):
-            found = [updates_until(*of[job], of[reference][1][-1] * share / 100) for of in curves]
+            both = [(of[job], of[reference][1][-1]) for of in curves if job in of and reference in of]
+            found = [updates_until(*curve, last * share / 100) for curve, last in both]
             reached = tuple(steps for steps in found if steps is not None)
-            cells.append(Cell(job, column, None, reached if len(reached) == len(found) else ()))
+            lost = sum(job in one or reference in one for one in failed)
+            whole = len(reached) == len(curves) - lost
+            cells.append(Cell(job, column, None, reached if whole else (), lost))
     note = (
         f"Updates on the task until the given percentage of the final accuracy of {jobs[0]}, then of the row's own, is "
-        "first reached; empty unless every seed reaches it. Updates before the task are not counted."
+        "first reached; empty unless every seed that did not diverge reaches it. Updates before the task are not counted."
     )
     return Table(name, "updates until an accuracy", tuple(cells), notes=(note,))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ from flowstill.papers.paired import paired_differences, write_paired
 from flowstill.papers.plan import Part, Plan, parts_of
 from flowstill.papers.printed import ACCURACY
 from flowstill.papers.reached import reached_table
-from flowstill.papers.rows import cell, columns_of
+from flowstill.papers.rows import cell, columns_of, is_lost, restricted
 from flowstill.papers.table import Cell, Table, printed_cell, write_table
-from flowstill.papers.teachers import is_trained, train_teacher
-from flowstill.runs import Run, is_run
+from flowstill.papers.teachers import is_trained, lost_jobs, train_teacher
+from flowstill.runs import JobSummary, Run, Summary, is_run
 
 COST = "cost.md"
 
@@ -72,31 +73,44 @@ def reproduce(
         if any(name in part.recipe.jobs for part in parts if part.left):
             say(f"{name}: {'already trained' if is_trained(folder) else 'training once for all tables'}, in {folder}")
             train_teacher(plan.whole, name, folder, precision=precision, **options)
+    lost = lost_jobs(plan.whole, folders)
     runs = []
     for part in parts:
+        jobs = [name for name in part.recipe.jobs if name not in lost]
+        if not jobs:
+            say(f"seed {part.seed}: nothing to train without {', '.join(lost)}")
+            continue
         state = ("continuing" if part.left else "already trained") if is_run(part.path) else "training"
         say(f"seed {part.seed}: {state}, in {part.path}")
-        runs.append(train(part.recipe, part.path, resume=True, precision=precision, **options))
-        write(plan, runs, out)
+        recipe = restricted(part.recipe, jobs)
+        runs.append(train(recipe, part.path, resume=True, precision=precision, **options))
+        write(plan, runs, out, lost)
     if plan.cost:
         device = options.get("device", "auto")
         label = f"device {device}, precision {precision}, {plan.key}"
         if not (out / COST).exists() or label not in (out / COST).read_text(encoding="utf-8"):
             say("measuring what an update costs")
             write_cost(plan.recipe, plan.cost, out, label, device=device, precision=precision)
-    return write(plan, runs, out)
+    return write(plan, runs, out, lost)
 
 
-def write(plan: Plan, runs: Sequence[Run], out: Path) -> Table:
-    """Write the table of these runs, one per seed, and the recipe's figure into ``out``."""
-    table = make_table(plan, runs)
+def write(plan: Plan, runs: Sequence[Run], out: Path, lost: Mapping[str, str] | None = None) -> Table:
+    """Write the table of these runs, one per seed, and the recipe's figure into ``out``.
+
+    Args:
+        plan: the plan.
+        runs: of its seeds.
+        out: folder of the table.
+        lost: jobs that are in none of the runs, since their teacher diverged -> why.
+    """
+    summaries = _summaries(plan, runs, lost or {})
+    table = make_table(plan, summaries)
     for name in ("reached.md", "reached.csv", "paired.md", "paired.csv"):  # may be of other rows or seeds
         (out / name).unlink(missing_ok=True)
-    if plan.recipe.figure:
+    if plan.recipe.figure and (runs or not plan.recipe.jobs):
         draw(plan.recipe, runs, out)
     if plan.recipe.figure == "curves" and (reached := reached_table(plan.recipe, runs)).cells:
         write_table(reached, out, "reached")
-    summaries = dict(zip(plan.seeds, (run.summary for run in runs), strict=False))
     if len(runs) > 1 and (pairs := paired_differences(plan.whole, plan.rows, summaries)):
         write_paired(plan.whole, pairs, tuple(summaries), out, one_teacher=plan.one_teacher)
     if table.cells:
@@ -105,8 +119,17 @@ def write(plan: Plan, runs: Sequence[Run], out: Path) -> Table:
     return table
 
 
-def make_table(plan: Plan, runs: Sequence[Run]) -> Table:
-    """The plan's rows, with one number per run in each cell."""
+def _summaries(plan: Plan, runs: Sequence[Run], lost: Mapping[str, str]) -> dict[int, Summary]:
+    """Each seed's summary, with the jobs that were lost before it began."""
+    missing = {name: JobSummary(not_run=why) for name, why in lost.items() if name in plan.recipe.jobs}
+    if not runs and missing:
+        return {seed: Summary(jobs=missing) for seed in plan.seeds}
+    found = zip(plan.seeds, (run.summary for run in runs), strict=False)
+    return {seed: replace(summary, jobs=missing | summary.jobs) for seed, summary in found}
+
+
+def make_table(plan: Plan, summaries: Mapping[int, Summary]) -> Table:
+    """The plan's rows, with one number per seed in each cell."""
     printed = plan.printed
     named = printed.columns if printed else ()
     columns_by_row = {row: columns_of(plan.whole, row, named) for row in plan.rows}
@@ -114,15 +137,20 @@ def make_table(plan: Plan, runs: Sequence[Run]) -> Table:
     cells = []
     for row in plan.rows:
         for column in (name for name in dict.fromkeys((*named, ACCURACY)) if name in used):
-            values = [cell(plan.recipe, run.summary, row, column) for run in runs if column in columns_by_row[row]]
+            seen = summaries.values() if column in columns_by_row[row] else ()
+            values = [cell(plan.recipe, summary, row, column) for summary in seen]
             measured = tuple(value for value in values if value is not None)
-            cells.append(Cell(row, column, printed_cell(printed, row, column), measured))
+            lost = sum(
+                value is None and is_lost(plan.recipe, one, row) for value, one in zip(values, seen, strict=True)
+            )
+            cells.append(Cell(row, column, printed_cell(printed, row, column), measured, lost))
     return Table(
         plan.recipe.name,
         printed.title if printed else plan.recipe.about,
         tuple(cells),
         {row: left_open(plan.recipe, row) for row in plan.rows},
-        notes(plan, len(runs)),
+        notes(plan, len(summaries)),
+        {f"{job}, seed {seed}": why for seed, summary in summaries.items() for job, why in summary.failed.items()},
     )
 
 

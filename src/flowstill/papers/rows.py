@@ -95,6 +95,11 @@ def _is_measured(column: str) -> bool:
     return column in MEASURED or bool(re.fullmatch(r"net\d+", column))
 
 
+def is_lost(recipe: Recipe, summary: Summary, row: str) -> bool:
+    """Whether a row has no number in a run because one of its jobs diverged, or one that they build on."""
+    return bool(summary.failed.keys() & {row, *jobs_of(recipe, row)})
+
+
 def cell(recipe: Recipe, summary: Summary, row: str, column: str) -> float | None:
     """The number in a cell.
 

@@ -27,12 +27,14 @@ class Cell:
         column: its column.
         printed: the paper's number; None if it prints none.
         measured: our numbers, one per seed.
+        diverged: number of seeds without a number because a job diverged.
     """
 
     row: str
     column: str
     printed: float | None
     measured: tuple[float, ...]
+    diverged: int = 0
 
     @property
     def mean(self) -> float | None:
@@ -60,6 +62,7 @@ class Table:
         cells: row by row.
         left_open: row -> what in it is a reconstruction.
         notes: sentences below the table.
+        failed: job and seed -> why it has no result, where something diverged.
     """
 
     name: str
@@ -67,6 +70,7 @@ class Table:
     cells: tuple[Cell, ...]
     left_open: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    failed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def rows(self) -> tuple[str, ...]:
@@ -120,8 +124,11 @@ def mean_and_spread(one: Cell) -> str:
         >>> mean_and_spread(Cell("fsp", "accuracy", 88.7, (60.0, 61.0))), mean_and_spread(Cell("fsp", "accuracy", 88.7, ()))
         ('60.50 ± 0.71', '–')
     """
+    if one.diverged and not one.measured:
+        return "diverged"
+    lost = f" ({one.diverged} diverged)" if one.diverged else ""
     spread = "" if one.spread is None else f" ± {one.spread:.2f}"
-    return f"{number(one.mean, one.column)}{spread}"
+    return f"{number(one.mean, one.column)}{spread}{lost}"
 
 
 def number(value: float | None, column: str) -> str:
@@ -144,7 +151,7 @@ def legend(table: Table) -> list[str]:
         text.append("* depends on a reconstruction of what the papers leave open:")
     for point in points:
         text.append(f"- {point} ({', '.join(row for row in table.rows if point in table.left_open.get(row, ()))})")
-    return [*text, *table.notes]
+    return [*text, *table.notes, *(f"No result for {name}: {why}" for name, why in table.failed.items())]
 
 
 def markdown(table: Table) -> str:
@@ -164,14 +171,18 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def comma_separated(table: Table) -> str:
-    """The table as CSV, a line per cell: row, column, paper, mean, spread, difference, then the number of each seed."""
+    """The table as CSV, a line per cell: row, column, paper, mean, spread, difference, then the number of each seed.
+
+    After them comes ``diverged`` for each seed in which a job diverged.
+    """
     file = io.StringIO()
-    seeds = max((len(cell.measured) for cell in table.cells), default=0)
+    seeds = max((len(cell.measured) + cell.diverged for cell in table.cells), default=0)
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["row", "column", "paper", "mean", "spread", "difference", *(f"seed_{n}" for n in range(seeds))])
     for cell in table.cells:
         numbers: Sequence[float | None] = (cell.printed, cell.mean, cell.spread, cell.difference, *cell.measured)
-        writer.writerow([cell.row, cell.column, *("" if value is None else repr(round(value, 6)) for value in numbers)])
+        texts = ["" if value is None else repr(round(value, 6)) for value in numbers]
+        writer.writerow([cell.row, cell.column, *texts, *["diverged"] * cell.diverged])
     return file.getvalue()
 
 

@@ -65,6 +65,23 @@ def is_trained(folder: Path) -> bool:
     return is_run(folder) and Run.open(folder).finished
 
 
+def lost_jobs(recipe: Recipe, folders: Mapping[str, Path]) -> dict[str, str]:
+    """The teachers that diverged, and the jobs that build on them -> why they have no result.
+
+    Args:
+        recipe: with the teachers among its jobs.
+        folders: of the teachers, whether trained or not.
+    """
+    lost = {}
+    for name, folder in folders.items():
+        if is_trained(folder) and (failed := Run.open(folder).summary.failed):
+            lost[name] = f"diverged: {failed['teacher']} ({folder})"
+    for name in (name for group in recipe.groups() for name in group):
+        if name not in lost and (source := next((other for other in recipe.builds_on(name) if other in lost), None)):
+            lost[name] = f"not run, as {source!r} {'diverged' if source in folders else 'was not run'}"
+    return lost
+
+
 def train_teacher(recipe: Recipe, name: str, folder: Path, **options: Any) -> None:
     """Train a teacher in its folder, unless it is trained.
 

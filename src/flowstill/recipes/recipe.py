@@ -193,6 +193,9 @@ class Recipe:
         figure: figure to draw: ``curves`` of loss and accuracy, ``kernels`` of the first layer or, for a recipe without
             jobs, the ``penalty`` of sparse recoding or ``samples`` of distorted images beside the originals.
         uses: modules and Python files to import first; they register their own networks, knowledge or data.
+        on_nonfinite: what becomes of a job whose losses, gradients or weights are not finite. ``stop`` ends it within 50
+            updates. ``skip`` leaves out each update with such a loss or gradient, counts it as ``train/skipped`` and ends
+            the job after 50 steps in a row; the device is then waited for at every update.
     """
 
     name: str
@@ -205,6 +208,7 @@ class Recipe:
     paper: Paper | None = None
     figure: Literal["curves", "kernels", "penalty", "samples"] | None = None
     uses: Uses = ()
+    on_nonfinite: Literal["stop", "skip"] = "stop"
 
     if TYPE_CHECKING:
 
@@ -220,6 +224,7 @@ class Recipe:
             paper: Paper | None = None,
             figure: Literal["curves", "kernels", "penalty", "samples"] | None = None,
             uses: Sequence[str] | str = (),
+            on_nonfinite: Literal["stop", "skip"] = "stop",
         ) -> None: ...
 
     def __post_init__(self) -> None:

@@ -108,7 +108,7 @@ def _network(row: Result) -> str:
 
 @register_column("accuracy", "accuracy %", width="narrow", css=lambda row: "main")
 def _accuracy(row: Result) -> str:
-    return percent(row.accuracy)
+    return row.missing or percent(row.accuracy)
 
 
 @register_column("paper", "paper %", width="narrow", optional=True)
@@ -122,6 +122,8 @@ def _direction(row: Result) -> str:
 
 @register_column("gain", width="narrow", optional=True, css=_direction)
 def _gain(row: Result) -> str | None:
+    if row.missing and row.teacher:
+        return row.missing
     return None if row.gain is None else points(row.gain)
 
 

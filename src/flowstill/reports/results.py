@@ -28,6 +28,8 @@ class Result:
         loss: mean cross-entropy on the test images.
         top5: on the test images, in percent.
         teacher: name of the job that taught it.
+        missing: ``diverged`` or ``not run`` if it has no accuracy because something diverged; empty otherwise.
+        reason: the same in full.
     """
 
     name: str
@@ -44,6 +46,8 @@ class Result:
     loss: float | None = None
     top5: float | None = None
     teacher: str | None = None
+    missing: str = ""
+    reason: str = ""
 
 
 def results(run: Run) -> list[Result]:
@@ -77,6 +81,8 @@ def results(run: Run) -> list[Result]:
                 loss=done.loss,
                 top5=done.top5,
                 teacher=job.get("teacher"),
+                missing=done.missing,
+                reason=done.reason,
             )
         )
     for name, ensemble in (run.recipe.get("ensembles") or {}).items():
@@ -91,9 +97,23 @@ def results(run: Run) -> list[Result]:
                 gain=gain(name, scores.accuracy),
                 loss=scores.loss,
                 top5=scores.top5,
+                missing=scores.missing,
+                reason=scores.reason,
             )
         )
     return rows
+
+
+def compared_with(run: Run) -> str | None:
+    """What the gains are over: the baseline's name, with a word if it has no accuracy; None without a baseline."""
+    base = baseline(run)
+    lost = run.summary.jobs.get(base or "", JobSummary()).missing
+    return f"{base} ({lost})" if lost else base
+
+
+def in_full(row: Result) -> str:
+    """Why a row has no accuracy; empty if nothing went wrong."""
+    return row.reason if row.missing == "not run" else f"{row.missing}: {row.reason}" if row.missing else ""
 
 
 def baseline(run: Run) -> str | None:
@@ -114,9 +134,11 @@ def _teachers(jobs: Mapping[str, Any]) -> set[str]:
 
 
 def verdict(run: Run) -> list[str]:
-    """One sentence for each finished job with a teacher, comparing it with the teacher and the baseline."""
+    """One sentence for each job that diverged, then for each finished job with a teacher, comparing it with the
+    teacher and the baseline.
+    """
     rows = {row.name: row for row in results(run)}
-    base, sentences = baseline(run), []
+    base, sentences = baseline(run), [f"{row.name}: {in_full(row)}." for row in rows.values() if row.missing]
     for row in rows.values():
         teacher = rows.get(row.teacher or "")
         if row.accuracy is None or teacher is None:

@@ -125,6 +125,11 @@ class Run:
         if job not in self.jobs:
             raise RunError(f"{str(self.path)!r} has no job {job!r}. {did_you_mean(job, self.jobs)}")
         weights = self.path / f"{job}.safetensors"
+        if why := self.summary.failed.get(job):
+            raise RunError(
+                f"Job {job!r} has no network: {why}. Change its recipe, for example to a lower learning rate, "
+                "and train it again with --resume."
+            )
         if not weights.is_file():
             raise RunError(f"Job {job!r} has no network yet: no file {str(weights)!r}. Finish the run with --resume.")
         try:

@@ -40,7 +40,7 @@ class Measurement(NamedTuple):
 def read_metrics(path: Path) -> list[Measurement]:
     """Read the rows of a metrics file; none if the file does not exist.
 
-    A last line that a kill cut off is dropped.
+    A last line that a kill cut off is dropped, and so are the rows of a job that was then trained again from its start.
 
     Raises:
         RunError: a row does not have the expected columns.
@@ -50,9 +50,22 @@ def read_metrics(path: Path) -> list[Measurement]:
     text = path.read_text(encoding="utf-8")
     rows = csv.reader(text[: text.rfind("\n") + 1].splitlines()[1:])
     try:
-        return [Measurement(job, stage, int(step), metric, float(value)) for job, stage, step, metric, value in rows]
+        found = [Measurement(job, stage, int(step), metric, float(value)) for job, stage, step, metric, value in rows]
+        return _latest(found)
     except ValueError as error:
         raise RunError(f"{str(path)!r}: expected rows of {','.join(Measurement._fields)} ({error}).") from None
+
+
+def _latest(rows: list[Measurement]) -> list[Measurement]:
+    """The rows of each job's last attempt: one that starts over measures an earlier step than it has measured before."""
+    last: dict[tuple[str, str, str], int] = {}
+    begins: dict[str, int] = {}
+    for number, row in enumerate(rows):
+        if row.step <= last.get((row.job, row.stage, row.metric), -1):
+            begins[row.job] = number
+            last = {key: step for key, step in last.items() if key[0] != row.job}
+        last[row.job, row.stage, row.metric] = row.step
+    return [row for number, row in enumerate(rows) if number >= begins.get(row.job, 0)]
 
 
 class MetricsLog:
@@ -127,7 +140,7 @@ class MetricsLog:
         self._kept = {(row.job, row.stage): row.step for row in read_metrics(self.path)}
 
     def end_job(self, job: str) -> None:
-        """Close the job's TensorBoard events, which hold a thread per stage; logging opens them again."""
+        """Close the job's TensorBoard events, which hold a thread; logging opens them again."""
         for key in [key for key in self._writers if key[0] == job]:
             self._writers.pop(key).close()
 
@@ -152,6 +165,7 @@ class MetricsLog:
         from torch.utils.tensorboard import SummaryWriter
 
         if (job, stage) not in self._writers:
+            self.end_job(job)  # of its earlier stages: each has a thread
             purge = None if self._kept is None else self._kept.get((job, stage), -1) + 1
             self._writers[job, stage] = SummaryWriter(str(self._events / job / stage), purge_step=purge)
         return self._writers[job, stage]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
@@ -42,13 +42,25 @@ class Scores(_Record):
         accuracy: top-1, in percent.
         loss: mean cross-entropy.
         top5: in percent; None for 5 classes or fewer.
+        not_run: why it was neither trained nor measured: a job that it builds on diverged.
     """
 
-    optional: ClassVar[frozenset[str]] = frozenset({"accuracy", "loss", "top5", "paper"})
+    optional: ClassVar[frozenset[str]] = frozenset({"accuracy", "loss", "top5", "paper", "not_run", "diverged"})
 
     accuracy: float | None = None
     loss: float | None = None
     top5: float | None = None
+    not_run: str | None = None
+
+    @property
+    def missing(self) -> str:
+        """Why there is no accuracy, in a word or two: ``diverged``, ``not run``, or empty."""
+        return "not run" if self.not_run else ""
+
+    @property
+    def reason(self) -> str:
+        """Why there is no accuracy, in full; empty if nothing went wrong."""
+        return self.not_run or ""
 
 
 @dataclass(eq=False)
@@ -65,6 +77,7 @@ class JobSummary(Scores):
         seconds: training time.
         teacher: name of the job that taught it.
         paper: the accuracy that the paper prints, in percent.
+        diverged: stage, update and losses or weights, if these were not finite; the job then has no network.
     """
 
     network: str = ""
@@ -76,6 +89,17 @@ class JobSummary(Scores):
     seconds: float | None = None
     teacher: str | None = None
     paper: float | None = None
+    diverged: str | None = None
+
+    @property
+    def missing(self) -> str:
+        """Why there is no network, in a word or two: ``diverged``, ``not run``, or empty."""
+        return "diverged" if self.diverged else super().missing
+
+    @property
+    def reason(self) -> str:
+        """Why there is no network, in full; empty if nothing went wrong."""
+        return self.diverged or super().reason
 
 
 @dataclass(eq=False)
@@ -105,6 +129,18 @@ class Summary(_Record):
     jobs: dict[str, JobSummary] = field(default_factory=dict)
     ensembles: dict[str, Scores] = field(default_factory=dict)
     command: str = ""
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """The jobs and ensembles that diverged or build on one that did -> why."""
+        return {name: row.reason for name, row in {**self.ensembles, **self.jobs}.items() if row.missing}
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Take out those of these jobs and ensembles that have no result, as if they had not been run."""
+        for name in names:
+            for rows in (self.jobs, self.ensembles):
+                if name in rows and rows[name].missing:
+                    del rows[name]
 
     def to_json(self) -> str:
         """The text of ``summary.json``."""

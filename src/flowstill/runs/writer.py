@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -30,11 +31,13 @@ class Progress:
         done: the finished jobs.
         group: the jobs in progress, which train in lockstep.
         stage: index of the stage that they are in.
+        failed: the finished jobs and ensembles without a result, since they or what they build on diverged.
     """
 
     done: tuple[str, ...] = ()
     group: tuple[str, ...] = ()
     stage: int = 0
+    failed: tuple[str, ...] = ()
 
     @property
     def begun(self) -> tuple[str, ...]:
@@ -174,9 +177,22 @@ class RunWriter:
         state = self.load_state(lazy=True)
         if state is not None:
             summary = Summary.from_json(state["summary"], f"summary in {STATE}")
-            return Progress(tuple(summary.jobs), tuple(state["group"]), state["stage"])
+            return Progress(tuple(summary.jobs), tuple(state["group"]), state["stage"], tuple(summary.failed))
         summary = Run.open(self.path).summary
-        return Progress(tuple(summary.jobs) if summary.finished else ())
+        return Progress(tuple(summary.jobs), failed=tuple(summary.failed)) if summary.finished else Progress()
+
+    def forget(self, names: Collection[str]) -> None:
+        """Take these jobs and ensembles out of the summary and the state, so that they are run again."""
+        if not names:
+            return
+        state = self.load_state()
+        if state is not None:
+            summary = Summary.from_json(state["summary"], f"summary in {STATE}")
+            summary.forget(names)
+            self.save_state({**state, "summary": summary.to_json()})
+        summary = Run.open(self.path).summary
+        summary.forget(names)
+        self.write_summary(summary)
 
     def drop_state(self) -> None:
         """Remove the state of a finished run."""
