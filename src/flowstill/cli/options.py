@@ -70,4 +70,6 @@ Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or mp
 Devices = Annotated[
     int, typer.Option(parser=whole_number, metavar="N", help="Number of devices that share each batch.")
 ]
-PrecisionOption = Annotated[Precision, typer.Option("--precision", help="auto measures once which is fastest.")]
+PrecisionOption = Annotated[
+    Precision, typer.Option("--precision", help="auto measures once which is fastest; 32 where a knowledge needs it.")
+]
