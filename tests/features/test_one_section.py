@@ -27,7 +27,7 @@ def part_of(name):
 @pytest.mark.parametrize("number", [0, 1, 2])
 @pytest.mark.parametrize(
     ("kind", "lr"),
-    [(lambda number: fs.FSP(sections=(number,)), 0.02), (lambda number: Hints(layers=(number,)), 0.1)],
+    [(lambda number: fs.FSP(sections=(number,)), 0.02), (lambda number: Hints(layers=(number,), sum=False), 0.1)],
     ids=["fsp", "hints"],
 )
 def test_one_section_by_its_own_knowledge_leaves_all_above_it(kind, lr, number):

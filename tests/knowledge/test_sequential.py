@@ -237,12 +237,13 @@ def test_the_ablations_rows_differ_in_nothing_but_the_flows():
         name: [term.knowledge for u in job.stages[0].updates for term in u.terms] for name, job in rows.items()
     }
     assert transfers["plain"] == [FSP()]
-    assert transfers["dense"] == [Dense()]
-    assert transfers["dense_sequential"] == STEPS == [Dense(step=s, anchor="start") for s in (1, 2, 3)]
+    assert transfers["dense"] == [Dense(weighting="fsp")]
+    assert transfers["dense_sequential"] == [Dense(weighting="fsp", step=s, anchor="start") for s in (1, 2, 3)]
     network = ResNet(8)
     pairs = pair_sections(network, network, (3, 32, 32))
     (plain,) = (knowledge.build(pairs) for knowledge in transfers["plain"])
     steps = [knowledge.build(pairs) for knowledge in transfers["sequential"]]
     assert [flow for loss in steps for flow in loss.student_flows] == list(plain.student_flows)
     assert [alpha for loss in steps for alpha in loss.alphas] == pytest.approx(list(plain.alphas), rel=1e-6)
-    assert [len(update.terms) for update in rows["sequential"].stages[0].updates] == [1, 1, 1]
+    weights = [[term.weight for term in update.terms] for update in rows["sequential"].stages[0].updates]
+    assert weights == [[Constant(3.0)]] * 3

@@ -37,10 +37,9 @@ def factors(mode, task, transfer, epoch, regularised):
             0.0 if a is None else 1.0 if b is None else clip_factor(b, sigmoid(epoch) * norm(a))
             for a, b in zip(against, transfer, strict=True)
         ]
-    # One norm over the variables that the transfer reaches.
-    reached = [(a, b) for a, b in zip(task, transfer, strict=True) if b is not None]
-    tasks = norm([value for a, _ in reached if a is not None for value in a])
-    transfers = norm([value for _, b in reached for value in b])
+    # Eq. 13: each norm is over all of Theta_S; where a loss does not reach, its gradient is 0.
+    tasks = norm([value for a in task if a is not None for value in a])
+    transfers = norm([value for b in transfer if b is not None for value in b])
     if mode == "global":
         factor = min(1.0, sigmoid(epoch) * tasks / transfers) if transfers > 0 else 1.0
     else:

@@ -14,8 +14,8 @@ def regressed(maps, weight, bias):
     ]
 
 
-def hint(student, teacher, weight=None, bias=None, summed=False):
-    """(B, C, H, W) and (B, D, h, w): squared distances, over elements by mean or sum, mean over the batch."""
+def hint(student, teacher, weight=None, bias=None, summed=True):
+    """(B, C, H, W) and (B, D, h, w): squared distances, over an image's entries by sum or mean, mean over the batch."""
     total = 0.0
     for guided, hinted in zip(student, teacher, strict=True):
         guided, hinted = same_size(guided, hinted)

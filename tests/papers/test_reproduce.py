@@ -98,6 +98,21 @@ def test_rows_that_are_added_later_give_the_same_numbers(tiny, tmp_path, monkeyp
         assert len(set(map(tuple, counted))) == len(counted)  # no step of a job was measured twice
 
 
+def test_rows_that_need_float32_do_not_join_a_bf16_run(tiny, tmp_path, monkeypatch):
+    """Where `auto` may choose; a precision that is asked for stays."""
+    monkeypatch.setattr(planning, "printed_tables", dict)
+    tiny.write_text(
+        TINY.replace(
+            "ensembles:", "  nst: {network: *net, teacher: teacher, stages: [{<<: *flow, transfer: nst}]}\nensembles:"
+        )
+    )
+    make(plan_table(tiny, rows=["scratch"]), tmp_path / "out", precision="bf16")
+    (old,) = (tmp_path / "out").glob("seed-*")
+    for named, precision, joins in ((["kd"], "auto", True), (["nst"], "auto", False), (["nst"], "bf16", True)):
+        (part,) = planning.parts_of(plan_table(tiny, rows=named), tmp_path / "out", precision)
+        assert (part.path == old) == joins
+
+
 def test_a_run_goes_on_where_its_recipe_has_got_more_rows(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(planning, "printed_tables", dict)
     make(plan_table(tiny, rows=["scratch"]), tmp_path / "out")

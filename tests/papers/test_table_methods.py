@@ -91,7 +91,7 @@ def test_dense_rows_are_the_method(name: str, job: str) -> None:
     (first, _) = load_recipe(name).jobs[job].stages
     (method, _) = find_method("dense-sequential").stages(3)
     assert first.cycle == method.cycle
-    assert transferred(first) == [Dense(step=step) for step in (1, 2, 3)]
+    assert transferred(first) == [Dense(weighting="fsp", step=step) for step in (1, 2, 3)]
 
 
 @pytest.mark.parametrize("name", ["kr-table1", "kr-table2", "kr-table4"])

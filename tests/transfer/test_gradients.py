@@ -76,6 +76,17 @@ def test_global_rule_equals_the_rule_on_one_long_vector(gradients):
     torch.testing.assert_close(met, long)
 
 
+def test_one_factor_takes_the_tasks_norm_over_variables_that_the_transfer_does_not_reach():
+    """Eq. 13 is over all of Theta_S: |main| = |(3, 4)| = 5 and |trans| = |(10, 0)| = 10, though the fc has no transfer."""
+    task, transfer = [torch.tensor([3.0]), torch.tensor([4.0])], [torch.tensor([10.0]), None]
+    clipped = clip_global(task, transfer, 0.5)
+    assert [float(g) for g in clipped] == pytest.approx([3 + 10 * 0.5 * 5 / 10, 4])
+    small = [torch.tensor([2.5]), None]  # tau = 2, so it is dimmed by 1 / (1 + exp(-2 + p))
+    assert float(eq14_literal(task, small, 1)[0]) == pytest.approx(3 + 2.5 / (1 + math.exp(-1)))
+    equal = [torch.tensor([4.0]), None]  # smaller than the whole task's gradient, larger than its part here
+    assert float(eq14_literal(task, equal, 0)[0]) == pytest.approx(3 + 4 / (1 + math.exp(-5 / 4)))
+
+
 def test_eq14_as_printed_dims_only_a_small_transfer_and_more_each_epoch():
     task, small, large = [torch.tensor([2.0])], [torch.tensor([1.0])], [torch.tensor([4.0])]
     # tau = 2: 0.88 at p = 0, 0.047 at p = 5, 1.5e-8 at p = 20.

@@ -71,4 +71,6 @@ Devices = Annotated[
     int, typer.Option(parser=whole_number, metavar="N", help="Number of devices that share each batch.")
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="Refuse to train where something is odd, instead of warning.")]
-PrecisionOption = Annotated[Precision, typer.Option("--precision", help="auto measures once which is fastest.")]
+PrecisionOption = Annotated[
+    Precision, typer.Option("--precision", help="auto measures once which is fastest; 32 where a knowledge needs it.")
+]

@@ -6,6 +6,7 @@ import importlib.metadata
 import platform
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +20,21 @@ if TYPE_CHECKING:
     from flowstill.data import ImageData
 
 
-def run_facts(precision: Precision, device: str, devices: int, data: ImageData) -> dict[str, Any]:
-    """What the recipe does not say and a resumed run must know."""
+def run_facts(
+    precision: Precision, device: str, devices: int, data: ImageData, float32: Sequence[str] = ()
+) -> dict[str, Any]:
+    """What the recipe does not say and a resumed run must know.
+
+    Args:
+        precision: of the run.
+        device: the device's name.
+        devices: number of processes.
+        data: the images.
+        float32: names of the kinds of knowledge for which ``auto`` chose float32.
+    """
     return {
         "precision": {"dtype": precision.dtype, "layout": precision.layout},
+        **({"float32_for": list(float32)} if float32 else {}),
         "device": device,
         "devices": devices,
         "data": {

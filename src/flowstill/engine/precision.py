@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from flowstill.features.modules import logits_in
+from flowstill.recipes.recipe import Recipe
 
 MOST_IMAGES = 64
 LONG_STEP = 0.5  # seconds
@@ -39,21 +40,31 @@ class Precision:
         return f"{'bf16' if self.dtype == 'bf16' else 'float32'}, {self.layout.replace('_', '-')}"
 
 
-def choose(asked: Asked, make: Callable[[], nn.Module], shape: tuple[int, ...], batch: int, device: Any) -> Precision:
+def choose(
+    asked: Asked,
+    make: Callable[[], nn.Module],
+    shape: tuple[int, ...],
+    batch: int,
+    device: Any,
+    float32: bool = False,
+) -> Precision:
     """The precision asked for; for ``auto`` the fastest in a few training steps on random images.
 
-    ``auto`` tries float32 and bf16 on a CPU, only bf16 on a GPU that supports it, each in both layouts. The measurement
-    leaves nothing behind, random states included.
+    ``auto`` tries float32 and bf16 on a CPU, only bf16 on a GPU that supports it, each in both layouts; only float32 if
+    something in the recipe needs it. The measurement leaves nothing behind, random states included.
 
     Args:
         make: builds the network to measure with.
         shape: of an image, (C, H, W).
+        float32: whether ``auto`` must not choose bf16.
     """
     if asked != "auto":
         return Precision(asked)
     device = torch.device(device)
     dtypes: tuple[Literal["32", "bf16"], ...] = ("32", "bf16")
-    if device.type == "cuda":
+    if float32:
+        dtypes = ("32",)
+    elif device.type == "cuda":
         dtypes = ("bf16",) if torch.cuda.is_bf16_supported(including_emulation=False) else ("32",)
     candidates = [Precision(dtype, layout) for dtype in dtypes for layout in ("contiguous", "channels_last")]
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -65,6 +76,21 @@ def choose(asked: Asked, make: Callable[[], nn.Module], shape: tuple[int, ...], 
             count = min(2 * count, len(images))
         seconds = {candidate: _step_time(candidate, network, images[:count]) for candidate in candidates}
     return min(seconds, key=lambda candidate: seconds[candidate])
+
+
+def needing_float32(recipe: Recipe, finished: Collection[str] = ()) -> tuple[str, ...]:
+    """The names of the kinds of knowledge whose gradients bfloat16 spoils, of all jobs that are to be trained.
+
+    Args:
+        recipe: the recipe.
+        finished: jobs that are trained already.
+
+    >>> from flowstill.recipes.load import load_recipe
+    >>> needing_float32(load_recipe("cifar10-methods")), needing_float32(load_recipe("svd-table3"))
+    (('nst',), ())
+    """
+    left = (job for name, job in recipe.jobs.items() if not job.weights and name not in finished)
+    return tuple(dict.fromkeys(name for job in left for stage in job.stages for name in stage.needs_float32))
 
 
 def _step_time(precision: Precision, network: nn.Module, images: torch.Tensor, repeats: int = 3) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from flowstill.engine.hardware import choose_device, make_fabric
 from flowstill.engine.interface import find_interfaces
 from flowstill.engine.look import Look
 from flowstill.engine.networks import copy_of, placed
-from flowstill.engine.precision import Asked, Precision, choose
+from flowstill.engine.precision import Asked, Precision, choose, needing_float32
 from flowstill.engine.process import run_work
 from flowstill.engine.resuming import has_all, past_run, to_repeat
 from flowstill.engine.stored import refuse_if_full
@@ -35,6 +36,8 @@ from flowstill.schema.code import import_used
 
 if TYPE_CHECKING:
     from flowstill.data import ImageData
+
+_log = logging.getLogger("flowstill")
 
 
 def train(
@@ -69,7 +72,8 @@ def train(
         resume: continue the run in the folder, if there is one.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         devices: number of processes that share each batch (DDP).
-        precision: ``32``, ``bf16``, or ``auto``, which measures the fastest once and keeps to it.
+        precision: ``32``, ``bf16``, or ``auto``, which measures the fastest once and keeps to it; only float32 if a
+            knowledge in the recipe needs it (SVD of rank 2 and more, NST).
         progress: None shows a progress bar if standard error is a terminal.
         on_step: called after each step with the job, the stage and the number of its steps done.
         networks: jobs' networks given as objects instead of built by name; copies of them are trained.
@@ -107,11 +111,13 @@ def train(
         done = set(past.summary.jobs) - to_repeat(recipe, past.path) if past else set()
         left = tuple(name for name in plans if name not in done)
         refuse_if_full((file for name in left for files in plans[name].stored.values() for file in files), Path(out))
+        float32 = needing_float32(recipe, past.summary.jobs if past else ())
         if facts:
             _refuse_other_conditions(facts, recipe, data, precision, out)
             chosen = Precision(**facts["precision"])
         else:
-            chosen = _choose_precision(precision, recipe, data, plans, device, networks)
+            chosen = _choose_precision(precision, recipe, data, plans, device, networks, bool(float32))
+        _say_precision(chosen, float32, precision, resumed=bool(facts))
         interfaces = Look(recipe, data, networks, interfaces, plans, device).at(left)
     writer = RunWriter.create(out, resume=resume)
     with alone_in(writer.path) as alone:
@@ -121,7 +127,7 @@ def train(
         if past:
             past_run(recipe, writer.path, networks)  # once more, now that nobody else can change it
             writer.forget(to_repeat(recipe, writer.path))
-        facts = facts or run_facts(chosen, device, devices, data)
+        facts = facts or run_facts(chosen, device, devices, data, float32 if precision == "auto" else ())
         facts["preprocessing"] = {name: interface.to_facts() for name, interface in interfaces.items()}
         writer.write_recipe(dump_recipe(recipe) + yaml.safe_dump({"run": facts}, sort_keys=False))
         run_work(
@@ -172,6 +178,7 @@ def _choose_precision(
     plans: dict[str, JobPlan],
     device: str,
     networks: Mapping[str, nn.Module],
+    float32: bool,
 ) -> Precision:
     """Measure with the recipe's heaviest network, where most of the time goes."""
     training = [name for name, job in recipe.jobs.items() if not job.weights] or list(recipe.jobs)
@@ -185,7 +192,17 @@ def _choose_precision(
             else build(spec, num_classes=len(data.classes), in_channels=data.shape[0])
         )
 
-    return choose(asked, make, data.shape, recipe.data.batch, device)
+    return choose(asked, make, data.shape, recipe.data.batch, device, float32)
+
+
+def _say_precision(chosen: Precision, float32: Sequence[str], asked: Asked, *, resumed: bool) -> None:
+    """Warn where a gradient will be spoiled; note where that decided the precision."""
+    names = ", ".join(float32)
+    if float32 and chosen.dtype == "bf16":
+        fix = "Give another --out to train at float32." if resumed else "Use --precision 32, or auto."
+        _log.warning("precision bf16: expected float32 for %s, whose gradients bfloat16 makes noisy. %s", names, fix)
+    elif float32 and asked == "auto" and not resumed:
+        _log.info("precision: float32 for the whole run, since the gradients of %s need it", names)
 
 
 def evaluate(

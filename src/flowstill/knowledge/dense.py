@@ -10,6 +10,13 @@ step 3, and no formula. Flows that start at the s-th section (``anchor: start``)
 the s-th (``anchor: end``) would give one, two and three, and move up the network more naturally. Whatever is grey on a
 slide may be frozen (``freeze_below``) or simply not trained in that step. We read "iteratively and sequentially" as
 steps that take turns batch by batch (``flowstill.transfer.procedures.cyclic``); ``blocks`` runs them one after another.
+
+How strong a flow is, is open too. To compare the ways of training flows and not their strength, the methods here, and the
+tables, weigh each flow as FSP does (``weighting: fsp``). FSP's alpha is a = 1 / sum_i m_i n_i over the n sections' own
+matrices, and in n updates a flow's gradient g adds up to n a g. Dense flows, which train in every update, reach that with
+the same a for each span; steps in turn, which train each span once in n updates, with n a. For a CIFAR ResNet these are
+1/2816 and 3/2816. ``equal`` spreads FSP's whole weight over all spans instead, 1/5376, whether they train in every update
+or in every third, which leaves a step's flow 2816 / (3 * 5376) = 0.175 of FSP's gradient.
 """
 
 from __future__ import annotations
@@ -34,6 +41,7 @@ from flowstill.transfer.procedures import alone, cyclic
 from flowstill.transfer.stages import Stage
 
 Anchor = Literal["start", "end"]
+DenseWeighting = Literal["fsp"] | Weighting
 Span = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
 
 
@@ -81,7 +89,9 @@ class Dense(Knowledge):
 
     Attributes:
         weighting: the alpha of Eq. 2 for each span. ``equal``: 1 over the number of entries of the matrices of *all*
-            spans, whether trained or not, so that the losses of the steps sum to the dense loss. ``sum``: 1.
+            spans, whether trained or not, so that the losses of the steps sum to the dense loss. ``fsp``: that of FSP,
+            1 over the number of entries of the sections' own matrices; n times that for a ``step``, which has one
+            update in n, so that each flow's gradient, summed over a cycle, is as strong as FSP's. ``sum``: 1.
             ``element_mean``: 1 over the number of entries of each matrix. Or numbers: one for each of ``spans`` if
             these are given; otherwise one for each span of the whole set, in the order of ``all_spans``, also where
             only one step is trained.
@@ -104,7 +114,7 @@ class Dense(Knowledge):
     left_open: ClassVar[str] = "which flows a step has"
 
     name: Literal["dense"] = "dense"
-    weighting: Weighting = "equal"
+    weighting: DenseWeighting = "equal"
     spans: tuple[Span, ...] | None = None
     step: Annotated[int, Field(ge=1)] | None = None
     anchor: Anchor = "start"
@@ -148,6 +158,10 @@ class Dense(Knowledge):
 
     def _alphas(self, teacher: Sequence[Section], spans: Sequence[Span]) -> list[float]:
         """The weights of ``spans``, which may be some of the weighted ones."""
+        if self.weighting == "fsp":
+            n = len(teacher)
+            alpha, *_ = flow_weights("equal", [_flow(teacher, (i, i + 1))[1] for i in range(n)])
+            return [alpha * n if self.step else alpha] * len(spans)
         numbered = isinstance(self.weighting, tuple)
         weighted = self.spans if numbered and self.spans else all_spans(len(teacher))
         if numbered and len(self.weighting) != len(weighted):
@@ -176,7 +190,7 @@ def _flow(sections: Sequence[Section], span: Span) -> Shaped:
     reconstruction=True,
 )
 def _before_task() -> tuple[Stage, ...]:
-    return before_task(Dense())
+    return before_task(Dense(weighting="fsp"))
 
 
 @register_method(
@@ -187,5 +201,5 @@ def _before_task() -> tuple[Stage, ...]:
     reconstruction=True,
 )
 def _sequential(sections: int) -> tuple[Stage, ...]:
-    steps = [Dense(step=step) for step in range(1, sections + 1)]
+    steps = [Dense(weighting="fsp", step=step) for step in range(1, sections + 1)]
     return (*cyclic(steps, steps=FLOW, lr=FLOW_LR), *alone(TASK, TASK_LR))

@@ -1,8 +1,9 @@
 """FitNet hints: a layer inside the student learns to output what a layer inside the teacher outputs.
 
 Romero, Ballas, Kahou, Chassang, Gatta, Bengio: "FitNets: Hints for Thin Deep Nets", ICLR 2015, Eq. 3, as the baseline
-of Yim et al. (2017, section 4): 35k iterations before the task, at a learning rate of 1e-4, 1e-5 after 25k. Their
-second stage adds ``soft_logits`` (temperature 3, cross-entropy, not squared) with a weight that falls from 4 to 1.
+of Yim et al. (2017, section 4): 35k iterations before the task, at a learning rate of 1e-4, 1e-5 after 25k, which goes
+with a loss that is summed over a map's entries. Their second stage adds ``soft_logits`` (temperature 3, cross-entropy,
+not squared) with a weight that falls from 4 to 1.
 """
 
 from __future__ import annotations
@@ -32,20 +33,20 @@ from flowstill.transfer.stages import Stage, Term
 Shape = tuple[int, int, int]
 
 
-def hint_loss(guided: Tensor, hint: Tensor, sum: bool = False) -> Tensor:
+def hint_loss(guided: Tensor, hint: Tensor, sum: bool = True) -> Tensor:
     """Squared L2 distance between the student's guided map and the teacher's hint, Eq. 3 without its constant.
 
     Args:
         guided: (B, C, H, W).
         hint: (B, C, H, W).
-        sum: sum over each image's elements instead of taking their mean.
+        sum: sum over each image's entries; False takes their mean.
 
     Returns:
         A scalar, float32 or better: mean over the batch.
 
     >>> guided, hint = torch.full((5, 2, 3, 3), 3.0), torch.ones(5, 2, 3, 3)
-    >>> hint_loss(guided, hint).item(), hint_loss(guided, hint, sum=True).item()
-    (4.0, 72.0)
+    >>> hint_loss(guided, hint).item(), hint_loss(guided, hint, sum=False).item()
+    (72.0, 4.0)
     """
     errors = (precise(guided) - precise(hint)).square()
     return errors.sum() / len(errors) if sum else errors.mean()
@@ -100,7 +101,7 @@ class HintsLoss(MapsLoss):
     """
 
     def __init__(
-        self, hints: Sequence[tuple[Tap, Shape]], guided: Sequence[tuple[Tap, Shape]], sum: bool = False
+        self, hints: Sequence[tuple[Tap, Shape]], guided: Sequence[tuple[Tap, Shape]], sum: bool = True
     ) -> None:
         super().__init__([tap for tap, _ in hints], [tap for tap, _ in guided])
         self.sum = sum
@@ -134,8 +135,9 @@ class Hints(Knowledge):
             nothing above it.
         freeze_below: keep the student's sections below the first one in ``layers`` fixed in every update that contains
             this term. Needs section numbers in ``layers``, none of them 0.
-        sum: sum the squared error over each image's elements, as a squared L2 norm is written, instead of taking the
-            mean, which keeps one scale for maps of any size.
+        sum: sum the squared error over each image's entries, as the papers' squared norm does; ``false`` takes their
+            mean, thousands of times smaller, which the learning rates of a task can take (see "Sum or mean" on the
+            method's page).
     """
 
     summary: ClassVar[str] = "the maps of a middle layer, or of each section; any channels, any sizes"
@@ -145,7 +147,7 @@ class Hints(Knowledge):
     name: Literal["hints"] = "hints"
     layers: Literal["middle", "sections"] | tuple[Annotated[int, Field(ge=0)], ...] = "middle"
     freeze_below: bool = False
-    sum: bool = False
+    sum: bool = True
 
     def __post_init__(self) -> None:
         numbers = self.layers if isinstance(self.layers, tuple) else None

@@ -131,6 +131,11 @@ class NST(Knowledge):
     strength: float = 50.0
     sections: Literal["last", "all"] = "last"
 
+    @property
+    def needs_float32(self) -> bool:
+        """Always: patterns are divided by their norms, and what is left of a difference is small."""
+        return True
+
     def build(self, pairs: Pairs, setting: Setting | None = None) -> NSTLoss:
         """One term for each chosen pair's ends.
 

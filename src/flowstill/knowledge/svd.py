@@ -164,6 +164,11 @@ class SVD(Knowledge):
     gradient: Gradient = "exact"
     sqrt_rank: bool = False
 
+    @property
+    def needs_float32(self) -> bool:
+        """From the second vector on: the gradient divides by gaps between singular values, of which the first is wide."""
+        return self.rank > 1
+
     def build(self, pairs: Pairs, setting: Setting | None = None) -> SVDLoss:
         """The loss for these pairs of sections: one module (front, back) for what enters and what leaves each.
 

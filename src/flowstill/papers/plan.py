@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flowstill.data import find_facts, find_source, open_data
-from flowstill.engine.precision import Asked
+from flowstill.engine.precision import Asked, needing_float32
 from flowstill.engine.resuming import conflicts, to_repeat
 from flowstill.errors import RecipeError
 from flowstill.papers.estimate import Estimate, estimate
@@ -212,7 +212,8 @@ def part_of(plan: Plan, seed: int, out: Path, precision: Asked, folders: Mapping
             used = Run.open(path).recipe["run"]["precision"]["dtype"]
             if set(progress.begun) <= plan.whole.jobs.keys() and precision in ("auto", used):
                 both = recipe(dict.fromkeys([*plan.recipe.jobs, *progress.begun]))
-                if not any(conflicts(both, path)):
+                spoiled = precision == "auto" and used == "bf16" and needing_float32(both, progress.done)
+                if not spoiled and not any(conflicts(both, path)):
                     done = set(progress.done) - to_repeat(both, path)
                     return Part(seed, path, both, tuple(name for name in both.jobs if name not in done))
     new = recipe(plan.recipe.jobs)

@@ -98,11 +98,12 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     dtype = {"32": "float32", "bf16": "bfloat16"}.get(summary.precision.get("dtype", ""), "")
     layouts = {"channels_last": "channels last", "contiguous": "channels first"}
     layout = layouts.get(summary.precision.get("layout", ""), "")
+    needed = ", ".join((run.recipe.get("run") or {}).get("float32_for", ()))
     facts = {
         "Data": data.get("name"),
         "Batch size": data.get("batch"),
         "Device": summary.device,
-        "Precision": ", ".join(filter(None, (dtype, layout))),
+        "Precision": ", ".join(filter(None, (dtype, layout, needed and f"as {needed} needs float32"))),
         "Seed": run.recipe.get("seed") if summary.seed is None else summary.seed,
         "Time": text.duration(sum(seconds)) if seconds else None,
     }

@@ -216,6 +216,11 @@ class Knowledge:
     reads_sections: ClassVar[bool] = True
     name: str
 
+    @property
+    def needs_float32(self) -> bool:
+        """Whether maps rounded to bfloat16 spoil its gradient. A run of its own choice of precision then takes float32."""
+        return False
+
     def build(self, pairs: Pairs, setting: Setting | None = None) -> Loss:
         """The loss for these pairs of sections.
 

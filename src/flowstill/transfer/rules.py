@@ -95,8 +95,8 @@ class AdaptiveClip(Rule):
 
     Attributes:
         mode: ``official`` clips each variable's gradient to the norm of its task gradient including the L2 term, as the
-            published code does. ``ce_norm`` leaves the L2 term out. ``global`` clips all variables by one norm.
-            ``eq14_literal`` is Eq. 14 as printed.
+            published code does. ``ce_norm`` leaves the L2 term out. ``global`` clips all variables by one factor, from
+            the norms over all that the player moves (Eq. 13). ``eq14_literal`` is Eq. 13-14 as printed.
         epoch_steps: steps per epoch, after which the ``p`` of the sigmoid grows by one.
     """
 
@@ -155,18 +155,22 @@ def _at_most(bound: Tensor, norm: Tensor) -> Tensor:
 
 
 def clip_global(task: Gradients, transfer: Gradients, share: float) -> list[Tensor | None]:
-    """``clip_per_variable`` with one norm over all variables that the transfer reaches."""
-    factor = _at_most(share * _norm(task, transfer), _norm(transfer, transfer))
+    """``clip_per_variable`` with one factor, by the norms of Eq. 13: each gradient's over all variables that it reaches.
+
+    A variable that the transfer does not reach, such as the last layer, has a gradient of 0 there and counts in the
+    task's norm.
+    """
+    factor = _at_most(share * _norm(task), _norm(transfer))
     return [_plus(a, b, factor) for a, b in zip(task, transfer, strict=True)]
 
 
 def eq14_literal(task: Gradients, transfer: Gradients, epoch: float) -> list[Tensor | None]:
     """Eq. 13-14 as printed: a transfer gradient *smaller* than the task's is multiplied by 1/(1 + exp(p - tau)).
 
-    tau is the ratio of the norms over all variables that the transfer reaches, p the epoch. Kept for comparison: it
+    tau is the ratio of the norms, each over all of the student's variables, p the epoch. Kept for comparison: it
     weakens the transfer when it is small already, and to nothing as the epochs pass.
     """
-    a, b = _norm(task, transfer), _norm(transfer, transfer)
+    a, b = _norm(task), _norm(transfer)
     tau = a / b
     factor = torch.where((b < a) & (b > 0), torch.sigmoid(tau - epoch), 1.0)
     return [_plus(x, y, factor) for x, y in zip(task, transfer, strict=True)]
@@ -177,13 +181,9 @@ def sigmoid(epoch: float) -> float:
     return 1.0 / (1.0 + math.exp(-epoch))
 
 
-def _norm(gradients: Gradients, among: Gradients) -> Tensor:
-    """One L2 norm over the variables where ``among`` has a gradient."""
-    norms = [
-        torch.linalg.vector_norm(g)
-        for g, other in zip(gradients, among, strict=True)
-        if g is not None and other is not None
-    ]
+def _norm(gradients: Gradients) -> Tensor:
+    """One L2 norm over all variables; those without a gradient count as 0."""
+    norms = [torch.linalg.vector_norm(g) for g in gradients if g is not None]
     return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
 
 

@@ -282,6 +282,12 @@ class Stage:
         return any(term.knowledge.needs_teacher for update in self.updates for term in update.terms)
 
     @property
+    def needs_float32(self) -> tuple[str, ...]:
+        """The names of its kinds of knowledge that bfloat16 spoils."""
+        kinds = (term.knowledge for update in self.updates for term in update.terms)
+        return tuple(dict.fromkeys(knowledge.name for knowledge in kinds if knowledge.needs_float32))
+
+    @property
     def stores(self) -> bool:
         """Whether the teacher's knowledge is kept on disk."""
         return self.needs_teacher and isinstance(self.knowledge, Stored)
