@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 import yaml
 from torch import nn
 
@@ -15,14 +16,16 @@ from flowstill.engine.context import OnStep, Work
 from flowstill.engine.evaluation import evaluate_networks
 from flowstill.engine.facts import run_facts
 from flowstill.engine.hardware import choose_device, make_fabric
-from flowstill.engine.networks import copy_of, placed
+from flowstill.engine.networks import placed, ready
 from flowstill.engine.precision import Asked, Precision, choose
 from flowstill.engine.process import run_work
 from flowstill.engine.resuming import has_all, past_run
 from flowstill.engine.stored import refuse_if_full
-from flowstill.errors import RecipeError, RunError
+from flowstill.engine.trial import try_jobs
+from flowstill.errors import NetworkError, RecipeError, RunError
+from flowstill.features.copying import copied, fill_lazy, is_lazy
+from flowstill.features.outputs import settle_logits
 from flowstill.files import alone_in
-from flowstill.nets import build
 from flowstill.recipes.check import JobPlan, check
 from flowstill.recipes.load import dump_recipe, load_recipe
 from flowstill.recipes.recipe import Recipe
@@ -87,10 +90,12 @@ def train(
     past = past_run(recipe, Path(out), networks) if resume else None
     if past and has_all(past, recipe):
         return past
-    data, networks = open_data(recipe.data, seed=recipe.seed), networks or {}
+    data = open_data(recipe.data, seed=recipe.seed)
+    networks = _copies(networks or {}, recipe, data)
     for job in recipe.jobs.values():
         data.labelled_rows(job.labels)  # raises if there are fewer
     plans = check(recipe, data.shape, len(data.classes), networks, data.rows)
+    try_jobs(recipe, plans, networks, data, device, {*past.summary.jobs} if past else set())
     left = [plan for name, plan in plans.items() if not (past and name in past.summary.jobs)]
     refuse_if_full((file for plan in left for files in plan.stored.values() for file in files), Path(out))
     facts = past.recipe["run"] if past else None
@@ -112,6 +117,35 @@ def train(
     run = Run.open(out)
     write_report(run)
     return run
+
+
+def _copies(networks: Mapping[str, nn.Module], recipe: Recipe, data: ImageData) -> dict[str, nn.Module]:
+    """Copies of networks that were given as objects, one for each object, whose forward returns the logits alone.
+
+    Raises:
+        NetworkError: one cannot be copied or run, or which of its outputs the logits are is not clear.
+    """
+    copies: dict[nn.Module, nn.Module] = {}
+    for name, network in networks.items():
+        try:
+            if recipe.jobs[name].trains:
+                _refuse_exported(network)
+            if is_lazy(network):
+                fill_lazy(network, data.shape)
+            if network not in copies:
+                copies[network] = copied(network)
+            settle_logits(copies[network], data.shape, len(data.classes), trains=recipe.jobs[name].trains)
+        except NetworkError as error:
+            raise NetworkError(f"job {name!r}: {error}") from error
+    return {name: copies[network] for name, network in networks.items()}
+
+
+def _refuse_exported(network: nn.Module) -> None:
+    """Raises: NetworkError if the network has no training mode."""
+    if any(isinstance(module, torch.fx.GraphModule) and "train" in vars(module) for module in network.modules()):
+        raise NetworkError(
+            "The module of an ExportedProgram cannot be trained: its graph has no training mode. Give the Python network."
+        )
 
 
 def _loaded(recipe: Recipe | str | Path, options: dict[str, Any]) -> Recipe:
@@ -161,11 +195,7 @@ def _choose_precision(
     spec, given = recipe.jobs[heaviest].network, networks.get(heaviest)
 
     def make() -> nn.Module:
-        return (
-            copy_of(given)
-            if given is not None
-            else build(spec, num_classes=len(data.classes), in_channels=data.shape[0])
-        )
+        return ready(given, spec, data.shape, len(data.classes))
 
     return choose(asked, make, data.shape, recipe.data.batch, device)
 
@@ -200,7 +230,10 @@ def evaluate(
     last = precision.layout == "channels_last"
     unmeasured = {name for name, row in run.summary.jobs.items() if row.accuracy is None}
     trained = [name for name in recipe.jobs if (run.path / f"{name}.safetensors").exists() and name not in unmeasured]
-    networks = {name: placed(run.network(name, trust_code=trust_code), fabric, precision) for name in trained}
+    networks = {name: copied(run.network(name, trust_code=trust_code)) for name in trained}
+    for network in networks.values():
+        settle_logits(network, data.shape, len(data.classes), trains=False)
+        placed(network, fabric, precision)
     if not networks:
         raise RunError(f"{str(run.path)!r} has no trained network yet. Finish it with --resume.")
     scores = {
