@@ -9,7 +9,8 @@ from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 from torch.utils.checkpoint import checkpoint
 
 import flowstill as fs
-from flowstill.errors import FlowstillError, NetworkError, RecipeError, TapError
+from flowstill.data import open_data
+from flowstill.errors import NetworkError, RecipeError, TapError
 from support.compared_runs import PLAIN, stop_at, weights
 
 STEPS = 1e-4  # of the schedules: a few updates
@@ -158,8 +159,7 @@ def test_it_teaches(tmp_path, make):
         (linear, quantised, "kd", RecipeError, "have no parameters"),
         (linear, exported, "kd", NetworkError, "ExportedProgram cannot be trained"),
         (lambda: exported(3), linear, "kd", NetworkError, "exported for one batch size"),
-        (lambda: torch.jit.script(Blocks()), Blocks, "fsp", NetworkError, "TorchScript calls no hooks"),
-        (linear, lambda: Blocks(without_gradient), "at", FlowstillError, ""),
+        (lambda: torch.jit.trace(Blocks().eval(), IMAGES), Blocks, "fsp", NetworkError, "TorchScript calls no hooks"),
         (Blocks, lambda: Blocks(reentrant), "at", TapError, r"Tap 'trunk.*' of Blocks has no gradient.*use_reentrant"),
         (Blocks, lambda: Blocks(without_gradient), "at", TapError, "has no gradient in training mode"),
     ],
@@ -226,3 +226,39 @@ def test_auxiliary_heads_are_not_taken_for_the_logits(tmp_path):
     for number, student in enumerate(students):
         distilled(tmp_path / str(number), teacher, student)
     assert torch.equal(students[0].main[1].weight, students[1].main[1].weight)
+
+
+NETWORKS = """
+from torch import nn
+
+class Both(nn.Module):
+    def __init__(self, classes, channels):
+        super().__init__()
+        self.body, self.fc = nn.Sequential(nn.Flatten(), nn.Linear(64 * channels, classes)), nn.Linear(classes, classes)
+
+    def forward(self, x):
+        pooled = self.body(x)
+        return pooled, self.fc(pooled)
+
+def both(num_classes, in_channels):
+    return Both(num_classes, in_channels)
+
+def hooked(num_classes, in_channels):
+    network = both(num_classes, in_channels)
+    network.register_forward_hook(lambda module, images, output: output[1])
+    return network
+"""
+
+
+def test_by_name_two_outputs_that_fit_are_asked_about_and_a_hook_decides(tmp_path):
+    file = tmp_path / "nets.py"
+    file.write_text(NETWORKS)
+    with pytest.raises(NetworkError, match=r"job 'student': Both returns 2 tensors.*output\[0\], output\[1\]"):
+        distilled(tmp_path, linear(), f"{file}:both", trust_code=True)
+    run = distilled(tmp_path, linear(), f"{file}:hooked", trust_code=True)
+    network, (images, labels) = (
+        run.network(trust_code=True),
+        next(iter(open_data(fs.Data("digits")).test_batches(batch=500))),
+    )
+    right = (network(images).argmax(1) == labels).float().mean().item()
+    assert run.summary["jobs"]["student"]["accuracy"] == pytest.approx(100 * right, abs=0.01)
