@@ -51,7 +51,7 @@ def test_a_class_that_the_teacher_rules_out_counts_nothing(divergence, masked):
         t * ((math.log(t) if divergence == "kl" else 0) - math.log(s)) for s, t in list(zip(p_s, p_t, strict=True))[:2]
     )
     loss = soft_logits_loss(student, teacher, 2.0, divergence, squared=False)
-    assert float(loss) == pytest.approx(expected)
+    assert loss.item() == pytest.approx(expected)
     (gradient,) = torch.autograd.grad(loss, student)
     assert gradient[0].tolist() == pytest.approx([(s - t) / 2 for s, t in zip(p_s, p_t, strict=True)])
 
