@@ -49,7 +49,9 @@ def distill(
     """Train ``student`` with the help of ``teacher``, and keep everything in a run folder.
 
     Args:
-        teacher: a network, or a name as ``create`` takes it. An object is not changed.
+        teacher: a network, or a name as ``create`` takes it. An object is not changed, but lazy layers get their sizes.
+            Its logits are the one tensor of shape (images, classes) that it returns, or the one called ``logits``.
+            TorchScript, exported and quantised modules can teach by knowledge that reads logits only, such as ``kd``.
         student: likewise. An object starts from its current weights, is not changed during training, and holds the
             trained weights afterwards, in eval mode on its own device.
         data: a name, with the augmentation that is usual for it, or a ``Data``.

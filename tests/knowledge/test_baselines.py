@@ -39,6 +39,23 @@ def test_equal_predictions_cost_nothing_and_the_soft_part_is_the_entropy():
     )
 
 
+@pytest.mark.parametrize("masked", [False, True], ids=["teacher", "both"])
+@pytest.mark.parametrize("divergence", ["kl", "cross_entropy"])
+def test_a_class_that_the_teacher_rules_out_counts_nothing(divergence, masked):
+    """Against the formula over the other classes: 0 log 0 = 0. The gradient is (P_S - P_T) / temperature."""
+    student = torch.tensor([[0.5, 0.1, -math.inf if masked else 3.0]], dtype=torch.float64, requires_grad=True)
+    teacher = torch.tensor([[1.0, 2.0, -math.inf]], dtype=torch.float64)
+    p_s, p_t = ([math.exp(z / 2) for z in logits[0].tolist()] for logits in (student, teacher))
+    p_s, p_t = ([p / sum(row) for p in row] for row in (p_s, p_t))
+    expected = sum(
+        t * ((math.log(t) if divergence == "kl" else 0) - math.log(s)) for s, t in list(zip(p_s, p_t, strict=True))[:2]
+    )
+    loss = soft_logits_loss(student, teacher, 2.0, divergence, squared=False)
+    assert loss.item() == pytest.approx(expected)
+    (gradient,) = torch.autograd.grad(loss, student)
+    assert gradient[0].tolist() == pytest.approx([(s - t) / 2 for s, t in zip(p_s, p_t, strict=True)])
+
+
 def test_hot_limit_is_matching_centred_logits():
     student, teacher = draw(1, 6).requires_grad_(), draw(1, 6, seed=1)
     (gradient,) = torch.autograd.grad(soft_logits_loss(student, teacher, 1e6), student)

@@ -76,9 +76,33 @@ def test_what_cannot_be_saved(tmp_path):
         network = ResNet(8)
     with pytest.raises(NetworkError, match=r"'conv1.weight' is a meta tensor"):
         save_weights(network, tmp_path / "w")
-    with pytest.raises(NetworkError, match="'extra' is a int"):
-        save_weights({"extra": 1}, tmp_path / "w")
     assert not os.listdir(tmp_path)
+
+
+def test_what_is_no_tensor_is_saved_beside_the_tensors_or_left_out(tmp_path, caplog):
+    class Extra(nn.Linear):
+        def get_extra_state(self):
+            return self.extra
+
+        def set_extra_state(self, state):
+            self.extra = state
+
+    for number, extra in enumerate([None, {"scales": [1.5, torch.ones(2)]}, torch.arange(3)]):
+        network, other = Extra(2, 2), Extra(2, 2)
+        network.extra, other.extra = extra, torch.zeros(1)
+        save_weights(network, tmp_path / f"{number}")
+        load_weights(other, tmp_path / f"{number}")
+        assert str(other.extra) == str(extra)
+        assert torch.equal(other.weight, network.weight)
+        assert read_weights(tmp_path / f"{number}").keys() == network.state_dict().keys() - (
+            set() if isinstance(extra, torch.Tensor) else {"_extra_state"}
+        )
+    assert not caplog.text
+    network.extra = other.extra = lambda: 1
+    save_weights(network, tmp_path / "w")
+    assert "'_extra_state' is left out: a function is more than tensors" in caplog.text
+    load_weights(other, tmp_path / "w")
+    assert other.extra is network.extra
 
 
 @pytest.mark.parametrize("form", ["checkpoint", "old checkpoint", "pickle", "within", "named safetensors"])

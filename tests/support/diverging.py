@@ -30,7 +30,7 @@ class Failing(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         maps = self.body(images)
-        if self.training:
+        if self.training and len(images) > 2:  # two are what is tried before training
             self.calls += 1
             if self.first <= self.calls < self.first + self.count:
                 maps = maps * math.nan

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from flowstill.features.copying import copied
 from flowstill.features.modules import Shape, is_compiled
 from flowstill.features.recorder import Recorder
 from flowstill.features.taps import Reading, Tap, Tapped
@@ -73,7 +73,7 @@ def _folded(network: nn.Module, images: Tensor) -> tuple[nn.Module, frozenset[Ta
     """The twin, and the taps that it lacks; the network and no taps if there is nothing to fold."""
     try:
         pairs = _pairs(network, images)
-        twin = copy.deepcopy(network) if pairs else network
+        twin = copied(network) if pairs else network
     except Exception:  # a network that cannot be copied, or whose head takes no such images, can still be read
         return network, frozenset()
     for pair in pairs:

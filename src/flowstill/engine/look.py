@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from flowstill.engine.doubts import Seen, doubts
 from flowstill.engine.interface import Interface, Output
-from flowstill.engine.networks import copy_of
+from flowstill.engine.networks import ready
 from flowstill.errors import NetworkError
 from flowstill.features.modules import logits_in
-from flowstill.nets import build, load_weights
+from flowstill.nets import load_weights
 from flowstill.nets.published import metadata_in
 from flowstill.recipes.check import JobPlan
 from flowstill.recipes.recipe import Job, Recipe, Weights
@@ -78,10 +78,8 @@ class Look:
     def _network(self, name: str, job: Job) -> nn.Module:
         """The job's network with the weights that it starts from, on the device, in eval mode."""
         with torch.random.fork_rng(devices=[]):
-            if name in self.networks:
-                network = copy_of(self.networks[name])
-            else:
-                network = build(job.network, num_classes=len(self.data.classes), in_channels=self.data.shape[0])
+            shape, classes = self.interfaces[name].shape, len(self.data.classes)
+            network = ready(self.networks.get(name), job.network, shape, classes, trains=job.trains)
         path = job.weights or (job.start.weights if isinstance(job.start, Weights) else None)
         if path:
             disabled, _log.disabled = _log.disabled, True  # the notices were given when the recipe was checked

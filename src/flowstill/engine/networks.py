@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Sequence
 
 from lightning_fabric import Fabric
 from torch import nn
 
 from flowstill.engine.precision import Precision
 from flowstill.errors import NetworkError
-from flowstill.features.modules import unwrapped
+from flowstill.features.copying import copied
+from flowstill.features.outputs import settle_logits
+from flowstill.nets import Net, build
 
 
-def copy_of(network: nn.Module) -> nn.Module:
-    """A copy of a network that was given as an object: without wrappers, in float32, in training mode."""
-    return copy.deepcopy(unwrapped(network)).float().train()
+def ready(given: nn.Module | None, spec: Net, shape: Sequence[int], classes: int, *, trains: bool = True) -> nn.Module:
+    """A job's network as its first stage finds it, whose forward returns the logits alone.
+
+    Args:
+        given: the network if it was given as an object; a copy is made, without wrappers, in float32, in training mode.
+        spec: builds it otherwise.
+        shape: of the images, (C, H, W).
+        classes: of the data.
+        trains: whether it will be trained.
+
+    Raises:
+        NetworkError: it cannot be built, copied or run, or which of its outputs the logits are is not clear.
+    """
+    network = build(spec, num_classes=classes, in_channels=shape[0]) if given is None else copied(given).float().train()
+    settle_logits(network, shape, classes, trains=trains)
+    return network
 
 
 def placed(network: nn.Module, fabric: Fabric, precision: Precision) -> nn.Module:

@@ -15,11 +15,11 @@ from torch import nn
 
 from flowstill.engine.context import Context
 from flowstill.engine.finite import weights_not_finite
-from flowstill.engine.networks import copy_of, placed
+from flowstill.engine.networks import placed, ready
 from flowstill.engine.resuming import forget_stages, stage_file
 from flowstill.engine.seeds import derive, random_states
 from flowstill.engine.stage import StageRun
-from flowstill.nets import build, load_weights
+from flowstill.nets import load_weights
 from flowstill.recipes.recipe import AfterStage, Job, Weights
 from flowstill.runs import JobSummary, Scores, Summary
 from flowstill.runs.folder import student_of
@@ -172,16 +172,19 @@ class Session:
         if name not in self.networks:
             with torch.random.fork_rng(devices=[]):  # the fresh weights, soon replaced, are drawn from it
                 network = self._built(name)
-            load_weights(network, self.writer.path / f"{name}.safetensors")
+            job = self.recipe.jobs[name]
+            if name not in self.context.work.networks or job.stages or job.start or job.weights:
+                load_weights(network, self.writer.path / f"{name}.safetensors")
             self.networks[name] = placed(network, self.context.fabric, self.context.work.precision)
-        return self.networks[name].requires_grad_(False).eval()
+        nn.Module.requires_grad_(self.networks[name], False)  # TorchScript has no method of its own
+        return self.networks[name].eval()
 
     def _built(self, name: str) -> nn.Module:
         """A job's network, fresh; a copy of one that is given as an object."""
-        if name in self.context.work.networks:
-            return copy_of(self.context.work.networks[name])
-        spec, data = self.recipe.jobs[name].network, self.context.data
-        return build(spec, num_classes=len(data.classes), in_channels=data.shape[0])
+        job, data = self.recipe.jobs[name], self.context.data
+        given = self.context.work.networks.get(name)
+        shape = self.context.work.interfaces[name].shape
+        return ready(given, job.network, shape, len(data.classes), trains=job.trains)
 
     def _finish(self, name: str, job: Job, network: nn.Module, seconds: float) -> None:
         """Measure and keep a network that is done."""

@@ -18,6 +18,7 @@ from flowstill.engine.precision import Precision
 from flowstill.engine.teacher import Teacher
 from flowstill.errors import RunError
 from flowstill.files import readable_size
+from flowstill.nets.beside import metadata, split
 from flowstill.recipes.storage import StoredFile, TargetLayout, most_bytes, reads_teacher
 from flowstill.transfer.knowledge import Knowledge, Loss, Target
 from flowstill.transfer.stages import Stored
@@ -186,7 +187,9 @@ def digest_of(teacher: Teacher) -> str:
     assert teacher.network is not None
     digest = hashlib.sha256(str(teacher.network).encode())
     digest.update(repr(teacher.interface).encode())
-    for name, tensor in teacher.network.state_dict().items():
+    plain, beside, _ = split(teacher.network.state_dict())
+    digest.update(str(metadata(beside) or "").encode())
+    for name, tensor in plain.items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

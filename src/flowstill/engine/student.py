@@ -17,6 +17,7 @@ from flowstill.errors import RecipeError
 from flowstill.features.pairs import Pairs
 from flowstill.features.taps import Tap, Tapped
 from flowstill.features.tracing import example_images, read_once, undisturbed
+from flowstill.nets.beside import split
 from flowstill.transfer.knowledge import Loss, Setting, Target
 from flowstill.transfer.schedules import Schedule
 from flowstill.transfer.stages import Stage, Term, Update
@@ -165,15 +166,24 @@ class Student:
     def state(self) -> dict[str, Any]:
         """Weights and optimisers, to continue from exactly here."""
         return {
-            "learner": self.module.state_dict(),
+            "learner": saved_state(self.module),
             "movers": {name: player.state() for name, player in self.players.items()},
         }
 
     def load(self, state: dict[str, Any]) -> None:
         """Continue from ``state``."""
-        self.module.load_state_dict(state["learner"])
+        whole = self.module.state_dict()  # what could not be saved stays as it is
+        whole.update(state["learner"])
+        self.module.load_state_dict(whole)
         for name, player in self.players.items():
             player.load(state["movers"][name])
+
+
+def saved_state(module: nn.Module) -> dict[str, Any]:
+    """The state dict without values that cannot be read again safely; which these are was said before the first update."""
+    state = module.state_dict()
+    lost = split(state)[2]
+    return {name: value for name, value in state.items() if name not in lost}
 
 
 def build_terms(stage: Stage, pairs: Pairs, setting: Setting) -> list[list[LossTerm]]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 import yaml
 from torch import nn
 
@@ -18,14 +19,17 @@ from flowstill.engine.facts import run_facts
 from flowstill.engine.hardware import choose_device, make_fabric
 from flowstill.engine.interface import find_interfaces
 from flowstill.engine.look import Look
-from flowstill.engine.networks import copy_of, placed
+from flowstill.engine.networks import placed, ready
 from flowstill.engine.precision import Asked, Precision, choose, needing_float32
 from flowstill.engine.process import run_work
 from flowstill.engine.resuming import has_all, past_run, to_repeat
 from flowstill.engine.stored import refuse_if_full
-from flowstill.errors import RecipeError, RunError, warnings_are_errors
+from flowstill.engine.trial import try_jobs
+from flowstill.errors import NetworkError, RecipeError, RunError, warnings_are_errors
+from flowstill.features.copying import copied, fill_lazy, is_lazy
+from flowstill.features.modules import Shape
+from flowstill.features.outputs import settle_logits
 from flowstill.files import alone_in
-from flowstill.nets import build
 from flowstill.recipes.check import JobPlan, check
 from flowstill.recipes.load import dump_recipe, load_recipe
 from flowstill.recipes.recipe import Recipe
@@ -90,7 +94,6 @@ def train(
     if precision not in ("auto", "32", "bf16"):
         raise RecipeError(f"--precision {precision!r}: choose 'auto', '32' or 'bf16'.")
     RunWriter.refuse(out, resume=resume)
-    networks = networks or {}
     with warnings_are_errors(strict):
         recipe = _loaded(recipe, options)
         device = choose_device(device, devices)
@@ -105,10 +108,12 @@ def train(
         for job in recipe.jobs.values():
             data.labelled_rows(job.labels)  # raises if there are fewer
         facts = past.recipe["run"] if past else {}
-        interfaces = find_interfaces(recipe, data, networks, facts.get("preprocessing"))
+        interfaces = find_interfaces(recipe, data, networks or {}, facts.get("preprocessing"))
         shapes = {name: interface.shape for name, interface in interfaces.items()}
+        networks = _copies(networks or {}, recipe, shapes, len(data.classes))
         plans = check(recipe, data.shape, len(data.classes), networks, data.rows, shapes)
         done = set(past.summary.jobs) - to_repeat(recipe, past.path) if past else set()
+        try_jobs(recipe, plans, networks, shapes, len(data.classes), device, done)
         left = tuple(name for name in plans if name not in done)
         refuse_if_full((file for name in left for files in plans[name].stored.values() for file in files), Path(out))
         float32 = needing_float32(recipe, past.summary.jobs if past else ())
@@ -136,6 +141,37 @@ def train(
     run = Run.open(out)
     write_report(run)
     return run
+
+
+def _copies(
+    networks: Mapping[str, nn.Module], recipe: Recipe, shapes: Mapping[str, Shape], classes: int
+) -> dict[str, nn.Module]:
+    """Copies of networks that were given as objects, one for each object, whose forward returns the logits alone.
+
+    Raises:
+        NetworkError: one cannot be copied or run, or which of its outputs the logits are is not clear.
+    """
+    copies: dict[nn.Module, nn.Module] = {}
+    for name, network in networks.items():
+        try:
+            if recipe.jobs[name].trains:
+                _refuse_exported(network)
+            if is_lazy(network):
+                fill_lazy(network, shapes[name])
+            if network not in copies:
+                copies[network] = copied(network)
+            settle_logits(copies[network], shapes[name], classes, trains=recipe.jobs[name].trains)
+        except NetworkError as error:
+            raise NetworkError(f"job {name!r}: {error}") from error
+    return {name: copies[network] for name, network in networks.items()}
+
+
+def _refuse_exported(network: nn.Module) -> None:
+    """Raises: NetworkError if the network has no training mode."""
+    if any(isinstance(module, torch.fx.GraphModule) and "train" in vars(module) for module in network.modules()):
+        raise NetworkError(
+            "The module of an ExportedProgram cannot be trained: its graph has no training mode. Give the Python network."
+        )
 
 
 def _loaded(recipe: Recipe | str | Path, options: dict[str, Any]) -> Recipe:
@@ -186,11 +222,7 @@ def _choose_precision(
     spec, given = recipe.jobs[heaviest].network, networks.get(heaviest)
 
     def make() -> nn.Module:
-        return (
-            copy_of(given)
-            if given is not None
-            else build(spec, num_classes=len(data.classes), in_channels=data.shape[0])
-        )
+        return ready(given, spec, data.shape, len(data.classes))
 
     return choose(asked, make, data.shape, recipe.data.batch, device, float32)
 
@@ -235,10 +267,13 @@ def evaluate(
     last = precision.layout == "channels_last"
     unmeasured = {name for name, row in run.summary.jobs.items() if row.accuracy is None}
     trained = [name for name in recipe.jobs if (run.path / f"{name}.safetensors").exists() and name not in unmeasured]
-    networks = {name: placed(run.network(name, trust_code=trust_code), fabric, precision) for name in trained}
+    networks = {name: copied(run.network(name, trust_code=trust_code)) for name in trained}
+    interfaces = find_interfaces(recipe, data, {}, run.recipe["run"].get("preprocessing"))
+    for name, network in networks.items():
+        settle_logits(network, interfaces[name].shape, len(data.classes), trains=False)
+        placed(network, fabric, precision)
     if not networks:
         raise RunError(f"{str(run.path)!r} has no trained network yet. Finish it with --resume.")
-    interfaces = find_interfaces(recipe, data, {}, run.recipe["run"].get("preprocessing"))
     scores = {
         name: evaluate_networks(fabric, [network], data, interfaces=[interfaces[name]], channels_last=last)
         for name, network in networks.items()

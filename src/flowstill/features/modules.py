@@ -8,6 +8,7 @@ from dataclasses import fields, is_dataclass
 from itertools import dropwhile
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
@@ -38,7 +39,7 @@ def module_at(network: nn.Module, path: str) -> nn.Module:
     """
     network = unwrapped(network)
     try:
-        return network.get_submodule(path)
+        return nn.Module.get_submodule(network, path)  # TorchScript has no method of its own
     except AttributeError:
         near = difflib.get_close_matches(path, module_names(network), n=3, cutoff=0.0)
         nearest = f"Nearest names: {', '.join(map(repr, near))}." if near else "It has no modules inside."
@@ -59,6 +60,11 @@ def parallel_wrappers(network: nn.Module) -> tuple[DistributedDataParallel, ...]
 def is_compiled(network: nn.Module) -> bool:
     """Whether torch.compile wraps the network or a part of it, or ``compile()`` was called on one."""
     return any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in network.modules())
+
+
+def is_scripted(module: nn.Module) -> bool:
+    """Whether TorchScript runs the module, which then calls no hooks of the modules inside it."""
+    return isinstance(module, torch.jit.ScriptModule)
 
 
 def inplace_beside(network: nn.Module, path: str, itself: bool) -> str | None:
@@ -94,7 +100,7 @@ def tensors_in(value: object) -> Iterator[Tensor]:
 
 
 def logits_in(output: Any) -> Tensor:
-    """The output itself, its field or key ``logits``, or its first tensor.
+    """The output itself, its field or key ``logits``, its first tensor of shape (B, classes), or its first tensor.
 
     Raises:
         TapError: it holds no tensor.
@@ -102,7 +108,10 @@ def logits_in(output: Any) -> Tensor:
     if isinstance(output, Tensor):
         return output
     named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    found = named if isinstance(named, Tensor) else next(tensors_in(output), None)
+    if isinstance(named, Tensor):
+        return named
+    tensors = list(tensors_in(output))
+    found = next((tensor for tensor in tensors if tensor.dim() == 2), next(iter(tensors), None))
     if found is None:
         raise TapError(
             f"Expected a tensor of logits from the network's forward. Received: {type(output).__name__} without a tensor."
@@ -116,4 +125,4 @@ def _wrappers(network: nn.Module) -> Iterator[nn.Module]:
     while isinstance(inner, nn.Module):
         yield inner
         parallel = isinstance(inner, (DataParallel, DistributedDataParallel))
-        inner = inner.module if parallel else inner._modules.get("_orig_mod")
+        inner = inner.module if parallel else getattr(inner, "_orig_mod", None)

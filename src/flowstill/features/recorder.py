@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
-from flowstill.features.modules import tensors_in
+from flowstill.features.modules import is_scripted, tensors_in
 
 Vertex = tuple[Node, int]  # a tensor of autograd's graph: the operation that made it, and which of its outputs it is
 
@@ -63,6 +63,8 @@ class Recorder:
 
     def __enter__(self) -> Recorder:
         for path, module in self.modules.items():
+            if is_scripted(module):  # it would not call them
+                continue
             self._handles.append(module.register_forward_pre_hook(self._before(path), with_kwargs=True))
             self._handles.append(module.register_forward_hook(self._after(path)))
         return self

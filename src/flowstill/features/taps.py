@@ -11,15 +11,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from flowstill.errors import TapError, did_you_mean
-from flowstill.features.modules import (
-    inplace_beside,
-    is_compiled,
-    logits_in,
-    module_at,
-    parallel_wrappers,
-    tensors_in,
-    unwrapped,
-)
+from flowstill.features.modules import logits_in, module_at, parallel_wrappers, tensors_in, unwrapped
+from flowstill.features.refusals import overwritten, refuse_scripted, unreached
 
 
 @dataclass(frozen=True, order=True)
@@ -138,7 +131,7 @@ class Tapped(nn.Module):
         self._bare = (unwrapped(network),)  # in a tuple, so that it is not registered twice
         self._parallel = parallel_wrappers(network)
         for hook in self._hooks:
-            module_at(network, hook.tap.path)
+            refuse_scripted(network, hook.tap)
 
     def forward(self, images: Tensor) -> Reading:
         """Read the taps for images (B, C, H, W)."""
@@ -206,10 +199,10 @@ class Tapped(nn.Module):
                     "Tap one that is called once, such as the block around it."
                 )
             if hook.tap not in maps and (hook.tap in self.taps or not recorder.stopped):
-                raise TapError(_unreached(self.network, hook.tap, self.until if recorder.stopped else None))
+                raise TapError(unreached(self.network, hook.tap, self.until if recorder.stopped else None))
         for tap, version in recorder.versions.items():
             if maps[tap]._version != version:
-                raise TapError(_overwritten(self.network, tap))
+                raise TapError(overwritten(self.network, tap))
 
 
 class _Stop(Exception):
@@ -269,28 +262,3 @@ class _Hook:
     def __call__(self, module: nn.Module, args: tuple[object, ...], last: Any) -> None:
         """``last`` is the module's output, or its keyword arguments where inputs are read."""
         self.recorder.record(self.tap, next(iter((*args, *last.values())), None) if self.tap.at == "input" else last)
-
-
-def _unreached(network: nn.Module, tap: Tap, stopped_at: object) -> str:
-    said, module = f"Tap '{tap}' was not reached: ", module_at(network, tap.path)
-    if stopped_at is not None:
-        return said + f"the forward stopped at '{stopped_at}' before it. Leave it out, or stop later: until='{tap}'."
-    if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
-        members = ", ".join(f"'{tap.path}.{name}'" for name, _ in module.named_children())
-        return said + f"a {type(module).__name__} is never called itself. Tap one of its members: {members}."
-    if is_compiled(network):
-        return said + (
-            "the network is compiled, and code that was compiled for a call without taps knows of none. "
-            "Compile it together with them: torch.compile(Tapped(network, ...))."
-        )
-    return said + f"{type(unwrapped(network)).__name__}'s forward does not call this module. Tap one that it calls."
-
-
-def _overwritten(network: nn.Module, tap: Tap) -> str:
-    inplace = inplace_beside(network, tap.path, itself=tap.at == "input")
-    by = f"most likely by {inplace!r}" if inplace else "by an operation such as x += y"
-    instead = inplace or tap.path.rpartition(".")[0]
-    return (
-        f"Tap '{tap}': its map was overwritten in place after it was read, {by}. "
-        f"Tap {repr(instead) if instead else 'a later module'} instead, or stop before that: until='{tap}'."
-    )

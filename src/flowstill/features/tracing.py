@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from flowstill.errors import NetworkError
 from flowstill.features.graph import walk
-from flowstill.features.modules import Shape, shape_of, unwrapped
+from flowstill.features.modules import Shape, is_scripted, shape_of, unwrapped
 from flowstill.features.recorder import Recorder, Vertex
 from flowstill.features.taps import Reading, Tapped
 from flowstill.features.trunk import Call, Convolution, Trunk, TrunkMap, octaves
@@ -34,6 +34,11 @@ def find_trunk(network: nn.Module, example: Tensor | Sequence[int]) -> Trunk:
         NetworkError: the network cannot take the example, or no gradient leads from its output to the image.
     """
     network, images = unwrapped(network), example_images(network, example)
+    if is_scripted(network):
+        raise NetworkError(
+            f"The inside of {type(network).__name__} cannot be read, as TorchScript calls no hooks, so its sections cannot "
+            "be found. Give the Python network, or use knowledge that reads logits only, such as kd."
+        )
     recorder = Recorder({path: module for path, module in network.named_modules() if path})
     convolutions = _Convolutions()
     with undisturbed(network, images.device), recorder, convolutions:
@@ -81,23 +86,50 @@ def read_once(tapped: Tapped, images: Tensor) -> Reading:
         TapError: from the taps.
         NetworkError: in place of anything else that the network raises.
     """
-    buffers = {name: buffer.clone() for name, buffer in tapped.named_buffers()}
+    reading: Reading = run_once(tapped, images)
+    return reading
+
+
+def run_once(network: nn.Module, images: Tensor) -> Any:
+    """What the network returns, with copies in place of its buffers.
+
+    Raises:
+        NetworkError: in place of anything that the network raises, but for errors about taps.
+    """
+    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
     try:
-        reading: Reading = torch.func.functional_call(tapped, buffers, (images,))
+        if any(map(is_scripted, network.modules())):  # their buffers cannot be replaced
+            try:
+                return network(images)
+            finally:
+                for name, buffer in network.named_buffers():
+                    buffer.data.copy_(buffers[name])
+        return torch.func.functional_call(network, buffers, (images,))
     except NetworkError:
         raise
     except Exception as error:
-        raise NetworkError(
-            f"{type(tapped.network).__name__} cannot take images of shape {tuple(images.shape[1:])} (channels, height, "
-            f"width). It says: {type(error).__name__}: {error}"
-        ) from error
-    return reading
+        raise cannot_take(network, images, error) from error
+
+
+def cannot_take(network: nn.Module, images: Tensor, error: Exception) -> NetworkError:
+    """The error for a network that failed on images."""
+    network = network.network if isinstance(network, Tapped) else network
+    said = (
+        f"{type(network).__name__} cannot take images of shape {tuple(images.shape[1:])} (channels, "
+        f"height, width). It says: {type(error).__name__}: {error}"
+    )
+    if isinstance(network, torch.fx.GraphModule) and "size()[0]" in str(error):
+        said += (
+            " It was exported for one batch size. Export it for any: torch.export.export(network, (images,), "
+            "dynamic_shapes=({0: torch.export.Dim.AUTO},))."
+        )
+    return NetworkError(said)
 
 
 @contextmanager
 def undisturbed(network: nn.Module, device: torch.device) -> Iterator[None]:
     """Eval mode, uncompiled, with gradients; training flags and random state are restored afterwards."""
-    training = {module: module.training for module in network.modules()}
+    training = {module: module.training for module in network.modules() if hasattr(module, "training")}
     random = torch.random.fork_rng([device] if device.type == "cuda" else [])
     with random, torch.compiler.set_stance("force_eager"), torch.inference_mode(False), torch.enable_grad():
         try:

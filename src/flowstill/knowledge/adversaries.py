@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowstill.features.modules import logits_in, unwrapped
+from flowstill.features.copying import copied
+from flowstill.features.modules import logits_in
 
 
 def discrimination_loss(real: Tensor, student: Tensor, teacher: Tensor, alpha: float = 0.5) -> Tensor:
@@ -56,7 +56,7 @@ class TeacherCopy(nn.Module):
 
     def __init__(self, teacher: nn.Module) -> None:
         super().__init__()
-        self.network = copy.deepcopy(unwrapped(teacher)).requires_grad_(True)
+        self.network = copied(teacher).requires_grad_(True)
         self.eval()
 
     def train(self, mode: bool = True) -> Self:

@@ -140,7 +140,8 @@ class KDGANLoss(Loss):
             )
         if knowledge.side == "teacher":
             fooled = deception_loss(self._score(logits_t, 1, target))
-            distilled = soft_logits_loss(logits_t, logits_s.detach(), knowledge.temperature)
+            possible = logits_s.detach().masked_fill(logits_t == -torch.inf, -torch.inf)  # T never gives the others
+            distilled = soft_logits_loss(logits_t, possible, knowledge.temperature)
             learned = F.cross_entropy(logits_t, target.labels, ignore_index=-1, reduction="sum") / len(logits_t)
             return (1 - knowledge.alpha) * fooled + knowledge.gamma * distilled + knowledge.teacher_labels * learned
         known = target.labels >= 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
@@ -30,7 +31,7 @@ def soft_logits_loss(
     """How far the student's softened predictions are from the teacher's, mean over the batch.
 
     P = softmax(logits / temperature). ``kl`` is sum P_T log(P_T / P_S); ``cross_entropy`` is -sum P_T log P_S, which has
-    the same gradient.
+    the same gradient. A class that the teacher rules out by a logit of -inf counts 0.
 
     Args:
         student: logits, (B, classes).
@@ -42,15 +43,17 @@ def soft_logits_loss(
     Returns:
         A float32 scalar (float64 for float64), at least 0.
 
-    >>> import torch
     >>> logits = torch.tensor([[1.0, 2.0, 3.0]])
     >>> soft_logits_loss(logits, logits).item()
     0.0
     """
     student, teacher = precise(student), precise(teacher)
     target, log_student = F.softmax(teacher / temperature, 1), F.log_softmax(student / temperature, 1)
+    masked = teacher == -torch.inf
+    log_student = log_student.masked_fill(masked, 0)  # 0 log 0 is 0, not NaN
     if divergence == "kl":
-        loss = F.kl_div(log_student, F.log_softmax(teacher / temperature, 1), log_target=True, reduction="batchmean")
+        log_teacher = F.log_softmax(teacher / temperature, 1).masked_fill(masked, 0)
+        loss = F.kl_div(log_student, log_teacher, log_target=True, reduction="batchmean")
     else:
         loss = -(target * log_student).sum(1).mean()
     return loss * temperature**2 if squared else loss

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import pickle
 import re
 import warnings
@@ -16,37 +17,62 @@ from torch import Tensor, nn
 
 from flowstill.errors import NetworkError, nearest
 from flowstill.files import atomic_write
+from flowstill.nets.beside import metadata, split
 
 State = dict[str, Tensor]
+_log = logging.getLogger("flowstill")
 _STATE_KEYS = ("state_dict", "model", "student")  # where training scripts keep a network in their checkpoints
 _WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
 
 
 def save_weights(
-    network: nn.Module | Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None
+    network: nn.Module | Mapping[str, Any], path: str | Path, texts: Mapping[str, str] | None = None
 ) -> None:
     """Write a network's state, or a state dict, as safetensors: the same weights give the same bytes.
 
-    Tensors that share memory are written separately; memory formats are not kept. The file is written whole or not at all.
+    Tensors that share memory are written separately; memory formats are not kept. Other values, as from
+    ``get_extra_state``, go into the file's metadata if they are plain data; what is not is left out, with a warning. The
+    file is written whole or not at all.
 
     Args:
         network: a network, or its state dict.
         path: the file.
-        metadata: texts to keep in the file's header, by name.
+        texts: to keep in the file's metadata, by name.
 
     Raises:
-        NetworkError: a value is not a tensor, or holds no data.
+        NetworkError: a tensor holds no data.
         OSError: the file cannot be written.
     """
     state = network.state_dict() if isinstance(network, nn.Module) else network
-    plain: State = {}
-    for name, tensor in state.items():
-        if not isinstance(tensor, Tensor) or tensor.is_meta:
-            kind = "a meta tensor without data" if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
-            raise NetworkError(f"{path}: {name!r} is {kind}; only tensors with data can be saved.")
-        # A clone each, as safetensors refuses shared memory and gaps.
-        plain[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-    atomic_write(path, _sorted(safetensors.torch.save(plain, metadata={"format": "pt", **(metadata or {})})))
+    try:
+        content, lost = as_bytes(state, texts)
+    except NetworkError as error:
+        raise NetworkError(f"{path}: {error}") from None
+    for name in lost:
+        _log.warning(f"{path}: {name!r} is left out: {left_out(state[name])}")
+    atomic_write(path, content)
+
+
+def as_bytes(state: Mapping[str, Any], texts: Mapping[str, str] | None = None) -> tuple[bytes, list[str]]:
+    """A state dict as the content of a safetensors file, and the names of the values that are not in it.
+
+    Args:
+        state: name -> value.
+        texts: further texts for the file's metadata, by name.
+
+    Raises:
+        NetworkError: a tensor holds no data.
+    """
+    for name, value in state.items():
+        if isinstance(value, Tensor) and value.is_meta:
+            raise NetworkError(f"{name!r} is a meta tensor without data; only tensors with data can be saved.")
+    plain, beside, lost = split(state)
+    # A clone each, as safetensors refuses shared memory and gaps.
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in plain.items()
+    }
+    file = safetensors.torch.save(tensors, metadata={"format": "pt", **metadata(beside), **(texts or {})})
+    return _sorted(file), lost
 
 
 def _sorted(file: bytes) -> bytes:
@@ -57,6 +83,11 @@ def _sorted(file: bytes) -> bytes:
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
     return len(text).to_bytes(8, "little") + text + file[start:]
+
+
+def left_out(value: Any) -> str:
+    """Why a value is not saved."""
+    return f"a {type(value).__name__} is more than tensors, numbers, texts and containers of them, or too large."
 
 
 def read_weights(path: str | Path) -> State:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
 from flowstill.errors import NetworkError, nearest
+from flowstill.nets.beside import is_plain, read_beside
 from flowstill.nets.checkpoints import read_weights
 
 _SHOWN = 3  # how many of the wrong parameters an error names
@@ -27,17 +30,32 @@ def load_weights(network: nn.Module, path: str | Path) -> list[str]:
     Raises:
         NetworkError: the file cannot be read, or names or shapes do not fit; the network is then untouched.
     """
-    state = read_weights(path)
-    own = network.state_dict()
+    return load_state(network, read_weights(path), read_beside(path), str(path))
+
+
+def load_state(network: nn.Module, state: Mapping[str, Tensor], beside: Mapping[str, Any], path: str) -> list[str]:
+    """``load_weights`` with the content of the file.
+
+    Args:
+        network: takes them.
+        state: the file's tensors.
+        beside: its other values.
+        path: what messages call the file.
+    """
+    whole = network.state_dict()
+    own = {name: value for name, value in whole.items() if is_plain(value) and not _is_extra(name)}
     where = f"{path} does not fit {type(network).__name__}"
-    _check_names(own, state, where)
+    _check_names(own, {name: value for name, value in state.items() if name not in whole.keys() - own.keys()}, where)
     other = {name: state[name] for name in own if name in state and state[name].shape != own[name].shape}
     heads = _heads(network, other)
     if any(_owner(name) not in heads for name in other):
         shapes = [f"{n!r} is {tuple(t.shape)} there and {tuple(own[n].shape)} here" for n, t in other.items()]
         raise NetworkError(f"{where}: {', '.join(shapes[:_SHOWN])}{_more(shapes)}. Check its width and other options.")
     if not any(tensor.is_meta for tensor in own.values()):
-        network.load_state_dict({n: t for n, t in state.items() if _owner(n) not in heads}, strict=False)
+        given = OrderedDict((n, t) for n, t in {**state, **beside}.items() if _owner(n) not in heads)
+        if beside and hasattr(whole, "_metadata"):
+            given._metadata = whole._metadata  # type: ignore[attr-defined]  # quantised layers ask for their version
+        network.load_state_dict(given, strict=False)
     notices = [
         f"{path}: the head {head!r} has {stored} classes, the network {wanted}; the head starts from fresh weights."
         for head, (stored, wanted) in heads.items()
@@ -55,8 +73,13 @@ def head_classes(network: nn.Module, path: str | Path) -> int | None:
     """
     state = read_weights(path)
     own = network.state_dict()
-    heads = _heads(network, {n: t for n, t in state.items() if n in own and own[n].shape != t.shape})
+    heads = _heads(network, {n: t for n, t in state.items() if is_plain(own.get(n)) and own[n].shape != t.shape})
     return next((stored for stored, _ in heads.values()), None)
+
+
+def _is_extra(name: str) -> bool:
+    """Whether a value is of ``get_extra_state``, which may be anything."""
+    return name.rpartition(".")[2] == "_extra_state"
 
 
 def _owner(name: str) -> str:

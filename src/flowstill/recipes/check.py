@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from flowstill.errors import FlowstillError, NetworkError, RecipeError
+from flowstill.features.outputs import settle_logits
 from flowstill.features.pairs import Pairs, align_sections, pairs_by_hand
 from flowstill.features.sections import Section, find_sections
 from flowstill.features.taps import Tapped
@@ -74,12 +75,12 @@ def check(
         for name, job in recipe.jobs.items():
             if name not in (objects or {}):
                 kinds.setdefault(repr(job.network), name)
-        built = {kind: _built(name, recipe.jobs[name], shape, classes) for kind, name in kinds.items()}
+        sees = {name: (shapes or {}).get(name, shape) for name in recipe.jobs}
+        built = {kind: _built(name, recipe.jobs[name], sees[name], classes) for kind, name in kinds.items()}
         networks = {
             name: objects[name] if objects and name in objects else built[repr(job.network)]
             for name, job in recipe.jobs.items()
         }
-    sees = {name: (shapes or {}).get(name, shape) for name in recipe.jobs}
     mismatches = {
         name: mismatch
         for name, job in recipe.jobs.items()
@@ -93,11 +94,16 @@ def check(
 
 
 def _built(name: str, job: Job, shape: Shape, classes: int) -> nn.Module:
-    """``on_meta``, with the job's name in the error."""
+    """``on_meta``, with the job's name in the error; its forward returns the logits alone."""
     try:
-        return on_meta(job, shape, classes)
+        network = on_meta(job, shape, classes)
     except NetworkError as error:
         raise NetworkError(f"jobs.{name}.network: {error}") from None
+    try:
+        settle_logits(network, shape, classes, trains=False)
+    except NetworkError as error:
+        raise NetworkError(f"job {name!r}: {error}") from None
+    return network
 
 
 def on_meta(job: Job, shape: Shape, classes: int) -> nn.Module:
@@ -237,7 +243,13 @@ def _build(stage: Stage, pairs: Pairs, setting: Setting) -> list[tuple[Knowledge
             raise RecipeError(
                 f"{where} no term of the stage has such a module. Choose from {', '.join(sorted(parts))}."
             )
-        if not any(parameter.requires_grad for module in moves for parameter in module.parameters()):
+        parameters = [parameter for module in moves for parameter in module.parameters()]
+        if not parameters:
+            raise RecipeError(
+                f"{where} they have no parameters, as in a frozen TorchScript or a quantised network. Give the Python "
+                "network in float32."
+            )
+        if not any(parameter.requires_grad for parameter in parameters):
             raise RecipeError(f"{where} all their parameters are frozen. Unfreeze some with requires_grad_(True).")
     return losses
 

@@ -10,7 +10,9 @@ from torch import nn
 
 from flowstill.data import Data, find_facts
 from flowstill.errors import RecipeError
+from flowstill.features.copying import copied, fill_lazy, is_lazy
 from flowstill.features.modules import unwrapped
+from flowstill.features.outputs import settle_logits
 from flowstill.features.pairs import pair_sections
 from flowstill.nets import Net
 from flowstill.recipes.check import on_meta
@@ -73,11 +75,22 @@ def distillation(
         name, stages = "distilled", (method,) if isinstance(method, Stage) else tuple(method)
         if not stages:
             raise RecipeError("method is an empty list of stages. Give a method's name, or at least one stage.")
+    else:
+        name, found = method, find_method(method)
+        stages = found.stages(1)
+    others = [change for change in changes if "stages" not in change.partition("=")[0]]
+    lazy = [given for given in (teacher, student) if isinstance(given, nn.Module) and is_lazy(given)]
+    for network in lazy:  # the images that the changes result in give them their sizes
+        fill_lazy(network, find_facts(recipe(stages, others).data).shape)
+    if lazy:
+        large, small = (
+            replace(large, network=_net("teacher", teacher)),
+            replace(small, network=_net("student", student)),
+        )
+    if not isinstance(method, str):
         return recipe(stages, changes)
-    name, found = method, find_method(method)
     sections = 0
     if found.by_section:  # counted with the networks and images that the changes result in
-        others = [change for change in changes if "stages" not in change.partition("=")[0]]
         sections = _sections(recipe(found.stages(1), others), teacher, student)
     return recipe(found.stages(sections), changes)
 
@@ -90,7 +103,7 @@ def _net(role: str, given: Given) -> Net:
     """
     if isinstance(given, nn.Module):
         network = unwrapped(given)
-        return Net(f"object:{type(network).__name__}", {"parameters": sum(p.numel() for p in network.parameters())})
+        return Net(f"object:{type(network).__name__}", {"parameters": 0 if is_lazy(network) else _size(network)})
     if isinstance(given, Net):
         return given
     if not isinstance(given, str):
@@ -103,6 +116,10 @@ def _net(role: str, given: Given) -> Net:
             "weights separately: --teacher NET --teacher-weights FILE (teacher_weights=FILE)."
         )
     return Net(given)
+
+
+def _size(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def _learned(teacher: Net, changes: Sequence[str]) -> bool:
@@ -118,7 +135,9 @@ def _sections(recipe: Recipe, teacher: Given, student: Given) -> int:
         return len(recipe.jobs["student"].flows)
     facts = find_facts(recipe.data)
     networks = [
-        given if isinstance(given, nn.Module) else on_meta(recipe.jobs[name], facts.shape, facts.classes)
+        copied(given) if isinstance(given, nn.Module) else on_meta(recipe.jobs[name], facts.shape, facts.classes)
         for name, given in (("teacher", teacher), ("student", student))
     ]
+    for network in networks:
+        settle_logits(network, facts.shape, facts.classes, trains=False)
     return len(pair_sections(networks[0], networks[1], facts.shape))

@@ -124,6 +124,11 @@ class Job:
     seed: int = 0
     about: str = ""
 
+    @property
+    def trains(self) -> bool:
+        """Whether any stage is run."""
+        return bool(self.stages) and not self.weights
+
     if TYPE_CHECKING:
 
         def __init__(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from flowstill.data.spec import Data
 from flowstill.errors import RecipeError
+from flowstill.features.copying import copied
 from flowstill.features.taps import Tapped
 from flowstill.features.tracing import example_images, read_once, undisturbed
 from flowstill.files import readable_size
@@ -232,8 +232,8 @@ def _target(loss: Loss, teacher: nn.Module, shape: Shape) -> Target:
 
 def _zeroed(network: nn.Module) -> nn.Module:
     """A copy on the CPU with all weights and buffers zero."""
-    copied = copy.deepcopy(network).to_empty(device="cpu")
+    zeroed = copied(network).to_empty(device="cpu")
     with torch.no_grad():
-        for tensor in (*copied.parameters(), *copied.buffers()):
+        for tensor in (*zeroed.parameters(), *zeroed.buffers()):
             tensor.zero_()
-    return copied
+    return zeroed

@@ -1,0 +1,175 @@
+"""Tries before the first update what would otherwise fail after the last one, or train nothing without a word."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from flowstill.engine.networks import ready
+from flowstill.errors import NetworkError, TapError
+from flowstill.features.copying import copied
+from flowstill.features.modules import Shape, logits_in
+from flowstill.features.taps import Tap, Tapped
+from flowstill.features.tracing import example_images, run_once, undisturbed
+from flowstill.nets.beside import read_beside
+from flowstill.nets.checkpoints import as_bytes, left_out
+from flowstill.nets.weights import load_state
+from flowstill.recipes.check import JobPlan
+from flowstill.recipes.recipe import Job, Recipe
+
+_log = logging.getLogger("flowstill")
+
+
+def try_jobs(
+    recipe: Recipe,
+    plans: Mapping[str, JobPlan],
+    networks: Mapping[str, nn.Module],
+    shapes: Mapping[str, Shape],
+    classes: int,
+    device: str,
+    done: Collection[str] = (),
+) -> None:
+    """Copy, save and load each job's network, and run those that train in training mode, on two images.
+
+    Args:
+        recipe: the jobs; equal ones are tried once.
+        plans: what each job reads.
+        networks: copies of networks that were given as objects.
+        shapes: (C, H, W) of what each job's network sees.
+        classes: of the data.
+        device: where the run will be.
+        done: jobs that need no trial.
+
+    Raises:
+        NetworkError: a network fails; the message begins with the job's name.
+        TapError: a student's map has no gradient.
+    """
+    tried: list[tuple[object, ...]] = []
+    for name, job in recipe.jobs.items():
+        kind = (networks.get(name), repr(job.network), shapes[name], job.trains, plans[name].terms)
+        if name in done or kind in tried:
+            continue
+        tried.append(kind)
+        try:
+            _try(job, plans[name], networks.get(name), shapes[name], classes, device)
+        except NetworkError as error:
+            raise type(error)(f"job {name!r}: {error}") from error.__cause__
+
+
+def _try(job: Job, plan: JobPlan, given: nn.Module | None, shape: Shape, classes: int, device: str) -> None:
+    with torch.random.fork_rng(devices=[device] if device == "cuda" else []):
+        network = ready(given, job.network, shape, classes, trains=job.trains)
+        _try_saving(network)
+        network = network.to(device)
+        images = _noise(network, shape)
+        with warnings.catch_warnings(), undisturbed(network, images.device):
+            warnings.simplefilter("ignore")  # they come again in training
+            if not job.trains:
+                with torch.no_grad():
+                    run_once(network, images)
+                return
+            network.train()
+            _try_training(network, images)
+            for tap in dict.fromkeys(tap for terms in plan.terms.values() for _, _, taps in terms for tap in taps):
+                _try_tap(network, Tap.parse(tap), images)
+
+
+def _noise(network: nn.Module, shape: Sequence[int]) -> Tensor:
+    images = example_images(network, (2, *shape))
+    return torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
+
+
+def _try_saving(network: nn.Module) -> None:
+    """Save the network and load it into a copy whose weights are zero.
+
+    Raises:
+        NetworkError: the copy does not hold the same weights.
+    """
+    state = network.state_dict()
+    content, lost = as_bytes(state)
+    for name in lost:
+        _log.warning(f"{type(network).__name__}: {name!r} will not be saved: {left_out(state[name])}")
+    try:
+        copy = copied(network)
+    except NetworkError:  # built by name, it never needs to be copied
+        return
+    with torch.no_grad():
+        for tensor in (*copy.parameters(), *copy.buffers()):
+            tensor.zero_()
+    try:
+        load_state(copy, safetensors.torch.load(content), read_beside(content), "the saved state")
+    except Exception as error:
+        raise NetworkError(
+            f"{type(network).__name__} cannot be loaded again once it is saved: {type(error).__name__}: {error}"
+        ) from error
+    again = {**dict(copy.named_parameters()), **copy.state_dict()}
+    for name, tensor in {**dict(network.named_parameters()), **state}.items():
+        other = again.get(name)
+        if name not in lost and isinstance(tensor, Tensor) and not _same(tensor, other):
+            raise NetworkError(
+                f"{type(network).__name__} loses {name!r} when it is saved and loaded again: its state_dict leaves it out, "
+                "or its load_state_dict does not read it. Mend these methods, or register the tensor as a parameter or a "
+                "buffer."
+            )
+
+
+def _same(one: Tensor, other: object) -> bool:
+    """Whether both are equal, NaN included."""
+    if not isinstance(other, Tensor) or one.shape != other.shape:
+        return False
+    if one.is_quantized or not one.is_floating_point():
+        return torch.equal(one.detach(), other.detach())
+    return torch.allclose(one.detach(), other.detach(), rtol=0, atol=0, equal_nan=True)
+
+
+def _try_training(network: nn.Module, images: Tensor) -> None:
+    """Run the network as training does.
+
+    Raises:
+        NetworkError: it cannot, or its logits have no gradient.
+    """
+    logits = logits_in(run_once(network, images.clone()))
+    if logits.requires_grad or not any(p.requires_grad for p in network.parameters()):
+        return
+    raise NetworkError(
+        f"{type(network).__name__} cannot learn: no gradient leads from its logits to its weights in training mode. It "
+        "most likely detaches, or runs under no_grad or in inference mode."
+    )
+
+
+def _try_tap(network: nn.Module, tap: Tap, images: Tensor) -> None:
+    """Read one of the student's maps as training does.
+
+    Raises:
+        TapError: the map has no gradient, though it depends on weights that train.
+    """
+    found = _read(network, tap, images)
+    if found.requires_grad or not _depends(network, tap, images):
+        return
+    raise TapError(
+        f"Tap '{tap}' of {type(network).__name__} has no gradient in training mode, though weights before it are to learn "
+        "from it. The module most likely runs inside torch.utils.checkpoint(..., use_reentrant=True), under no_grad, or "
+        "detaches its map. Use checkpoint(..., use_reentrant=False), or tap a module outside."
+    )
+
+
+def _read(network: nn.Module, tap: Tap, images: Tensor) -> Tensor:
+    reading = run_once(Tapped(network, [tap], until="taps"), images.clone())
+    found: Tensor = reading[tap]
+    return found
+
+
+def _depends(network: nn.Module, tap: Tap, images: Tensor) -> bool:
+    """Whether a map changes with the weights that train; a rare question, so they are changed to see."""
+    other = copied(network).eval()
+    with torch.no_grad():
+        before = _read(other, tap, images)
+        for parameter in other.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter))
+        return not torch.equal(before, _read(other, tap, images))
