@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
 
-from flowstill.errors import NetworkError, nearest
-from flowstill.nets.checkpoints import read_weights
+from flowstill.nets.checkpoints import read_state
+from flowstill.nets.fitting import Fit, fit
 
-_SHOWN = 3  # how many of the wrong parameters an error names
 _log = logging.getLogger("flowstill")
 
 
 def load_weights(network: nn.Module, path: str | Path) -> list[str]:
-    """Read a file's weights into ``network``, and report what was replaced.
+    """Read a file's weights into ``network``, and report what was changed to make them fit.
 
-    A classifier head (a Linear or 1x1 convolution) for another number of classes keeps its initial weights. On ``meta``,
-    names and shapes are checked and nothing is copied.
+    A prefix that all names in the file share is dropped. A few layers under other names are read if just one layer of the
+    network has their shapes. A classifier head (a Linear or 1x1 convolution) for another number of classes keeps its
+    initial weights. On ``meta``, names and shapes are checked and nothing is copied.
+
+    Args:
+        network: takes the weights.
+        path: see ``read_weights``.
 
     Returns:
         Notices, also logged as warnings to ``flowstill``.
@@ -27,74 +31,41 @@ def load_weights(network: nn.Module, path: str | Path) -> list[str]:
     Raises:
         NetworkError: the file cannot be read, or names or shapes do not fit; the network is then untouched.
     """
-    state = read_weights(path)
-    own = network.state_dict()
-    where = f"{path} does not fit {type(network).__name__}"
-    _check_names(own, state, where)
-    other = {name: state[name] for name in own if name in state and state[name].shape != own[name].shape}
-    heads = _heads(network, other)
-    if any(_owner(name) not in heads for name in other):
-        shapes = [f"{n!r} is {tuple(t.shape)} there and {tuple(own[n].shape)} here" for n, t in other.items()]
-        raise NetworkError(f"{where}: {', '.join(shapes[:_SHOWN])}{_more(shapes)}. Check its width and other options.")
-    if not any(tensor.is_meta for tensor in own.values()):
-        network.load_state_dict({n: t for n, t in state.items() if _owner(n) not in heads}, strict=False)
-    notices = [
-        f"{path}: the head {head!r} has {stored} classes, the network {wanted}; the head starts from fresh weights."
-        for head, (stored, wanted) in heads.items()
-    ]
-    for notice in notices:
+    return fit_weights(network, path).notices
+
+
+def fit_weights(network: nn.Module, path: str | Path) -> Fit:
+    """``load_weights``, with more about what was changed: ``heads`` tells of those that stay fresh."""
+    own = network.state_dict(keep_vars=True)
+    fitted = _fitted(own, path, type(network).__name__)
+    if not any(isinstance(tensor, Tensor) and tensor.is_meta for tensor in own.values()):
+        network.load_state_dict(fitted.kept, strict=False)
+    for notice in fitted.notices:
         _log.warning(notice)
-    return notices
+    return fitted
+
+
+def fitted_weights(own: Mapping[str, Tensor], path: str | Path) -> dict[str, Tensor]:
+    """The weights in a file that ``load_weights`` would read into a network with this state, by its names.
+
+    Raises:
+        NetworkError: as ``load_weights``.
+    """
+    return _fitted(own, path, "the network").kept
 
 
 def head_classes(network: nn.Module, path: str | Path) -> int | None:
     """The number of classes of the head in the file if it differs from the network's; else None.
 
     Raises:
-        NetworkError: the file cannot be read.
+        NetworkError: as ``load_weights``.
     """
-    state = read_weights(path)
-    own = network.state_dict()
-    heads = _heads(network, {n: t for n, t in state.items() if n in own and own[n].shape != t.shape})
+    heads = _fitted(network.state_dict(keep_vars=True), path, type(network).__name__).heads
     return next((stored for stored, _ in heads.values()), None)
 
 
-def _owner(name: str) -> str:
-    """The path of the module that a parameter belongs to."""
-    return name.rpartition(".")[0]
-
-
-def _heads(network: nn.Module, other: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
-    """Linear and 1x1 convolution layers of which only the number of outputs differs: path -> (in the file, here).
-
-    In the middle of a network that cannot be: the layer that follows would differ too.
-    """
-    heads = {}
-    for path, module in network.named_modules():
-        stored = other.get(f"{path}.weight" if path else "weight")
-        pointwise = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)
-        if stored is not None and (pointwise or isinstance(module, nn.Linear)):
-            own = module.get_parameter("weight")
-            if stored.shape[1:] == own.shape[1:]:
-                heads[path] = (stored.shape[0], own.shape[0])
-    return heads if len(set(heads.values())) == 1 else {}
-
-
-def _check_names(own: Mapping[str, Tensor], state: Mapping[str, Tensor], where: str) -> None:
-    # Checkpoints older than PyTorch 0.4.1 do not count BatchNorm's batches.
-    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
-    extra = sorted(state.keys() - own.keys())
-    problems = []
-    if missing:
-        problems.append(f"it lacks {', '.join(map(repr, missing[:_SHOWN]))}{_more(missing)}")
-    if extra:
-        near = {name: nearest(name, missing) for name in extra[:_SHOWN]}
-        shown = [f"{name!r} (is it {like[0]!r}?)" if like else repr(name) for name, like in near.items()]
-        problems.append(f"the network has no {', '.join(shown)}{_more(extra)}")
-    if problems:
-        hint = "" if own.keys() & state.keys() else " No name matches: these are the weights of another network."
-        raise NetworkError(f"{where}: {'; '.join(problems)}.{hint}")
-
-
-def _more(names: Sequence[str]) -> str:
-    return f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+def _fitted(own: Mapping[str, Tensor], path: str | Path, kind: str) -> Fit:
+    state, notices = read_state(path)
+    fitted = fit(own, state, str(path), kind)
+    fitted.notices[:0] = notices
+    return fitted
