@@ -90,6 +90,16 @@ def test_other_pickle_protocols_are_refused_with_the_way_out(tmp_path):
         read_weights(tmp_path / "w.pth")
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_whole_networks_are_refused_with_the_way_out(tmp_path):
+    torch.save(nn.Linear(3, 2), tmp_path / "w.pth")
+    with pytest.raises(NetworkError, match=r"it holds torch.nn.modules.linear.Linear.*torch.load.*save_weights"):
+        read_weights(tmp_path / "w.pth")
+    torch.jit.save(torch.jit.trace(nn.Linear(3, 2), torch.ones(1, 3)), tmp_path / "w.pt")
+    with pytest.raises(NetworkError, match=r"it is a TorchScript archive.*torch.jit.load.*save_weights"):
+        read_weights(tmp_path / "w.pt")
+
+
 def test_arrays_of_numpy_as_weights(tmp_path):
     state = nn.Linear(3, 2).state_dict()
     swapped = {name: tensor.numpy().astype(">f4") for name, tensor in state.items()}

@@ -112,27 +112,31 @@ def load_pickle(path: Path) -> Any:
         try:
             with torch.serialization.safe_globals(_harmless()):
                 return torch.load(file, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
+        except (pickle.UnpicklingError, RuntimeError) as error:
             why = _refusal(str(error), start)
             if why is None:
                 raise
-            raise NetworkError(
-                f"{path} was not loaded{why} If you trust its source, write the network or state dict in "
-                "torch.load(FILE, weights_only=False) with flowstill.nets.save_weights(..., 'weights.safetensors'), and "
-                "give that file."
-            ) from None
+            raise NetworkError(f"{path} was not loaded{why}") from None
 
 
 def _refusal(error: str, start: bytes) -> str | None:
-    """Why a file was not read, to follow 'was not loaded'; None if it is damaged."""
+    """Why a file was not read, to follow 'was not loaded', and the way out; None if it is damaged."""
     named = re.search(r"GLOBAL (\S+)", error)
     held = named[1] if named else ""
     if "DTensor" in error or "ShardedTensor" in held:
         return ": its tensors are sharded over processes. Gather them (full_tensor()) where they were trained."
     if "torchao" in held or "quantized" in held:
         return f": it holds {held}, so it is quantised. Give the weights from before the quantisation."
+    load = "torch.load(FILE, weights_only=False)"
     if named is None and "Unsupported operand" in error and start == b"PK":
-        return ": torch's restricted reader does not read its pickle protocol, only torch.save's own (2)."
-    if named is None and start[:1] != b"\x80":
+        why = ": torch's restricted reader does not read its pickle protocol, only torch.save's own (2)"
+    elif "TorchScript" in error:
+        why, load = ", as it could run code: it is a TorchScript archive", "torch.jit.load(FILE)"
+    elif named or start[:1] == b"\x80":
+        why = f", as it could run code: it holds {held or 'a pickle'}, not only tensors and plain data"
+    else:
         return None
-    return f", as it could run code: it holds {held or 'a pickle'}, not only tensors and plain data."
+    return (
+        f"{why}. If you trust its source, take the network or state dict out of {load}, write it with "
+        "flowstill.nets.save_weights(..., 'weights.safetensors'), and give that file."
+    )
