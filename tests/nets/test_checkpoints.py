@@ -115,10 +115,25 @@ def test_places_of_the_only_network(key, tmp_path, caplog):
     state = ResNet(8).state_dict()
     content = state
     for part in reversed(key.split(".")):
-        content = {"epoch": 3, "optimizer": {"w": {"weight": torch.ones(2, 2)}}, part: content}
+        content = {"epoch": 3, "loss": {"weight": torch.ones(9)}, "lr": {"a": torch.tensor(0.1)}, part: content}
+        content |= {key: {"w": {"weight": torch.ones(2, 2)}} for key in ("optimizer", "g_optim", "LR_scheduler")}
     torch.save(content, tmp_path / "w.pth")
     assert same(read_weights(tmp_path / "w.pth"), state)
     assert not caplog.records
+
+
+def test_parameters_that_are_no_network(tmp_path, caplog):
+    state = ResNet(8).state_dict()
+    torch.save({"model": state, "params": {"lr": torch.tensor(0.1)}}, tmp_path / "w.pth")
+    assert same(read_weights(tmp_path / "w.pth"), state)
+    assert not caplog.records
+
+
+def test_states_of_modules_that_are_not_tensors_are_left_out_with_a_notice(tmp_path, caplog):
+    state = ResNet(8).state_dict()
+    torch.save({**state, "fc._extra_state": {"amax": 1.0}}, tmp_path / "w.pth")
+    assert same(read_weights(tmp_path / "w.pth"), state)
+    assert "left out 'fc._extra_state' (not tensors)" in caplog.text
 
 
 def test_numbers_beside_the_weights_in_one_dict(tmp_path):

@@ -73,12 +73,13 @@ def test_two_networks_by_prefix_need_a_name(one, other, tmp_path):
         assert same(target.state_dict(), network.state_dict())
 
 
-def test_a_loss_beside_the_network_is_left_out_with_a_notice(tmp_path):
+@pytest.mark.parametrize("name", ["criterion.weight", "loss.centers", "queue"])
+def test_a_loss_beside_the_network_is_left_out_with_a_notice(name, tmp_path):
     source, target = ResNet(8), ResNet(8)
-    state = prefixed("model.", source.state_dict()) | {"criterion.weight": torch.ones(10)}
+    state = prefixed("model.", source.state_dict()) | {name: torch.ones(10, *[3] * (name != "criterion.weight"))}
     torch.save({"state_dict": state}, tmp_path / "w.ckpt")
     (notice,) = load_weights(target, tmp_path / "w.ckpt")
-    assert "left out 'criterion.weight'" in notice
+    assert f"left out {name!r}" in notice
     assert same(target.state_dict(), source.state_dict())
 
 

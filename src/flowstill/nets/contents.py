@@ -55,7 +55,7 @@ def find_state(content: Any, key: str, where: str) -> tuple[State, list[str]]:
         )
     state = {name: tensor for name, value in held.items() if (tensor := _tensor(value)) is not None}
     if lost := [name for name in held if name not in state and "." in name]:
-        notices.append(f"{where}: left out {', '.join(map(repr, lost[:3]))}, which hold no tensors.")
+        notices.append(f"{where}: left out {', '.join(map(repr, lost[:3]))} (not tensors).")
     _check_plain(state, lost, where)
     return state, notices
 
@@ -89,10 +89,11 @@ def networks_in(content: Any, place: str = "") -> Iterator[tuple[str, Mapping[st
         return
     tensors = {name: tensor for name, value in content.items() if (tensor := _tensor(value)) is not None}
     certain = any(f".{name}".endswith(".weight") and tensor.ndim > 1 for name, tensor in tensors.items())
-    if certain or (tensors and len(tensors) == len(content) and _is_usual(place)):
+    whole = len(tensors) == len(content) and any(tensor.ndim or not place for tensor in tensors.values())
+    if certain or (whole and _is_usual(place)):
         yield place, content
     for key, value in content.items():
-        if isinstance(key, str) and not key.startswith(_NO_NETWORK):
+        if isinstance(key, str) and not any(word.startswith(_NO_NETWORK) for word in key.lower().split("_")):
             yield from networks_in(value, f"{place}.{key}" if place else key)
 
 

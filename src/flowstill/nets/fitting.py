@@ -103,7 +103,7 @@ def _drop_prefix(own: Mapping[str, Tensor], fitted: Fit, path: str) -> None:
     inside.state |= {name: t for name, t in outside.items() if name not in inside.state}
     _rename(own, inside, path)  # a head beside the backbone
     left = [name for name in outside if name in inside.state and name not in own]
-    layers = [name for name in left if outside[name].ndim > 1]
+    layers = [name for name in left if outside[name].ndim > 1 and name.endswith(".weight")]
     if rivals := [*layers, *(other for other, count in covers.items() if count == most and other != prefix)]:
         depth = prefix.count(".")
         begins = [".".join(name.split(".")[:depth]) for name in (prefix, *rivals)]
