@@ -30,6 +30,7 @@ def distill(
     *,
     out: str | Path | None = None,
     teacher_weights: str | Path | None = None,
+    teacher_is_trained: bool = False,
     labels: int | None = None,
     alone: bool = False,
     scale: float = 1.0,
@@ -59,7 +60,8 @@ def distill(
             logits, the default, work with any two networks of the same classes, and were best, or level with the best,
             in most trials; docs/results says which to choose when.
         out: the run's folder, ``runs/METHOD`` by default.
-        teacher_weights: a file with the weights of a teacher given by name.
+        teacher_weights: a file with the weights of a teacher given by name, or ``FILE#KEY`` for one network of several.
+        teacher_is_trained: a teacher given by name is built with trained weights, such as by your own function.
         labels: number of labelled images for the task. The transfer uses all images: where an update has both, as many
             unlabelled images join its batch, unless ``data`` says how many.
         alone: also train the student's network alone, for as many updates, to compare.
@@ -87,6 +89,7 @@ def distill(
             data,
             method,
             teacher_weights=teacher_weights,
+            teacher_is_trained=teacher_is_trained,
             labels=labels,
             alone=alone,
             scale=scale,

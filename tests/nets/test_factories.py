@@ -97,6 +97,78 @@ def test_factory_on_meta(mine):
     assert all(p.is_meta for p in network.parameters())
 
 
+LOADS = """
+    import functools
+    from pathlib import Path
+    import torch
+    from torch import nn
+
+    SCALE = torch.tensor([2.0])
+    FILE = Path(__file__).with_name("w.pth")
+
+    class Scaled(nn.Linear):
+        def __init__(self):
+            super().__init__(3, 2)
+            self.scales = [torch.ones(2)]
+
+        def forward(self, x):
+            return super().forward(x) * self.scales[0]
+
+    def make():
+        network = Scaled()
+        network.load_state_dict(torch.load(FILE))
+        assert torch.equal(network.weight, torch.load(FILE)["weight"])
+        network.weight.requires_grad_(False)
+        return network
+
+    def make_assigned():
+        network = Scaled()
+        network.load_state_dict(torch.load(FILE), assign=True)
+        return network
+
+    def make_by_data():
+        network = Scaled()
+        for name, tensor in torch.load(FILE).items():
+            getattr(network, name).data = tensor
+        return network
+
+    def make_scaled():
+        network = make()
+        network.weight.mul_(SCALE / 2)
+        return network
+
+    @functools.cache
+    def make_once():
+        return make()
+
+    def make_cached():
+        network, file = Scaled(), FILE.with_name("cache.pth")
+        if not file.exists():
+            torch.save(make().state_dict(), file)
+        network.load_state_dict(torch.load(file))
+        return network
+"""
+
+
+@pytest.mark.parametrize(
+    "factory", ["make", "make_assigned", "make_by_data", "make_scaled", "make_once", "make_cached"]
+)
+@pytest.mark.filterwarnings("error")
+def test_factories_that_load_their_own_weights_first_on_meta(factory, tmp_path):
+    (tmp_path / "loads.py").write_text(textwrap.dedent(LOADS))
+    state = torch.nn.Linear(3, 2).state_dict()
+    torch.save(state, tmp_path / "w.pth")
+    drawn = torch.get_rng_state()
+    with torch.device("meta"):
+        empty = create(f"{tmp_path / 'loads.py'}:{factory}")
+        assert empty(torch.ones(1, 3)).is_meta
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert all(tensor.is_meta for tensor in empty.state_dict().values())
+    network = create(f"{tmp_path / 'loads.py'}:{factory}")
+    assert [p.requires_grad for p in empty.parameters()] == [p.requires_grad for p in network.parameters()]
+    assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ("factory", "arguments", "what"),
     [

@@ -85,7 +85,7 @@ def test_shorthand_that_does_not_fit(here: Path, text: str, said: str) -> None:
 def test_a_teacher_must_have_learned_something(here: Path) -> None:
     text = SHORT.split("  network")[0].replace("teacher:", "teacher: resnet26") + SHORT[SHORT.index("student:") :]
     text = text.replace("  - *task\n", "")
-    said = "r.yaml:3: jobs.teacher: a teacher needs 'weights' (a file) or 'stages' that train it"
+    said = "r.yaml:3: jobs.teacher: a teacher needs 'weights' (a file), 'stages' that train it, or, if it is built trained, 'start: trained'"
     assert problems(text) == [said]
     assert load(text, set=["teacher.weights=t.safetensors"]).jobs["teacher"] == Job(
         Net("resnet26"), weights="t.safetensors"

@@ -55,6 +55,8 @@ def _show_job(recipe: Recipe, plan: JobPlan) -> None:
     if job.weights:
         print(f"  weights from {job.weights}, not trained")
         return
+    if job.start == "trained":
+        print("  built with trained weights")
     for stage in job.stages:
         print(f"  stage {stage.name}: {stage.steps:,} updates")
         for name, player in stage.players.items():

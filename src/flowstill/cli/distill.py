@@ -29,8 +29,14 @@ def distill(
     data: Annotated[str, typer.Option(metavar="NAME", help="Data set (see `flowstill list data`).")],
     teacher_weights: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="The teacher's trained weights: safetensors, or plain torch.save."),
+        typer.Option(
+            metavar="FILE",
+            help="The teacher's trained weights: a checkpoint, its folder, or FILE#KEY for one network of several.",
+        ),
     ] = None,
+    teacher_is_trained: Annotated[
+        bool, typer.Option("--teacher-is-trained", help="The teacher is built with trained weights, by your own code.")
+    ] = False,
     method: Annotated[str, typer.Option(metavar="NAME", help="See `flowstill list methods`.")] = "kd",
     out: Annotated[Path | None, typer.Option(metavar="RUN", help="Run folder.  [default: runs/METHOD]")] = None,
     alone: Annotated[
@@ -72,6 +78,7 @@ def distill(
             data,
             method,
             teacher_weights=teacher_weights,
+            teacher_is_trained=teacher_is_trained,
             labels=labels,
             alone=alone,
             scale=scale,

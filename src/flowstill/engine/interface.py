@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowstill.errors import NetworkError
-from flowstill.nets import Preprocessing
+from flowstill.nets import Preprocessing, weights_file
 from flowstill.nets.published import library_preprocessing, own_preprocessing, preprocessing_in
 from flowstill.recipes.recipe import AfterStage, Job, Recipe, Weights
 from flowstill.runs import is_run
@@ -163,7 +162,7 @@ def _brought(job: Job, network: nn.Module | None) -> Preprocessing | None:
         return own_preprocessing(network)
     path = job.weights or (job.start.weights if isinstance(job.start, Weights) else None)
     if path:
-        file = Path(path.partition("#")[0]).expanduser()
+        file, _ = weights_file(path)
         said = preprocessing_in(file)
         if said is not None:
             return said

@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,7 +18,7 @@ from flowstill.engine.interface import Interface, Output
 from flowstill.engine.networks import ready
 from flowstill.errors import NetworkError
 from flowstill.features.modules import logits_in
-from flowstill.nets import load_weights
+from flowstill.nets import load_weights, recorded_accuracy, weights_file
 from flowstill.nets.published import metadata_in
 from flowstill.recipes.check import JobPlan
 from flowstill.recipes.recipe import Job, Recipe, Weights
@@ -181,15 +180,13 @@ def _recorded(job: Job, data: str) -> float | None:
     """The accuracy in percent that the file of a network's weights records, unless it says that it is of other data."""
     if not job.weights:
         return None
-    from flowstill.nets.published import recorded_accuracy
-
-    of = metadata_in(job.weights).get("data")
+    of = metadata_in(weights_file(job.weights)[0]).get("data")
     return recorded_accuracy(job.weights) if of in (None, data) else None
 
 
 def _classes_in(job: Job) -> tuple[str, ...] | None:
     """The names of the classes in the order of the network's outputs, if its file records them."""
-    text = metadata_in(Path(job.weights)).get("classes") if job.weights else None
+    text = metadata_in(weights_file(job.weights)[0]).get("classes") if job.weights else None
     try:
         names = json.loads(text) if text else None
     except ValueError:

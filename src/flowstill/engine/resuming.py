@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -10,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from flowstill.errors import RunError
+from flowstill.errors import NetworkError, RunError
 from flowstill.features.modules import unwrapped
-from flowstill.nets import read_weights
+from flowstill.nets import fitted_weights, read_weights, weights_file
 from flowstill.recipes.load import load_recipe
 from flowstill.recipes.recipe import AfterStage, Job, Recipe, Weights
 from flowstill.runs import Run, RunWriter, is_run
@@ -125,6 +126,14 @@ def _recipe_of(out: Path, recipe: Recipe) -> Recipe:
     return replace(before, data=replace(before.data, root=recipe.data.root))  # the same images may lie elsewhere
 
 
+def _is_there(file: str) -> bool:
+    try:
+        weights_file(file)
+    except NetworkError:
+        return False
+    return True
+
+
 def _replaced(job: Job, kept: Path, network: nn.Module | None) -> str:
     """What gave the weights of a network that is not trained, if it no longer gives those in the run folder; else ''.
 
@@ -133,16 +142,21 @@ def _replaced(job: Job, kept: Path, network: nn.Module | None) -> str:
     file = job.weights or (job.start.weights if isinstance(job.start, Weights) and not job.stages else None)
     if not kept.is_file() or (job.stages and not job.weights):
         return ""
+    ours, given = read_weights(kept), dict[str, torch.Tensor]()
+    if file and not _is_there(file):
+        return ""
     if file:
-        given = read_weights(file) if Path(file).expanduser().is_file() else None
+        with contextlib.suppress(NetworkError):  # it no longer fits
+            given = fitted_weights(ours, file)
+    elif network is not None:
+        given = unwrapped(network).state_dict()
     else:
-        given = unwrapped(network).state_dict() if network is not None else None
-    if given is None:
         return ""
     same = all(
-        name.endswith("num_batches_tracked")
-        if name not in given
-        else given[name].shape != tensor.shape or torch.equal(given[name].detach().cpu().to(tensor.dtype), tensor)
-        for name, tensor in read_weights(kept).items()
+        name not in ours
+        or ours[name].shape != tensor.shape
+        or torch.equal(tensor.detach().cpu().to(ours[name].dtype), ours[name])
+        for name, tensor in given.items()
     )
+    same = same and not given.keys().isdisjoint(ours)
     return "" if same else f"the file {file!r}" if file else "the object"

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import pickle
 import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -18,11 +17,11 @@ from torch import Tensor, nn
 from flowstill.errors import NetworkError, nearest
 from flowstill.files import atomic_write
 from flowstill.nets.beside import metadata, split
+from flowstill.nets.contents import State, find_state
+from flowstill.nets.pickles import load_pickle
+from flowstill.nets.shards import INDEX, file_in, read_index, read_shards
 
-State = dict[str, Tensor]
 _log = logging.getLogger("flowstill")
-_STATE_KEYS = ("state_dict", "model", "student")  # where training scripts keep a network in their checkpoints
-_WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
 
 
 def save_weights(
@@ -91,48 +90,95 @@ def left_out(value: Any) -> str:
 
 
 def read_weights(path: str | Path) -> State:
-    """The tensors in a safetensors file or a ``torch.save`` checkpoint, on the CPU, by their names in the bare network.
+    """The tensors in a checkpoint, on the CPU, by their names in the bare network.
 
-    A checkpoint may hold its state dict under ``state_dict``, ``model`` or ``student``. The names lose the prefixes of
-    DistributedDataParallel and ``torch.compile``. Nothing in the file is ever run.
+    Nothing in a file is ever run. Plain data that training scripts put beside the weights, such as ``argparse.Namespace``
+    and numpy's numbers, is read past.
+
+    Args:
+        path: a safetensors file, a ``torch.save`` checkpoint, the index of a sharded one, or a folder with one of these
+            as the Hugging Face hub lays it out. ``FILE#KEY`` names one network of several: the key it is kept under, such
+            as ``checkpoint.pth#state_dict_ema``, or what its names begin with, such as ``checkpoint.pth#teacher``.
+
+    Returns:
+        The tensors. The names lose the prefixes of DistributedDataParallel and ``torch.compile``.
 
     Raises:
-        NetworkError: the file is missing, damaged, not a checkpoint, or holds more than tensors and plain data.
+        NetworkError: the file is missing, damaged, not a checkpoint, holds more than tensors and plain data, or holds
+            several networks and the path names none.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise NetworkError(f"No weights file {str(path)!r}: {_instead(path)}")
+    state, notices = read_state(path)
+    for notice in notices:
+        _log.warning(notice)
+    return state
+
+
+def read_state(path: str | Path) -> tuple[State, list[str]]:
+    """``read_weights``, with its notices, which are not logged."""
+    file, key = weights_file(path)
+    return find_state(_read(file), key, str(file))
+
+
+def read_content(path: str | Path) -> tuple[Any, Mapping[str, Any], str]:
+    """All that a checkpoint holds, the notes in its safetensors or its index, and the key after ``#``.
+
+    Raises:
+        NetworkError: as ``read_weights``.
+    """
+    file, key = weights_file(path)
+    notes: Mapping[str, Any] = {}
+    content = _read(file)
+    if file.name.endswith(INDEX):
+        notes = read_index(file).get("metadata") or {}
+    elif _is_safetensors(file):
+        with safetensors.safe_open(file, "pt") as opened:
+            notes = opened.metadata() or {}
+    return content, notes, key
+
+
+def weights_file(path: str | Path) -> tuple[Path, str]:
+    """The file of weights that ``FILE`` or ``FILE#KEY`` names, and the key, which is empty if there is none.
+
+    Raises:
+        NetworkError: there is no such file.
+    """
+    whole, key = Path(path).expanduser(), ""
+    if not whole.exists() and "#" in whole.name:
+        name, _, key = whole.name.rpartition("#")
+        whole = whole.with_name(name) if name else whole.parent
+    if whole.is_dir():
+        whole = file_in(whole)
+    if not whole.is_file():
+        raise NetworkError(f"No weights file {str(whole)!r}: {_instead(whole)}")
+    return whole, key
+
+
+def _read(path: Path) -> Any:
+    """The content of a file, or of all the files of an index.
+
+    Raises:
+        NetworkError: it cannot be read.
+    """
+    if path.name.endswith(INDEX):
+        return read_shards(path, _read)
     try:
-        with path.open("rb") as file:
-            start = file.read(9)
-        content = safetensors.torch.load_file(path) if start[8:] == b"{" else _load(path)
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        if named is None and not start.startswith(b"\x80"):
-            raise _unreadable(path, error) from None
-        raise NetworkError(
-            f"{path} was not loaded, as it could run code: it holds "
-            f"{named[1] if named else 'a pickle'}, not only tensors. If you trust its source, load it in Python, "
-            "write its state dict with safetensors.torch.save_file, and give that file."
-        ) from None
+        return safetensors.torch.load_file(path) if _is_safetensors(path) else load_pickle(path)
+    except NetworkError:
+        raise
     except Exception as error:  # damage raises many kinds of errors: zip, struct, safetensors, ...
         raise _unreadable(path, error) from None
-    return _bare(_tensors(content, path))
+
+
+def _is_safetensors(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"
 
 
 def _instead(path: Path) -> str:
-    if path.is_dir():
-        return "it is a folder; name the file in it."
     if not path.parent.is_dir():
         return f"there is no folder {str(path.parent)!r}. Train that network first, or give the path of another file."
     near = nearest(path.name, (p.name for p in path.parent.iterdir()))
     return f"did you mean {near[0]!r}, in the same folder?" if near else "check the path."
-
-
-def _load(path: Path) -> Any:
-    with path.open("rb") as file, warnings.catch_warnings():  # an open file, since torch.load goes by file names
-        warnings.simplefilter("ignore")  # what torch warns of here, it also raises
-        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _unreadable(path: Path, error: Exception) -> NetworkError:
@@ -143,27 +189,3 @@ def _unreadable(path: Path, error: Exception) -> NetworkError:
         f"{path} is not a checkpoint, or is damaged ({reason}). "
         "Weights are read from safetensors, and from torch.save(network.state_dict(), FILE)."
     )
-
-
-def _tensors(content: Any, path: Path) -> State:
-    """The state dict in a checkpoint's content."""
-    if isinstance(content, Mapping):
-        for key in _STATE_KEYS:
-            if isinstance(content.get(key), Mapping):
-                return _tensors(content[key], path)
-        if content and all(isinstance(value, Tensor) for value in content.values()):
-            return {str(name): tensor for name, tensor in content.items()}
-        held = f"a dict of {', '.join(map(repr, list(content)[:3])) or 'nothing'}"
-    else:
-        held = f"a {type(content).__name__}"
-    raise NetworkError(
-        f"{path}: expected a state dict, at the top or under {', '.join(map(repr, _STATE_KEYS))}. Received: {held}."
-    )
-
-
-def _bare(state: State) -> State:
-    """The names without the prefixes of wrappers."""
-    for prefix in _WRAPPERS * 2:  # they nest, either way round
-        if all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    return state

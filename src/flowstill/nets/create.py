@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import inspect
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from flowstill.errors import NetworkError, did_you_mean
 from flowstill.nets import factories, libraries, resnet
@@ -40,15 +44,16 @@ def create(
 ) -> nn.Module:
     """Build a network: ``resnet8``, ``vgg-teacher``, ``timm:resnet18``, ``torchvision:vgg11``, ``file.py:factory``.
 
-    Under ``torch.device("meta")`` the network holds no data. There, and if a weights file is given, pretrained weights
-    are not fetched.
+    Under ``torch.device("meta")`` the network holds no data; a user's own function still runs on the CPU, as it may load
+    weights. There, and if a weights file is given, pretrained weights of timm and torchvision are not fetched.
 
     Args:
         name: see ``flowstill list nets``.
         num_classes: None for the number in the weights file, or else the network's default: 10 or 100 for the CIFAR
             networks here, 1000 for most others.
         in_channels: channels of the images.
-        weights: a file to start from; see ``load_weights``. Otherwise the weights are drawn from PyTorch's generator.
+        weights: a file to start from, or ``FILE#KEY``; see ``load_weights``. Otherwise the weights are drawn from
+            PyTorch's generator.
         options: keyword arguments of the constructor, such as ``width=2``; ``pretrained=True`` for timm and torchvision.
 
     Returns:
@@ -64,13 +69,13 @@ def create(
         if value is not None and (type(value) is not int or value < 1):
             raise NetworkError(f"Expected a whole number from 1 for {what}. Received: {value!r}.")
     fetch = weights is None and torch.get_default_device().type != "meta"
-    make = _maker(name, in_channels, options, fetch)
-    network = _on_default_device(lambda: make(num_classes))
+    make, runs_code = _maker(name, in_channels, options, fetch), _runs_code(name)
+    network = _on_default_device(lambda: make(num_classes), runs_code)
     if weights is None:
         return network
     classes = head_classes(network, weights) if num_classes is None else None
     if classes is not None:
-        network = _on_default_device(lambda: make(classes))
+        network = _on_default_device(lambda: make(classes), runs_code)
     load_weights(network, weights)
     return network
 
@@ -114,6 +119,12 @@ def _maker(name: str, in_channels: int, options: dict[str, Any], fetch: bool) ->
     _check_options(name, make, network.said, options)
     arguments = {"in_channels": in_channels, **network.said, **options}
     return lambda classes: _build(name, make, arguments | ({} if classes is None else {"num_classes": classes}))
+
+
+def _runs_code(name: str) -> bool:
+    """Whether the code that builds the network is the user's."""
+    made = NETWORKS[name].make if name in NETWORKS else ""
+    return factories.needs_trust(name) or not (isinstance(made, str) or made.__module__.startswith("flowstill."))
 
 
 def _registered(name: str) -> Network:
@@ -162,12 +173,29 @@ def _elsewhere(name: str) -> str:
     return f"Did you mean {' or '.join(found)}?" if found else ""
 
 
-def _on_default_device(make: Callable[[], nn.Module]) -> nn.Module:
-    """Build the network. If its constructor needs values, which ``meta`` does not have, build it on the CPU first."""
-    try:
+def _on_default_device(make: Callable[[], nn.Module], runs_code: bool) -> nn.Module:
+    """Build the network. Under ``meta``, a user's code and whatever needs values are built on the CPU first.
+
+    A user's code may load weights, look at them, write files or keep what it built: without values that would go wrong,
+    at once or in the next call.
+    """
+    if torch.get_default_device().type != "meta":
         return make()
-    except Exception:
-        if torch.get_default_device().type != "meta":
-            raise
-        with torch.device("cpu"):
-            return make().to("meta")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of values that are not there; a build with values warns of the others again
+        if not runs_code:
+            with contextlib.suppress(Exception):
+                return make()
+        with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+            return _without_data(make())
+
+
+def _without_data(network: nn.Module) -> nn.Module:
+    """A copy on ``meta``; what the network's own code may have kept of it is not changed."""
+    tensors = [leaf for module in network.modules() for leaf in tree_leaves(vars(module)) if isinstance(leaf, Tensor)]
+    copies: dict[int, Tensor] = {}
+    for tensor in tensors:
+        empty = tensor.detach().to("meta")
+        parameter = isinstance(tensor, nn.Parameter)
+        copies[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if parameter else empty
+    return copy.deepcopy(network, copies)

@@ -103,8 +103,3 @@ def _of_shares(mean: Any, std: Any, size: tuple[int, int] | None, interpolation:
         interpolation=next((name for name in names if name == interpolation), "bicubic"),
         crop=min(1.0, crop),
     )
-
-
-def recorded_accuracy(path: str | Path) -> float | None:
-    text = metadata_in(path).get("accuracy")
-    return float(text) if text else None

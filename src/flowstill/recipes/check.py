@@ -15,7 +15,7 @@ from flowstill.features.pairs import Pairs, align_sections, pairs_by_hand
 from flowstill.features.sections import Section, find_sections
 from flowstill.features.taps import Tapped
 from flowstill.features.tracing import example_images, read_once, undisturbed
-from flowstill.nets import Counts, build, count, is_object, load_weights
+from flowstill.nets import Counts, build, count, fit_weights, is_object
 from flowstill.recipes.recipe import Job, Recipe, Stage, Weights
 from flowstill.recipes.storage import StoredFile, stored_files
 from flowstill.transfer.knowledge import Knowledge, Loss, Setting
@@ -137,10 +137,13 @@ def _check_weights(name: str, job: Job, network: nn.Module) -> str:
     if not path:
         return ""
     try:
-        notices = load_weights(network, path)
+        heads = fit_weights(network, path).heads
     except FlowstillError as error:
         raise type(error)(f"job {name!r}: {error}") from None
-    return " ".join(notices) if job.weights else ""
+    if not job.weights or not heads:
+        return ""
+    head, (stored, wanted) = next(iter(heads.items()))
+    return f"the head {head!r} in {path} has {stored} classes, the network {wanted}."
 
 
 def _class_mismatch(name: str, job: Job, network: nn.Module, shape: Shape, classes: int) -> str:

@@ -32,6 +32,7 @@ def distillation(
     method: str | Stage | Sequence[Stage] = "kd",
     *,
     teacher_weights: str | Path | None = None,
+    teacher_is_trained: bool = False,
     labels: int | None = None,
     alone: bool = False,
     scale: float = 1.0,
@@ -55,13 +56,21 @@ def distillation(
         raise RecipeError(
             "teacher_weights belongs to a teacher given by name. Leave it out: a teacher given as an object has its own."
         )
-    large = Job(_net("teacher", teacher), weights=None if teacher_weights is None else str(teacher_weights))
+    if teacher_is_trained and teacher_weights is not None:
+        raise RecipeError(
+            "--teacher-is-trained says that the teacher is built with its weights, and --teacher-weights names others. Give "
+            "one of them (teacher_is_trained=True, teacher_weights=FILE)."
+        )
+    weights = None if teacher_weights is None else str(teacher_weights)
+    trained = teacher_is_trained and not isinstance(teacher, nn.Module)
+    large = Job(_net("teacher", teacher), weights=weights, start="trained" if trained else None)
     small = Job(_net("student", student), labels=labels)
-    if not (isinstance(teacher, nn.Module) or large.weights or _learned(large.network, changes)):
+    if not (isinstance(teacher, nn.Module) or trained or large.weights or _learned(large.network, changes)):
         raise RecipeError(
             f"The teacher {large.network.name!r} has no trained weights. Give the file that holds them, "
             "--teacher-weights FILE (teacher_weights=FILE), or for a timm or torchvision network "
-            "--set teacher.network.options.pretrained=true."
+            "--set teacher.network.options.pretrained=true. If your own function loads them, say "
+            "--teacher-is-trained (teacher_is_trained=True)."
         )
     data = usual_data(data) if isinstance(data, str) else data
 

@@ -186,7 +186,8 @@ def _check_teachers(document: Document) -> None:
         network_name = network.get("name") if isinstance(network, dict) else None
         trained = (isinstance(options, dict) and bool(options.get("pretrained"))) or is_object(str(network_name))
         if name in teachers and not trained and not any(job.get(key) for key in ("stages", "weights", "start")):
-            document.say(("jobs", name), "a teacher needs 'weights' (a file) or 'stages' that train it")
+            text = "a teacher needs 'weights' (a file), 'stages' that train it, or, if it is built trained, 'start: trained'"
+            document.say(("jobs", name), text)
 
 
 def _checked(document: Document) -> Recipe | None:

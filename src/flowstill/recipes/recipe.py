@@ -79,7 +79,7 @@ class Weights:
     """Start from the weights in a file.
 
     Attributes:
-        weights: path of the file: safetensors, or a ``torch.save`` of tensors alone.
+        weights: path of the file, or ``FILE#KEY``; see ``flowstill.nets.read_weights``.
     """
 
     weights: str
@@ -106,8 +106,9 @@ class Job:
         network: the network; its name is short for ``{name: NAME}``.
         stages: how it is trained, in order.
         teacher: name of the job whose network teaches this one.
-        start: weights that training starts from; random if None.
-        weights: path of a file with the finished network's weights; no stage is run then.
+        start: weights that training starts from; random if None. ``trained`` says that the network is built with
+            trained weights, such as by a function that loads them.
+        weights: path of a file with the finished network's weights, or ``FILE#KEY``; no stage is run then.
         labels: number of labelled images for the task; the data's ``labels`` if None.
         flows: pairs of flows named by hand; the search finds them if None.
         seed: combined with the recipe's seed, so that equal jobs can differ in their draws.
@@ -117,7 +118,7 @@ class Job:
     network: Annotated[Net, BeforeValidator(lambda v: {"name": v} if isinstance(v, str) else v)]
     stages: tuple[Stage, ...] = ()
     teacher: str | None = None
-    start: Weights | AfterStage | None = None
+    start: Weights | AfterStage | Literal["trained"] | None = None
     weights: str | None = None
     labels: Annotated[int, Field(ge=1)] | None = None
     flows: tuple[Flows, ...] | None = None
@@ -136,7 +137,7 @@ class Job:
             network: Net | str | Mapping[str, Any],
             stages: Sequence[Stage | Mapping[str, Any]] = (),
             teacher: str | None = None,
-            start: Weights | AfterStage | Mapping[str, str] | None = None,
+            start: Weights | AfterStage | Mapping[str, str] | Literal["trained"] | None = None,
             weights: str | None = None,
             labels: int | None = None,
             flows: Sequence[Flows | Mapping[str, Any]] | None = None,
