@@ -115,10 +115,10 @@ def test_cifar_resnets_have_three_sections(depth):
 
 def test_plain_vgg_gives_the_last_activation_of_each_block():
     sections = find_sections(vgg((2, 2, 3, 3)), (3, 32, 32))
-    assert taps(sections) == [("1", "3", "3"), ("3", "6", "8"), ("8", "11", "15"), ("15", "18", "22")]
+    assert taps(sections) == [("1", "3", "3"), ("4", "6", "8"), ("9", "11", "15"), ("16", "18", "22")]
     assert [s.size for s in sections] == [(32, 32), (16, 16), (8, 8), (4, 4)]
     assert [s.pooled_scale[0] * 32 for s in sections] == [16, 8, 4, 2]
-    assert taps(find_sections(vgg((1, 1, 1, 1)), (3, 32, 32))) == [("1", "4", "4"), ("4", "7", "7"), ("7", "10", "10")]
+    assert taps(find_sections(vgg((1, 1, 1, 1)), (3, 32, 32))) == [("2", "4", "4"), ("5", "7", "7"), ("8", "10", "10")]
 
 
 @pytest.mark.parametrize(("padding", "expected"), [(0, [7, 3, 1]), (1, [8, 4, 2])])
@@ -152,7 +152,7 @@ def test_stem_pooling_and_head_are_no_sections():
         classify=nn.Conv2d(99, 10, 1),
         flat=nn.Flatten(),
     )
-    assert taps(find_sections(net, (3, 64, 64))) == [("stem.0", "layer1", "layer1"), ("layer1", "step", "step")]
+    assert taps(find_sections(net, (3, 64, 64))) == [("stem", "layer1", "layer1"), ("layer1", "step", "step")]
     fully_connected = nn.Sequential(*conv(3, 8), *conv(8, 8), nn.Conv2d(8, 16, 32), nn.ReLU(), nn.Flatten())
     assert sizes(find_sections(fully_connected, (3, 32, 32))) == [32]
 
@@ -170,6 +170,44 @@ def test_what_a_strided_block_does_before_its_stride_is_not_the_exit():
     stage = nn.Sequential(Residual(8), Residual(8), nn.Conv2d(8, 16, 2, 2))
     net = Net(stem=conv(3, 8), stage=stage, last=Residual(16), tail=tail(16))
     assert taps(find_sections(net, (3, 16, 16))) == [("stem", "stage.0", "stage.1"), ("stage.1", "last", "last")]
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_what_enters_the_first_section_is_the_pooled_map(deep):
+    """As in He et al. (2016): 7x7 convolution, 3x3 pooling by 2, then the blocks; deep stems are a section themselves."""
+    stem = nn.Sequential(*conv(3, 8, stride=2), *(conv(8, 8) if deep else ()))
+    net = Net(stem=stem, pool=nn.MaxPool2d(3, 2, 1), one=Residual(8), two=conv(8, 16, stride=2), tail=tail(16))
+    *_, one, two = find_sections(net, (3, 32, 32))
+    assert taps([one, two]) == [("pool", "one", "one"), ("one", "two", "two")]
+    assert one.entry_shape == (8, 8, 8)
+    images = torch.rand(2, 3, 32, 32)
+    reading = Tapped(net.eval(), [one.entry, one.exit])(images)
+    assert torch.equal(net.one(reading[one.entry]), reading[one.exit])
+
+
+def test_what_pooling_as_a_function_makes_is_read_where_it_goes_in():
+    net = Net(
+        {"act": lambda x: F.max_pool2d(x, 3, 2, 1)}, conv=conv(3, 8), act=nn.ReLU(), one=Residual(8), tail=tail(8)
+    )
+    assert taps(find_sections(net, (3, 16, 16))) == [("one:input", "one", "one")]
+
+
+def test_pooling_that_no_tap_can_read_leaves_the_entry_before_it():
+    class Shared(nn.Module):
+        """One pooling, called twice; its maps go into functions."""
+
+        def __init__(self):
+            super().__init__()
+            self.pool, self.head = nn.MaxPool2d(2), nn.Linear(8, 10)
+            self.a, self.b = nn.Parameter(torch.randn(8, 3, 3, 3)), nn.Parameter(torch.randn(8, 8, 3, 3))
+            self.act1, self.act2 = nn.ReLU(), nn.ReLU()
+
+        def forward(self, x):
+            x = self.pool(self.act1(F.conv2d(x, self.a, padding=1)))
+            x = self.pool(self.act2(F.conv2d(x, self.b, padding=1)))
+            return self.head(x.mean((2, 3)))
+
+    assert taps(find_sections(Shared(), (3, 16, 16))) == [("act1", "act2", "act2")]
 
 
 def test_overwritten_maps_are_never_named():
@@ -194,7 +232,7 @@ def test_convolutions_called_as_functions_count():
             return F.relu(F.conv2d(x, self.kernel, padding=1))
 
     net = nn.Sequential(Functional(3, 4), Functional(4, 4), nn.MaxPool2d(2), Functional(4, 8), *head(8))
-    assert taps(find_sections(net, (3, 8, 8))) == [("0", "1", "1"), ("1", "3", "3")]
+    assert taps(find_sections(net, (3, 8, 8))) == [("0", "1", "1"), ("2", "3", "3")]
 
 
 def test_unpadded_convolutions_stay_in_one_section():
@@ -202,7 +240,7 @@ def test_unpadded_convolutions_stay_in_one_section():
         *conv(3, 8, padding=0), *conv(8, 8, padding=0), nn.MaxPool2d(2), *conv(8, 8, padding=0), *head(8)
     )
     sections = find_sections(net, (3, 32, 32))  # 30, 28, pooled to 14, 12
-    assert [(s.entry_shape[1], s.first_shape[1], s.exit_shape[1]) for s in sections] == [(30, 28, 28), (28, 12, 12)]
+    assert [(s.entry_shape[1], s.first_shape[1], s.exit_shape[1]) for s in sections] == [(30, 28, 28), (14, 12, 12)]
 
 
 @pytest.mark.parametrize(

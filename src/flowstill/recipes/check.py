@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from flowstill.errors import FlowstillError, NetworkError, RecipeError
-from flowstill.features.pairs import Pairs, pair_sections, pairs_by_hand
+from flowstill.features.pairs import Pairs, pairs_by_hand
 from flowstill.features.taps import Tapped
 from flowstill.features.tracing import example_images, read_once, undisturbed
 from flowstill.nets import Counts, build, count, is_object, load_weights
+from flowstill.recipes.notices import pair_with_notices
 from flowstill.recipes.recipe import Job, Recipe, Stage, Weights
 from flowstill.recipes.storage import StoredFile, stored_files
 from flowstill.transfer.knowledge import Knowledge, Loss, Setting
@@ -84,7 +85,7 @@ def check(
             or _class_mismatch(name, job, networks[name], shape, classes)
         )
     }
-    pair, size = functools.cache(pair_sections), functools.cache(count)
+    pair, size = functools.cache(pair_with_notices), functools.cache(count)
     return {name: _plan(name, recipe, networks, mismatches, shape, classes, images, pair, size) for name in recipe.jobs}
 
 
