@@ -10,20 +10,7 @@ from flowstill.features.pairs import pair_sections
 from flowstill.features.sections import find_sections
 from flowstill.features.taps import Tap, Tapped
 from flowstill.nets import create
-
-
-def conv(*channels, kernel=3, stride=1, padding=1, groups=1, act=nn.ReLU):
-    return nn.Sequential(
-        nn.Conv2d(*channels, kernel, stride, padding, groups=groups, bias=False), nn.BatchNorm2d(channels[-1]), act()
-    )
-
-
-def head(channels):
-    return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10)]
-
-
-def tail(channels):
-    return nn.Sequential(*head(channels))
+from support.section_networks import Net, Residual, conv, head, tail, taps
 
 
 def vgg(convs, stride=False, padding=1):
@@ -50,34 +37,6 @@ def mobilenet(flat=False):
     return nn.Sequential(*conv(3, 32), *(itertools.chain(*blocks) if flat else blocks), *head(1024))
 
 
-class Net(nn.Module):
-    """Modules by name, run in order; what they do besides is in ``between``: name -> function of its output."""
-
-    def __init__(self, between=None, **modules):
-        super().__init__()
-        self.between = between or {}
-        for name, module in modules.items():
-            self.add_module(name, module)
-
-    def forward(self, x):
-        for name, module in self.named_children():
-            x = self.between.get(name, lambda x: x)(module(x))
-        return x
-
-
-class Residual(nn.Module):
-    def __init__(self, channels):
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels)
-        self.conv2, self.bn2 = nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels)
-        self.relu = nn.ReLU(inplace=True)  # called twice: never to be named
-
-    def forward(self, x):
-        out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
-        out += x
-        return self.relu(out)
-
-
 class Gated(nn.Module):
     """An inverted residual without shortcut: expansion, depthwise, squeeze and excitation, projection."""
 
@@ -92,10 +51,6 @@ class Gated(nn.Module):
         x = self.depthwise(self.expand(x))
         gate = torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean((2, 3), keepdim=True)))))
         return self.project(gate * x)
-
-
-def taps(sections):
-    return [(str(s.entry), str(s.first), str(s.exit)) for s in sections]
 
 
 def sizes(sections):
@@ -170,44 +125,6 @@ def test_what_a_strided_block_does_before_its_stride_is_not_the_exit():
     stage = nn.Sequential(Residual(8), Residual(8), nn.Conv2d(8, 16, 2, 2))
     net = Net(stem=conv(3, 8), stage=stage, last=Residual(16), tail=tail(16))
     assert taps(find_sections(net, (3, 16, 16))) == [("stem", "stage.0", "stage.1"), ("stage.1", "last", "last")]
-
-
-@pytest.mark.parametrize("deep", [False, True])
-def test_what_enters_the_first_section_is_the_pooled_map(deep):
-    """As in He et al. (2016): 7x7 convolution, 3x3 pooling by 2, then the blocks; deep stems are a section themselves."""
-    stem = nn.Sequential(*conv(3, 8, stride=2), *(conv(8, 8) if deep else ()))
-    net = Net(stem=stem, pool=nn.MaxPool2d(3, 2, 1), one=Residual(8), two=conv(8, 16, stride=2), tail=tail(16))
-    *_, one, two = find_sections(net, (3, 32, 32))
-    assert taps([one, two]) == [("pool", "one", "one"), ("one", "two", "two")]
-    assert one.entry_shape == (8, 8, 8)
-    images = torch.rand(2, 3, 32, 32)
-    reading = Tapped(net.eval(), [one.entry, one.exit])(images)
-    assert torch.equal(net.one(reading[one.entry]), reading[one.exit])
-
-
-def test_what_pooling_as_a_function_makes_is_read_where_it_goes_in():
-    net = Net(
-        {"act": lambda x: F.max_pool2d(x, 3, 2, 1)}, conv=conv(3, 8), act=nn.ReLU(), one=Residual(8), tail=tail(8)
-    )
-    assert taps(find_sections(net, (3, 16, 16))) == [("one:input", "one", "one")]
-
-
-def test_pooling_that_no_tap_can_read_leaves_the_entry_before_it():
-    class Shared(nn.Module):
-        """One pooling, called twice; its maps go into functions."""
-
-        def __init__(self):
-            super().__init__()
-            self.pool, self.head = nn.MaxPool2d(2), nn.Linear(8, 10)
-            self.a, self.b = nn.Parameter(torch.randn(8, 3, 3, 3)), nn.Parameter(torch.randn(8, 8, 3, 3))
-            self.act1, self.act2 = nn.ReLU(), nn.ReLU()
-
-        def forward(self, x):
-            x = self.pool(self.act1(F.conv2d(x, self.a, padding=1)))
-            x = self.pool(self.act2(F.conv2d(x, self.b, padding=1)))
-            return self.head(x.mean((2, 3)))
-
-    assert taps(find_sections(Shared(), (3, 16, 16))) == [("act1", "act2", "act2")]
 
 
 def test_overwritten_maps_are_never_named():

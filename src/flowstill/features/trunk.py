@@ -186,7 +186,8 @@ class Trunk:
         pooled = self.pooled(last)
         if pooled is None:
             return last
-        return self.activation([m for m in self.maps if m.size == pooled.size], pooled.index)
+        enter = [m for m in self.maps if m.size == pooled.size and not self.weighs(last.index, m.index)]
+        return self.activation(enter, pooled.index)
 
     def unactivated(self, made: TrunkMap) -> list[TrunkMap]:
         """The maps before the normalisation and the activation that end in ``made``, the nearest first."""
