@@ -170,8 +170,42 @@ def test_inspect_shows_sections_parameters_and_macs(capsys):
     assert main(["inspect", "resnet26"]) == 0
     shown = capsys.readouterr().out
     assert re.match(r"resnet26: 366,938 parameters, 54\.7\d M MACs for 3x32x32\n", shown)
-    rows = re.findall(r"^ *(\d) +(\d+x\d+) .*layer(\d)\S* +(\d+)x\d+x\d+ *$", shown, re.MULTILINE)
+    rows = re.findall(r"^ *(\d) +(\d+x\d+) .*layer(\d)\S* +(\d+)x\d+x\d+ +activation *$", shown, re.MULTILINE)
     assert rows == [("0", "32x32", "1", "16"), ("1", "16x16", "2", "32"), ("2", "8x8", "3", "64")]
+    assert "note:" not in shown
+
+
+def test_inspect_says_where_the_parameters_are(capsys):
+    """Shares of the 366,938: the third section's eight convolutions 18,432 + 7 * 36,864, and BatchNorm 8 * 128."""
+    assert main(["inspect", "resnet26"]) == 0
+    shown = capsys.readouterr().out
+    third = 18_432 + 7 * 36_864 + 8 * 128
+    assert re.search(rf"^ *2 +8x8 +{third / 366_938:.1%} ", shown, re.MULTILINE)
+    stem, classifier = 3 * 16 * 9 + 2 * 16, 64 * 10 + 10
+    assert f"{stem / 366_938:.1%} before the first section's entry, {classifier / 366_938:.1%} in the class" in shown
+
+
+def test_inspect_says_that_most_of_a_network_is_in_no_section(capsys):
+    assert main(["inspect", "timm:levit_128s"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"note: 99% of its parameters, classifier aside, are in no section: .*99% beyond the last", shown)
+
+
+def test_inspect_says_which_maps_differ_in_kind(capsys):
+    assert main(["inspect", "timm:resnet10t", "--against", "timm:mobilenetv2_035", "--image-size", "64"]) == 0
+    shown = capsys.readouterr().out
+    assert "note: the maps differ in kind, after an activation in the teacher, after a sum without activation" in shown
+    assert "layer1 and blocks.1" in shown
+
+
+@pytest.mark.parametrize(
+    ("net", "what"), [("timm:vit_tiny_patch16_224", "tokens (B, N, D)"), ("torchvision:swin_t", "channels last")]
+)
+def test_inspect_says_why_there_are_no_sections(net, what, capsys):
+    assert main(["inspect", net]) == 2
+    said = capsys.readouterr().err
+    assert what in said
+    assert "such as 'soft_logits'" in said
 
 
 def test_inspect_pairs_two_networks(capsys):

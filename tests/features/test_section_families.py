@@ -1,4 +1,5 @@
 import functools
+import itertools
 
 import pytest
 import torch
@@ -99,7 +100,11 @@ def hold_contract(name, image, sizes):
     sections = find_sections(teacher, images)
     assert [s.size[0] for s in sections] == sizes
     assert all(s.first_shape[1:] == s.exit_shape[1:] for s in sections)
-    assert [s.entry for s in sections[1:]] == [s.exit for s in sections[:-1]]
+    for before, section in itertools.pairwise(
+        sections
+    ):  # what leaves one enters the next, after pooling if there is any
+        assert section.entry == before.exit or section.entry_shape[1:] < before.exit_shape[1:]
+        assert section.entry_shape[0] == before.exit_shape[0]
 
     pairs = align_sections(resnet18_sections(image), sections)
     assert pairs
@@ -141,13 +146,16 @@ def test_exits_are_where_timm_says_that_features_are_taken(name):
     features = {f["reduction"]: f["module"] for f in getattr(features, "info", features)}
     sections = find_on_meta(f"timm:{name}", 224)
     exits = {round(1 / s.scale[0]): str(s.exit) for s in sections}
-    assert features == {2: str(sections[0].entry)} | exits if 2 in features else features == exits
+    stem = None if 2 in exits else features.pop(2, None)
+    assert features == exits
+    # Where the stem pools, a section starts at what it pools, not at the map before.
+    assert stem in (None, str(sections[0].entry)) or sections[0].entry_shape[1:] == (56, 56)
 
 
 def test_sections_of_torchvision_networks():
     dense = [f"features.denseblock{i}" for i in (1, 2, 3, 4)]
     found = find_on_meta("torchvision:densenet121", 224)
-    assert [str(s.entry) for s in found] == ["features.relu0", *dense[:3]]
+    assert [str(s.entry) for s in found] == ["features.pool0", *dense[:3]]
     assert [str(s.exit) for s in found] == dense
 
     found = find_on_meta("torchvision:mobilenet_v3_large", 224)
@@ -155,7 +163,7 @@ def test_sections_of_torchvision_networks():
     assert [str(s.first) for s in found] == [f"features.{i}" for i in (1, 2, 4, 7, 13)]
 
     found = find_on_meta("torchvision:resnet18", 224)
-    assert [str(s.entry) for s in found] == ["relu", "layer1", "layer2", "layer3"]
+    assert [str(s.entry) for s in found] == ["maxpool", "layer1", "layer2", "layer3"]
     assert [str(s.first) for s in found] == [f"layer{i}.0" for i in (1, 2, 3, 4)]
 
     # The last section ends before the 1x1 convolution that widens or classifies.

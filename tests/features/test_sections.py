@@ -10,20 +10,7 @@ from flowstill.features.pairs import pair_sections
 from flowstill.features.sections import find_sections
 from flowstill.features.taps import Tap, Tapped
 from flowstill.nets import create
-
-
-def conv(*channels, kernel=3, stride=1, padding=1, groups=1, act=nn.ReLU):
-    return nn.Sequential(
-        nn.Conv2d(*channels, kernel, stride, padding, groups=groups, bias=False), nn.BatchNorm2d(channels[-1]), act()
-    )
-
-
-def head(channels):
-    return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10)]
-
-
-def tail(channels):
-    return nn.Sequential(*head(channels))
+from support.section_networks import Net, Residual, conv, head, tail, taps
 
 
 def vgg(convs, stride=False, padding=1):
@@ -50,34 +37,6 @@ def mobilenet(flat=False):
     return nn.Sequential(*conv(3, 32), *(itertools.chain(*blocks) if flat else blocks), *head(1024))
 
 
-class Net(nn.Module):
-    """Modules by name, run in order; what they do besides is in ``between``: name -> function of its output."""
-
-    def __init__(self, between=None, **modules):
-        super().__init__()
-        self.between = between or {}
-        for name, module in modules.items():
-            self.add_module(name, module)
-
-    def forward(self, x):
-        for name, module in self.named_children():
-            x = self.between.get(name, lambda x: x)(module(x))
-        return x
-
-
-class Residual(nn.Module):
-    def __init__(self, channels):
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels)
-        self.conv2, self.bn2 = nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels)
-        self.relu = nn.ReLU(inplace=True)  # called twice: never to be named
-
-    def forward(self, x):
-        out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
-        out += x
-        return self.relu(out)
-
-
 class Gated(nn.Module):
     """An inverted residual without shortcut: expansion, depthwise, squeeze and excitation, projection."""
 
@@ -92,10 +51,6 @@ class Gated(nn.Module):
         x = self.depthwise(self.expand(x))
         gate = torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean((2, 3), keepdim=True)))))
         return self.project(gate * x)
-
-
-def taps(sections):
-    return [(str(s.entry), str(s.first), str(s.exit)) for s in sections]
 
 
 def sizes(sections):
@@ -115,10 +70,10 @@ def test_cifar_resnets_have_three_sections(depth):
 
 def test_plain_vgg_gives_the_last_activation_of_each_block():
     sections = find_sections(vgg((2, 2, 3, 3)), (3, 32, 32))
-    assert taps(sections) == [("1", "3", "3"), ("3", "6", "8"), ("8", "11", "15"), ("15", "18", "22")]
+    assert taps(sections) == [("1", "3", "3"), ("4", "6", "8"), ("9", "11", "15"), ("16", "18", "22")]
     assert [s.size for s in sections] == [(32, 32), (16, 16), (8, 8), (4, 4)]
     assert [s.pooled_scale[0] * 32 for s in sections] == [16, 8, 4, 2]
-    assert taps(find_sections(vgg((1, 1, 1, 1)), (3, 32, 32))) == [("1", "4", "4"), ("4", "7", "7"), ("7", "10", "10")]
+    assert taps(find_sections(vgg((1, 1, 1, 1)), (3, 32, 32))) == [("2", "4", "4"), ("5", "7", "7"), ("8", "10", "10")]
 
 
 @pytest.mark.parametrize(("padding", "expected"), [(0, [7, 3, 1]), (1, [8, 4, 2])])
@@ -152,7 +107,7 @@ def test_stem_pooling_and_head_are_no_sections():
         classify=nn.Conv2d(99, 10, 1),
         flat=nn.Flatten(),
     )
-    assert taps(find_sections(net, (3, 64, 64))) == [("stem.0", "layer1", "layer1"), ("layer1", "step", "step")]
+    assert taps(find_sections(net, (3, 64, 64))) == [("stem", "layer1", "layer1"), ("layer1", "step", "step")]
     fully_connected = nn.Sequential(*conv(3, 8), *conv(8, 8), nn.Conv2d(8, 16, 32), nn.ReLU(), nn.Flatten())
     assert sizes(find_sections(fully_connected, (3, 32, 32))) == [32]
 
@@ -194,7 +149,7 @@ def test_convolutions_called_as_functions_count():
             return F.relu(F.conv2d(x, self.kernel, padding=1))
 
     net = nn.Sequential(Functional(3, 4), Functional(4, 4), nn.MaxPool2d(2), Functional(4, 8), *head(8))
-    assert taps(find_sections(net, (3, 8, 8))) == [("0", "1", "1"), ("1", "3", "3")]
+    assert taps(find_sections(net, (3, 8, 8))) == [("0", "1", "1"), ("2", "3", "3")]
 
 
 def test_unpadded_convolutions_stay_in_one_section():
@@ -202,7 +157,7 @@ def test_unpadded_convolutions_stay_in_one_section():
         *conv(3, 8, padding=0), *conv(8, 8, padding=0), nn.MaxPool2d(2), *conv(8, 8, padding=0), *head(8)
     )
     sections = find_sections(net, (3, 32, 32))  # 30, 28, pooled to 14, 12
-    assert [(s.entry_shape[1], s.first_shape[1], s.exit_shape[1]) for s in sections] == [(30, 28, 28), (28, 12, 12)]
+    assert [(s.entry_shape[1], s.first_shape[1], s.exit_shape[1]) for s in sections] == [(30, 28, 28), (14, 12, 12)]
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,14 @@ def test_sections_of_teacher_and_student_answer_to_each_other(student):
     assert student in narrower or all(p.teacher.exit_shape[0] == p.student.exit_shape[0] for p in pairs)
 
 
+def test_what_enters_the_first_section_of_a_resnet_for_224_pixels_is_pooled():
+    """Of CUB's ResNet-34 and ResNet-20 as of ResNet-101: the blocks are given the pooled map, 64 channels of 56 pixels."""
+    for name in ("resnet34-imagenet", "resnet20-imagenet", "resnet101-imagenet"):
+        sections = find_sections(on_meta(name), IMAGENET)
+        assert [str(s.entry) for s in sections] == ["maxpool", "layer1", "layer2", "layer3"]
+        assert sections[0].entry_shape == (64, 56, 56)
+
+
 def paper_pairs(teacher, student, points):
     flows = [((front, back), (front, back)) for front, back in itertools.pairwise(points)]
     return pairs_by_hand(teacher, student, CIFAR, flows)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from flowstill.features.sections import Section
+    from flowstill.features.shares import Shares
 
 Shape = tuple[int, int, int]
 
@@ -43,33 +44,57 @@ def inspect(
 def show_network(net: str, network: nn.Module, shape: Shape) -> list[Section]:
     """Print the sections of a network, and return them."""
     from flowstill.features.sections import find_sections
+    from flowstill.features.shares import find_shares
     from flowstill.nets import count
 
-    counts, sections = count(network, shape), find_sections(network, (2, *shape))
+    counts = count(network, shape)
     print(f"{net}: {counts.parameters:,} parameters, {counts.macs / 1e6:,.2f} M MACs for {_by(shape)}")
-    table = plain_table("section", "size", "entry", "CxHxW", "first block", "CxHxW", "exit", "CxHxW")
+    sections = find_sections(network, (2, *shape))
+    shares = find_shares(network, sections, (1, *shape))
+    columns = ("section", "size", "parameters", "entry", "CxHxW", "first block", "CxHxW", "exit", "CxHxW", "made by")
+    table = plain_table(*columns)
     for number, section in enumerate(sections):
-        table.add_row(str(number), _by(section.size), *_taps(section))
+        share = _share(shares.sections[number], counts.parameters)
+        table.add_row(str(number), _by(section.size), share, *_taps(section), section.kinds[-1])
     show_table(table)
+    rest = {**shares.parts(), "in the classifier": shares.head}
+    parts = (f"{_share(count, counts.parameters)} {place}" for place, count in rest.items() if count)
+    print(f"parameters in no section: {', '.join(parts) or 'none'}")
+    show_notices(sections, shares)
     print()
     return sections
 
 
+def show_notices(sections: list[Section], shares: Shares) -> None:
+    """Print what a reader of the sections should know."""
+    if outside := shares.mostly_outside():
+        print(f"note: {outside}. Name taps there ('flows' of a job), or use knowledge that reads no sections.")
+    early = [str(number) for number, section in enumerate(sections) if section.activated_later]
+    if early:
+        print(
+            f"note: an activation follows the exit of section {', '.join(early)} where no tap can read, since it is a "
+            "function or works in place: the exit lies before it."
+        )
+
+
 def show_pairs(net: str, teacher: list[Section], against: str, student: list[Section]) -> None:
     """Print the paired sections of two networks, the unpaired ones, and whether FSP fits."""
-    from flowstill.features.pairs import align_sections, unpaired
+    from flowstill.features.pairs import align_sections, alike, unlike, unpaired
     from flowstill.transfer.knowledge import KNOWLEDGE
 
-    pairs = align_sections(teacher, student)
+    aligned = align_sections(teacher, student)
+    pairs = alike(aligned)
     table = plain_table("pair", "size", net, "size", against)
     for number, pair in enumerate(pairs):
         sides = [text for section in (pair.teacher, pair.student) for text in (_by(section.size), _flow(section))]
         table.add_row(str(number), *sides)
     show_table(table)
     for name, sections in ((net, teacher), (against, student)):
-        left = [f"{sections.index(section)} ({_by(section.size)})" for section in unpaired(sections, pairs)]
+        left = [f"{sections.index(section)} ({_by(section.size)})" for section in unpaired(sections, aligned)]
         if left:
             print(f"unpaired in {name}: section {', '.join(left)}")
+    for sentence in unlike(pairs):
+        print(f"note: the maps differ in kind, {sentence}")
     try:
         KNOWLEDGE.find("fsp")().build(pairs)
     except ShapeError as error:
@@ -123,6 +148,10 @@ def default_shape(net: str) -> Shape:
 
 def _by(numbers: tuple[int, ...]) -> str:
     return "x".join(map(str, numbers))
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if part >= 0.0005 * whole else "<0.1%"
 
 
 def _taps(section: Section) -> list[str]:

@@ -14,6 +14,7 @@ from torch.autograd.graph import Node, get_gradient_edge
 
 from flowstill.errors import NetworkError
 from flowstill.features.graph import walk
+from flowstill.features.kinds import kind_of
 from flowstill.features.modules import Shape, shape_of, unwrapped
 from flowstill.features.recorder import Recorder
 from flowstill.features.sections import Section
@@ -30,7 +31,7 @@ class Feature:
     Attributes:
         tap: where it is read.
         shape: (channels, height, width).
-        signed: whether it can be negative.
+        signed: whether it can be negative: no activation made it.
     """
 
     tap: Tap
@@ -93,7 +94,7 @@ def _seen(recorder: Recorder) -> list[_Seen]:
             continue
         if given.overwritten or given.map is None or given.vertex is None or event.vertex is None:
             continue
-        before = Feature(Tap(event.path, "input"), shape_of(given.map), _signed(given.vertex[0]))
+        before = Feature(Tap(event.path, "input"), shape_of(given.map), kind_of(given.vertex[0]) != "activation")
         module = recorder.modules[event.path]
         assert isinstance(module, nn.Conv2d)
         found.append(_Seen(event.path, before, event.vertex[0], shape_of(event.map)[1:], module.weight.numel()))
@@ -114,7 +115,7 @@ def _chain(network: nn.Module, section: Section, entry: Tensor, exit_: Tensor, s
             "Its convolutions must be modules (torch.nn.Conv2d) that are called once."
         )
     after = [one.before for one in convolutions[1:]]
-    after.append(Feature(section.exit, shape_of(exit_), _signed(nodes[-1])))
+    after.append(Feature(section.exit, shape_of(exit_), kind_of(nodes[-1]) != "activation"))
     return [Layer((one.path,), one.before, back) for one, back in zip(convolutions, after, strict=True)]
 
 
@@ -137,17 +138,3 @@ def _longest(first: Node, last: Node, weight: Callable[[Node], Weight]) -> list[
         way.append(step)
         step = best[step][1]
     return way[::-1]
-
-
-_MAKES_SIGNS = ("Conv", "Norm")
-_KEEPS_SIGNS = ("Add", "Cat", "Clone", "Mul", "Pad", "Permute", "Pool", "Slice", "Split", "View")
-
-
-def _signed(node: Node) -> bool:
-    """Whether a map can be negative: made by a convolution or normalisation, with no activation after it."""
-    name = node.name()
-    if any(word in name for word in _MAKES_SIGNS):
-        return True
-    if any(word in name for word in _KEEPS_SIGNS):
-        return any(_signed(parent) for parent, _ in node.next_functions if parent is not None)
-    return False

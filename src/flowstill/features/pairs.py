@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from flowstill.errors import NetworkError, ShapeError
+from flowstill.features.kinds import WORDS
 from flowstill.features.modules import Shape, shape_of, unwrapped
-from flowstill.features.sections import Section, find_sections, relative
-from flowstill.features.taps import Tap, Tapped
+from flowstill.features.operations import Operations
+from flowstill.features.sections import ENDS, Point, Section, find_sections, relative
+from flowstill.features.taps import Reading, Tap, Tapped
 from flowstill.features.tracing import example_images, read_once, undisturbed
 
 
@@ -33,20 +35,28 @@ class SectionPair:
 Pairs = tuple[SectionPair, ...]
 
 
-def pair_sections(teacher: nn.Module, student: nn.Module, example: Tensor | Sequence[int]) -> Pairs:
+def pair_sections(
+    teacher: nn.Module,
+    student: nn.Module,
+    example: Tensor | Sequence[int],
+    student_example: Tensor | Sequence[int] | None = None,
+) -> Pairs:
     """Pair each section of the student with the teacher's of the same relative size, keeping the order of both.
 
-    Channels may differ. Sections without a partner are left out; ``unpaired`` lists them.
+    Channels may differ. Sections without a partner are left out; ``unpaired`` lists them. Where one network's map is
+    activated and the other's is not, both are read before the activation, if a tap can read there (``alike``).
 
     Args:
         teacher: the network to learn from.
         student: the network that learns.
         example: images (B, C, H, W), or a shape (C, H, W) or (B, C, H, W).
+        student_example: likewise, for a student that sees images of another size; None for ``example``.
 
     Raises:
         NetworkError: a network has no sections, or no two sections fit.
     """
-    return align_sections(find_sections(teacher, example), find_sections(student, example))
+    shown = example if student_example is None else student_example
+    return alike(align_sections(find_sections(teacher, example), find_sections(student, shown)))
 
 
 def align_sections(teacher: Sequence[Section], student: Sequence[Section]) -> Pairs:
@@ -78,6 +88,49 @@ def align_sections(teacher: Sequence[Section], student: Sequence[Section]) -> Pa
             "Name the taps by hand: 'flows' of the job."
         )
     return pairs
+
+
+def alike(pairs: Pairs) -> Pairs:
+    """The same pairs, with maps of one kind at each tap of a pair wherever taps can read them.
+
+    A map after its activation answers to another after its activation, one before to one before: of all taps that read
+    the same map at the two ends, the ones that agree in that win, then the ones that agree in what made them (a
+    convolution, a normalisation), then the ones that move least.
+    """
+    return tuple(map(_alike, pairs))
+
+
+def _alike(pair: SectionPair) -> SectionPair:
+    teacher, student = pair.teacher, pair.student
+    if not teacher.kinds or not student.kinds:
+        return pair
+    for end in range(len(ENDS)):
+        ways = itertools.product(enumerate(teacher.readings(end)), enumerate(student.readings(end)))
+        (_, one), (_, other) = max(ways, key=_likeness)
+        teacher, student = teacher.read_at(end, *one), student.read_at(end, *other)
+    return SectionPair(teacher, student)
+
+
+def _likeness(way: tuple[tuple[int, Point], tuple[int, Point]]) -> tuple[bool, bool, int]:
+    (i, (_, one)), (j, (_, other)) = way
+    return (one == "activation") == (other == "activation"), one == other, -i - j
+
+
+def unlike(pairs: Pairs) -> list[str]:
+    """Sentences that say which taps read an activated map in one network and one before its activation in the other."""
+    found: dict[tuple[str, str], list[str]] = {}
+    seen: set[tuple[Tap, Tap]] = set()
+    for pair in pairs:
+        for name in ("entry", "exit"):
+            taps = getattr(pair.teacher, name), getattr(pair.student, name)
+            kinds = [section.kinds[ENDS.index(name)] for section in (pair.teacher, pair.student) if section.kinds]
+            if kinds.count("activation") == 1 < len(kinds) and taps not in seen:
+                found.setdefault((WORDS[kinds[0]], WORDS[kinds[1]]), []).append(f"{taps[0]} and {taps[1]}")
+            seen.add(taps)
+    return [
+        f"after {one} in the teacher, after {other} in the student: {', '.join(taps)}"
+        for (one, other), taps in found.items()
+    ]
 
 
 def _listed(sections: Sequence[Section]) -> str:
@@ -146,7 +199,7 @@ def pairs_by_hand(
 
     Raises:
         TapError: a tap cannot be read.
-        ShapeError: a tap gives no feature map.
+        ShapeError: a tap gives no feature map, or one whose channels are not axis 1.
         NetworkError: a network cannot take the example.
     """
     taught = _by_hand(teacher, example, [flow[0] for flow in flows])
@@ -155,22 +208,39 @@ def pairs_by_hand(
 
 
 def _by_hand(network: nn.Module, example: Tensor | Sequence[int], flows: Sequence[tuple[str, str]]) -> list[Section]:
-    images = example_images(network, example)
+    images, axes = example_images(network, example), Operations()
     tapped = Tapped(unwrapped(network), [tap for flow in flows for tap in flow])
-    with undisturbed(network, images.device), torch.no_grad():
-        reading = read_once(tapped, images.clone())  # a network may write into its input
+    with undisturbed(network, images.device), axes:
+        # A network may write into its input; with a gradient, the channels can be followed.
+        reading = read_once(tapped, images.detach().clone().requires_grad_().clone())
     sections = []
     for front, back in flows:
-        entry, exit_ = (_checked_shape(network, tap, reading[tap]) for tap in (front, back))
+        entry, exit_ = (_checked_shape(network, tap, reading, axes) for tap in (front, back))
         taps = (Tap.parse(front), Tap.parse(front), Tap.parse(back))
         sections.append(Section(*taps, entry, entry, exit_, relative(exit_[1:], (images.shape[2], images.shape[3]))))
     return sections
 
 
-def _checked_shape(network: nn.Module, tap: str, maps: Tensor) -> Shape:
-    if maps.dim() != 4:
+def _checked_shape(network: nn.Module, tap: str, reading: Reading, axes: Operations) -> Shape:
+    maps = reading[tap]
+    said = f"Tap '{tap}' of {type(network).__name__}: expected a feature map (B, D, H, W). Received: shape "
+    said += f"{tuple(maps.shape)}"
+    if maps.dim() == 3:
         raise ShapeError(
-            f"Tap '{tap}' of {type(network).__name__}: expected a feature map (B, D, H, W). "
-            f"Received: shape {tuple(maps.shape)}. Name a layer before the flattening."
+            f"{said}, most likely tokens (B, N, D), which lie on no grid. Name a layer that puts out maps, or choose "
+            "knowledge that reads no sections, such as 'soft_logits'."
+        )
+    if maps.dim() != 4:
+        raise ShapeError(f"{said}. Name a layer before the flattening.")
+    if len(maps) != len(reading.images):
+        raise ShapeError(
+            f"{said}, which is no map for each of {len(reading.images)} images but of their parts, such as windows or "
+            "heads. Name the block around this layer."
+        )
+    if axes.channel_axis(maps) == 3:
+        raise ShapeError(
+            f"{said}, whose channels are the last axis: a map (B, H, W, D). Name a layer that puts out channels first, "
+            "such as one after a permutation of the axes, or choose knowledge that reads no sections, such as "
+            "'soft_logits'."
         )
     return shape_of(maps)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
 from flowstill.errors import NetworkError
+from flowstill.features.kinds import Kind
 from flowstill.features.modules import Shape
 from flowstill.features.taps import Flow, Tap
 from flowstill.features.tracing import find_trunk
-from flowstill.features.trunk import Size, Trunk
+from flowstill.features.trunk import Run, Size, Trunk, TrunkMap
+
+ENDS = ("entry", "first", "exit")
+Point = tuple[Tap, Kind]  # where a map is read, and what made it
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,8 @@ class Section:
     """A run of modules whose outputs share one spatial size.
 
     Attributes:
-        entry: the section's input: the stem's activation, or the last output of the section before.
+        entry: the section's input: the stem's activation, or the last output of the section before; after the pooling
+            that follows it, if a tap can read there.
         first: the output of its first block.
         exit: its last output.
         entry_shape: (channels, height, width) at the entry.
@@ -28,6 +33,10 @@ class Section:
         exit_shape: the same at the exit.
         scale: height and width at the exit, relative to the image.
         pooled_scale: the same after the pooling that follows the exit (VGG); None without one.
+        kinds: what made the maps at entry, first and exit, such as ``activation``; empty if the taps were named by hand.
+        unactivated: for each of the three, where the same map can be read before its activation, the nearest first.
+        activated_later: whether an activation follows the exit where no tap can read, since it is a function or works
+            in place, so that the exit lies before it.
     """
 
     entry: Tap
@@ -38,6 +47,9 @@ class Section:
     exit_shape: Shape
     scale: tuple[float, float]
     pooled_scale: tuple[float, float] | None = None
+    kinds: tuple[Kind, ...] = ()
+    unactivated: tuple[tuple[Point, ...], ...] = ()
+    activated_later: bool = False
 
     @property
     def size(self) -> Size:
@@ -48,6 +60,18 @@ class Section:
     def flow(self) -> Flow:
         """Section input -> section output."""
         return Flow(self.entry, self.exit)
+
+    def readings(self, end: int) -> list[Point]:
+        """All taps that read the map at an end, each with what makes the map there, the section's own tap first."""
+        return [(getattr(self, ENDS[end]), self.kinds[end]), *self.unactivated[end]]
+
+    def read_at(self, end: int, tap: Tap, kind: Kind) -> Section:
+        """The same section with another tap at an end."""
+        if tap == getattr(self, ENDS[end]):
+            return self
+        kinds = tuple(kind if i == end else own for i, own in enumerate(self.kinds))
+        entry, first, exit_ = (tap if i == end else getattr(self, name) for i, name in enumerate(ENDS))
+        return replace(self, entry=entry, first=first, exit=exit_, kinds=kinds)
 
     def __str__(self) -> str:
         return f"{self.entry} -> {self.exit} ({self.size[0]}x{self.size[1]})"
@@ -80,30 +104,49 @@ def find_sections(network: nn.Module, example: Tensor | Sequence[int]) -> list[S
     runs = trunk.runs()
     sections: list[Section] = []
     if runs:
-        entry = trunk.activation(runs[0], trunk.convolutions[0].index)
-        entry_tap = entry.tap()
+        left = trunk.activation(runs[0], trunk.convolutions[0].index)
+        tap = left.tap()
     for run, following in itertools.zip_longest(runs, runs[1:]):
-        last = trunk.last(run, following, entry)
-        if last.index <= entry.index:
+        last = trunk.last(run, following, left)
+        if last.index <= left.index:
             continue  # the stem alone
-        exit_tap = last.tap(entry.index)
-        if trunk.works(run, entry, last):
-            first, pooled = trunk.first(run, entry, last), trunk.pooled(last)
-            taps, shapes = (entry_tap, first.tap(entry.index), exit_tap), (entry.shape, first.shape, last.shape)
-            pooled_scale = relative(pooled.size, trunk.image) if pooled else None
-            sections.append(Section(*taps, *shapes, relative(last.size, trunk.image), pooled_scale))
-        entry, entry_tap = last, exit_tap
+        exit_tap = last.tap(left.index)
+        if trunk.works(run, left, last):
+            sections.append(_section(trunk, run, (left, tap), (last, exit_tap), stem=not sections))
+        left, tap = last, exit_tap
     if not sections:
         raise NetworkError(_nothing_found(network, trunk))
     return sections
 
 
+def _section(trunk: Trunk, run: Run, before: tuple[TrunkMap, Tap], after: tuple[TrunkMap, Tap], stem: bool) -> Section:
+    """The section from one map, that the section before or the stem puts out, to another."""
+    (left, left_tap), (last, exit_tap) = before, after
+    first, entry, pooled = trunk.first(run, left, last), trunk.entering(left), trunk.pooled(last)
+    maps = (entry, first, last)
+    return Section(
+        left_tap if entry is left else entry.tap(0 if stem else left.index),
+        first.tap(left.index),
+        exit_tap,
+        entry.shape,
+        first.shape,
+        last.shape,
+        relative(last.size, trunk.image),
+        relative(pooled.size, trunk.image) if pooled else None,
+        tuple(m.kind for m in maps),
+        tuple(tuple((o.tap(), o.kind) for o in trunk.unactivated(m)) for m in maps),
+        trunk.activated_later(last),
+    )
+
+
 def _nothing_found(network: nn.Module, trunk: Trunk) -> str:
     sizes = dict.fromkeys(f"{m.size[0]}x{m.size[1]}" for m in trunk.maps if trunk.between(-1, m.index))
     maps = f"maps of {', '.join(sizes)}" if sizes else "no map that a tap can read"
+    others = f", and {' and '.join(trunk.layouts)}, in which no section can be read" if trunk.layouts else ""
     return (
         f"No sections found in {type(network).__name__}: expected runs of convolutions whose maps share a size. "
-        f"Received: {len(trunk.convolutions)} 2-D convolutions and {maps}. Name the taps by hand: 'flows' of the job."
+        f"Received: {len(trunk.convolutions)} 2-D convolutions and {maps}{others}. Name the taps by hand ('flows' of the "
+        "job) where it has maps (B, D, H, W), or choose knowledge that reads no sections, such as 'soft_logits'."
     )
 
 

@@ -16,7 +16,9 @@ from torch.overrides import TorchFunctionMode
 
 from flowstill.errors import NetworkError
 from flowstill.features.graph import walk
+from flowstill.features.kinds import Kind, is_activation, is_product, kind_of
 from flowstill.features.modules import Shape, is_scripted, shape_of, unwrapped
+from flowstill.features.operations import Operations
 from flowstill.features.recorder import Recorder, Vertex
 from flowstill.features.taps import Reading, Tapped
 from flowstill.features.trunk import Call, Convolution, Trunk, TrunkMap, octaves
@@ -40,24 +42,33 @@ def find_trunk(network: nn.Module, example: Tensor | Sequence[int]) -> Trunk:
             "be found. Give the Python network, or use knowledge that reads logits only, such as kd."
         )
     recorder = Recorder({path: module for path, module in network.named_modules() if path})
-    convolutions = _Convolutions()
-    with undisturbed(network, images.device), recorder, convolutions:
+    convolutions, operations = _Convolutions(), Operations()
+    with undisturbed(network, images.device), recorder, operations, convolutions:
         source = images.detach().clone().requires_grad_().clone()  # twice: a network may write into its input
         start = get_gradient_edge(source)
         logits = read_once(Tapped(network), source).logits
     graph = {}
     if logits is not None and logits.requires_grad:
         end = get_gradient_edge(logits)
-        graph = _graph((start.node, start.output_nr), (end.node, end.output_nr))
+        graph = graph_between((start.node, start.output_nr), (end.node, end.output_nr))
     if not graph:
         raise NetworkError(
             f"No gradient leads from the output of {type(network).__name__} back to the image (it detaches, or runs "
             "under no_grad), so its sections cannot be found. Name the taps by hand: 'flows' of the job."
         )
     place = {vertex: index for index, vertex in enumerate(graph)}
-    trunk = {place[vertex] for vertex in _cuts(graph)}
-    maps, calls = _trunk_maps(recorder, place, trunk)
-    return Trunk((images.shape[2], images.shape[3]), maps, calls, convolutions.read(place, trunk))
+    trunk = {place[vertex] for vertex in cuts(graph)}
+    maps, calls = _trunk_maps(recorder, operations, place, trunk)
+    activations = {
+        place[vertex]: shape[1:]
+        for vertex, shape in operations.shapes.items()
+        if place.get(vertex) in trunk and is_activation(vertex[0])
+    }
+    passed = [operations.layout(vertex) for vertex in operations.shapes if place.get(vertex) in trunk]
+    layouts = tuple(sorted({layout for layout in passed if layout}))
+    found = convolutions.read(place, trunk)
+    products = tuple(index for (node, _), index in place.items() if is_product(node))
+    return Trunk((images.shape[2], images.shape[3]), maps, calls, found, activations, products, layouts)
 
 
 def example_images(network: nn.Module, example: Tensor | Sequence[int]) -> Tensor:
@@ -141,7 +152,7 @@ def undisturbed(network: nn.Module, device: torch.device) -> Iterator[None]:
                 module.training = flag
 
 
-def _graph(source: Vertex, last: Vertex) -> Graph:
+def graph_between(source: Vertex, last: Vertex) -> Graph:
     """What leads from ``source`` to ``last``, each vertex after all that it is made from; empty if nothing does."""
 
     def parents_of(vertex: Vertex) -> list[Vertex]:
@@ -155,7 +166,7 @@ def _graph(source: Vertex, last: Vertex) -> Graph:
     return graph
 
 
-def _cuts(graph: Graph) -> Iterator[Vertex]:
+def cuts(graph: Graph) -> Iterator[Vertex]:
     """Vertices that every path passes through: with the graph laid out in order, no edge spans them.
 
     Shortcuts, branches and gates span what lies beside them, so nothing inside a block qualifies.
@@ -170,12 +181,14 @@ def _cuts(graph: Graph) -> Iterator[Vertex]:
 
 
 def _trunk_maps(
-    recorder: Recorder, place: dict[Vertex, int], trunk: set[int]
+    recorder: Recorder, operations: Operations, place: dict[Vertex, int], trunk: set[int]
 ) -> tuple[tuple[TrunkMap, ...], tuple[Call, ...]]:
     """The trunk's maps, and the calls that put them out, of modules that ran exactly once."""
     begin: dict[str, int] = {}  # the last trunk map known when a module was called
     known = 0
     shapes: dict[int, Shape] = {}
+    kinds: dict[int, Kind] = {}
+    channels_last: set[int] = set()
     calls: dict[int, list[Call]] = {}
     feeds: dict[int, list[str]] = {}
     for event in recorder.events:
@@ -187,6 +200,12 @@ def _trunk_maps(
         if index is None or event.map is None or recorder.calls[event.path] > 1:
             continue
         readable = not event.overwritten
+        if index not in kinds and event.vertex is not None:
+            kinds[index] = kind_of(event.vertex[0])
+            if operations.axis(event.vertex) == 3:
+                channels_last.add(index)
+        if index in channels_last:
+            continue  # (B, H, W, C)
         shapes[index] = shape_of(event.map)
         if event.at == "output":
             parameters = recorder.modules[event.path].parameters()
@@ -199,7 +218,7 @@ def _trunk_maps(
         # A module that hands on what it was given (a Dropout, an Identity) does not make it.
         makers = tuple(call for call in calls.get(index, ()) if call.begin < index and call.readable)
         if makers or index in feeds:
-            maps.append(TrunkMap(index, shapes[index], makers, tuple(feeds.get(index, ()))))
+            maps.append(TrunkMap(index, shapes[index], makers, tuple(feeds.get(index, ())), kinds[index]))
     on_trunk = [call for index in sorted(trunk & calls.keys()) for call in calls[index]]
     return tuple(_bridged(maps, trunk)), tuple(on_trunk)
 

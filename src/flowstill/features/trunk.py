@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from flowstill.features.kinds import Kind
 from flowstill.features.taps import Tap
 
 Size = tuple[int, int]  # height, width
@@ -59,12 +61,14 @@ class TrunkMap:
         shape: (channels, height, width).
         makers: the calls that output it.
         feeds: paths of the modules that take it.
+        kind: what made it.
     """
 
     index: int
     shape: tuple[int, int, int]
     makers: tuple[Call, ...]
     feeds: tuple[str, ...]
+    kind: Kind
 
     @property
     def size(self) -> Size:
@@ -95,16 +99,26 @@ class Trunk:
 
     Attributes:
         image: height and width of the input.
+        activations: place and shape of each map that an activation makes, whether or not a tap can read it.
+        products: places of the linear layers and other matrix products.
+        layouts: in words, what every path passes through besides maps (B, D, H, W): tokens, maps with channels last.
     """
 
     image: Size
     maps: tuple[TrunkMap, ...]
     calls: tuple[Call, ...]
     convolutions: tuple[Convolution, ...]
+    activations: Mapping[int, tuple[int, ...]]
+    products: tuple[int, ...]
+    layouts: tuple[str, ...]
 
     def between(self, after: int, upto: int) -> list[Convolution]:
         """The convolutions after place ``after``, up to and including ``upto``."""
         return [conv for conv in self.convolutions if after < conv.index <= upto]
+
+    def weighs(self, after: int, upto: int) -> bool:
+        """Whether a convolution or a matrix product lies between the two places."""
+        return bool(self.between(after, upto)) or any(after < place <= upto for place in self.products)
 
     def spatial(self, after: int, upto: int) -> bool:
         """Whether one of them has a kernel of more than one pixel."""
@@ -163,9 +177,38 @@ class Trunk:
     def pooled(self, last: TrunkMap) -> TrunkMap | None:
         """The map after the pooling that follows ``last``; None if no pooling follows, or a global one."""
         smaller = next((m for m in self.maps if m.index > last.index and m.size != last.size), None)
-        if smaller is None or self.between(last.index, smaller.index) or octaves(last.size, smaller.size) > 1.5:
+        if smaller is None or self.weighs(last.index, smaller.index) or octaves(last.size, smaller.size) > 1.5:
             return None
         return smaller
+
+    def entering(self, last: TrunkMap) -> TrunkMap:
+        """The map that enters the section after ``last``: ``last`` itself, or what pooling makes of it."""
+        pooled = self.pooled(last)
+        if pooled is None:
+            return last
+        enter = [m for m in self.maps if m.size == pooled.size and not self.weighs(last.index, m.index)]
+        return self.activation(enter, pooled.index)
+
+    def unactivated(self, made: TrunkMap) -> list[TrunkMap]:
+        """The maps before the normalisation and the activation that end in ``made``, the nearest first."""
+        return [
+            m
+            for m in reversed(self.maps)
+            if m.index < made.index and m.shape == made.shape and m.kind not in ("activation", made.kind)
+            if not self.weighs(m.index, made.index)
+        ]
+
+    def activated_later(self, last: TrunkMap) -> bool:
+        """Whether an activation of the same layer follows ``last``, which itself has none, where no tap can read."""
+        if last.kind == "activation":
+            return False
+        # An activation inside the next block (pre-activation) belongs to that block.
+        inside = [c for c in self.calls if last.index <= c.begin and self.between(c.begin, c.end)]
+        return any(
+            place > last.index and shape == last.shape and not self.weighs(last.index, place)
+            for place, shape in self.activations.items()
+            if not any(c.begin < place < c.end for c in inside)
+        )
 
     def _is_block(self, call: Call) -> bool:
         return call.weights > 1 and self.spatial(call.begin, call.end)

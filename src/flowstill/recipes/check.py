@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -11,11 +11,11 @@ from torch import nn
 
 from flowstill.errors import FlowstillError, NetworkError, RecipeError
 from flowstill.features.outputs import settle_logits
-from flowstill.features.pairs import Pairs, align_sections, pairs_by_hand
-from flowstill.features.sections import Section, find_sections
+from flowstill.features.pairs import Pairs, pairs_by_hand
 from flowstill.features.taps import Tapped
 from flowstill.features.tracing import example_images, read_once, undisturbed
 from flowstill.nets import Counts, build, count, fit_weights, is_object
+from flowstill.recipes.notices import pair_with_notices
 from flowstill.recipes.recipe import Job, Recipe, Stage, Weights
 from flowstill.recipes.storage import StoredFile, stored_files
 from flowstill.transfer.knowledge import Knowledge, Loss, Setting
@@ -89,8 +89,8 @@ def check(
             or _class_mismatch(name, job, networks[name], sees[name], classes)
         )
     }
-    find, size = functools.cache(find_sections), functools.cache(count)
-    return {name: _plan(name, recipe, networks, mismatches, sees, classes, images, find, size) for name in recipe.jobs}
+    pair, size = functools.cache(pair_with_notices), functools.cache(count)
+    return {name: _plan(name, recipe, networks, mismatches, sees, classes, images, pair, size) for name in recipe.jobs}
 
 
 def _built(name: str, job: Job, shape: Shape, classes: int) -> nn.Module:
@@ -181,7 +181,7 @@ def _plan(
     sees: Mapping[str, Shape],
     classes: int,
     images: int | None,
-    find: Callable[..., Sequence[Section]],
+    pair: Callable[..., Pairs],
     size: Callable[..., Counts],
 ) -> JobPlan:
     """Pair one job's sections and build its losses."""
@@ -195,7 +195,7 @@ def _plan(
                 by_hand = [(flow.teacher, flow.student) for flow in job.flows]
                 pairs = pairs_by_hand(teacher, student, (1, *shown), by_hand, (1, *shape))
             else:
-                pairs = align_sections(find(teacher, (1, *shown)), find(student, (1, *shape)))
+                pairs = pair(teacher, student, (1, *shown), (1, *shape))
         setting = Setting(teacher, student, shape, classes, teacher_shape=shown)
         built = {stage.name: _build(stage, pairs, replace(setting, shared={})) for stage in job.stages}
         if job.teacher in mismatches:
