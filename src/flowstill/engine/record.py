@@ -35,7 +35,7 @@ class Record:
         self._warned: set[tuple[str, str]] = set()
 
     def losses(self, step: Step, speed: float | None = None) -> None:
-        """Log the mean losses since the last call.
+        """Log the mean losses since the last call, and of gradients that are recoded the mean share that passed.
 
         Args:
             speed: in images per second.
@@ -45,11 +45,13 @@ class Record:
                 continue
             means, stage = step.means[name].take(), student.stage
             self._warn_of_divergence(name, stage.name, step.number, means)
-            rates = {
-                f"lr/{player}" if len(stage.players) > 1 else "lr": spec.lr.at(step.number - 1, stage.steps)
-                for player, spec in stage.players.items()
-            }
-            rows = {**{f"train/{term}": value for term, value in means.items()}, **rates}
+            rows = {f"train/{term}": value for term, value in means.items()}
+            for player, active in student.players.items():
+                end = f"/{player}" if len(stage.players) > 1 else ""
+                rows[f"lr{end}"] = active.lr.at(step.number - 1, stage.steps)
+                share = active.recoder.active_share() if active.recoder else None
+                if share is not None:
+                    rows[f"active_share{end}"] = share
             if speed is not None:
                 rows["images_per_second"] = speed
                 self.progress.losses(means, speed)
