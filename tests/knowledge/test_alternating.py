@@ -1,5 +1,7 @@
 """Knowledge representing's two steps in turn: what moves and what stays."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,8 +10,9 @@ from flowstill.data.batch import Batch
 from flowstill.data.spec import Augment, Data
 from flowstill.knowledge.representing import alternating
 from flowstill.nets import save_weights
-from flowstill.recipes.recipe import Job, Net, Optimizer, Recipe
+from flowstill.recipes.recipe import Job, Net, Optimizer, Recipe, Term
 from flowstill.transfer.recoding import Recoding
+from oracles import clipping
 from support.compared_runs import PLAIN, assert_same, resumed, weights
 from support.representing_networks import read, vgg
 from support.stage_runners import kept, moved, read_teacher, stage_runner
@@ -164,6 +167,40 @@ def test_the_match_falls_where_w_stands_still():
     assert values[-1] < 0.7 * values[0]
 
 
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_batch_decays_the_students_weights_once_or_twice(twice):
+    """Where no gradient reaches them (no momentum, losses that count nothing) the weights shrink as the loops say."""
+    lr, match_lr, decay = 0.05, 0.02, 0.1
+    (stage,) = alternating(
+        steps=4,
+        lr=lr,
+        match_lr=match_lr,
+        task=Term("labels", 0.0),
+        matching=Term("aggregated", 0.0),
+        optimizer=Optimizer(momentum=0.0, weight_decay=decay),
+        decay_twice=twice,
+    )
+    runner, teacher, student = start(stage)
+    before = kept(student)
+    for _ in range(2):
+        for number in (0, 1):
+            step(runner, teacher, number, batch())
+    for name, parameter in student.named_parameters():
+        weights = before[name].flatten().tolist()
+        for _ in range(2):
+            for rate in (lr, match_lr) if twice and not name.startswith("fc") else (lr,):  # no loss of B has the head
+                weights, _m = clipping.sgd(weights, [0.0] * len(weights), [0.0] * len(weights), rate, 0.0, False, decay)
+        assert parameter.detach().flatten().tolist() == pytest.approx(weights, rel=1e-5), name
+
+
+def test_a_batch_decays_as_much_as_one_of_the_student_alone():
+    """Whatever the optimiser: step B's has no term of the weights, L2 or L1, and is step A's otherwise."""
+    for optimizer in (Optimizer(weight_decay=0.1, l1=0.2, nesterov=True), Optimizer("adamw", weight_decay=0.1)):
+        (stage,) = alternating(steps=4, lr=0.1, match_lr=0.1, optimizer=optimizer)
+        assert stage.players["aggregate"].optimizer == optimizer
+        assert stage.players["student"].optimizer == replace(optimizer, weight_decay=0.0, l1=0.0)
+
+
 def test_posterior_knowledge_joins_step_a():
     (stage,) = alternating(steps=4, lr=0.05, match_lr=0.05, posterior=("soft_logits", "nst"))
     runner, teacher, _ = start(stage)
@@ -176,11 +213,8 @@ def test_stage_is_that_of_the_paper():
     assert [update.player for update in cycle] == ["aggregate", "student"]
     assert [update.update_batchnorm for update in cycle] == [True, False]
     assert stage.players["aggregate"].modules == ("student", "adapters", "aggregate")
-    assert (
-        stage.players["aggregate"].optimizer
-        == stage.players["student"].optimizer
-        == Optimizer("sgd", 0.9, weight_decay=1e-5)
-    )
+    assert stage.players["aggregate"].optimizer == Optimizer("sgd", 0.9, weight_decay=1e-5)
+    assert stage.players["student"].optimizer == Optimizer("sgd", 0.9, weight_decay=0.0)
     assert stage.players["aggregate"].recode is None
     assert stage.players["student"].recode == Recoding()
 

@@ -102,7 +102,7 @@ def test_zero_pad_copies_every_second_pixel_into_the_first_channels():
     assert torch.equal(ZeroPad(3, 7, stride=2)(x), padded_copy(x, 7, 2))
 
 
-def test_msra_initialisation():
+def test_the_usual_initialisation_is_by_fan_out():
     torch.manual_seed(0)
     network = ResNet(20, width=2, shortcut="B")
     for module in network.modules():
@@ -128,8 +128,8 @@ def test_other_initialisations():
             assert 0.98 * bound < one.weight.abs().max() <= bound
             rows = other.weight.flatten(1).double()
             torch.testing.assert_close(rows @ rows.T, torch.eye(len(rows), dtype=torch.float64), rtol=0, atol=1e-5)
-    with pytest.raises(NetworkError, match="init 'msra': choose 'he', 'xavier', 'orthogonal'"):
-        ResNet(8, init="msra")
+    with pytest.raises(NetworkError, match="init 'mrsa': choose 'he', 'xavier', 'orthogonal', 'msra'"):
+        ResNet(8, init="mrsa")
 
 
 def test_no_map_is_overwritten_after_it_was_made():

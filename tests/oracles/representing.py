@@ -25,6 +25,12 @@ def recode(gradient, epsilon, strength, soft):
     return out
 
 
+def active_share(gradients, epsilons):
+    """Of the entries of all tensors, the share that recoding enlarges."""
+    entries = [(g, epsilon) for gradient, epsilon in zip(gradients, epsilons, strict=True) for g in gradient]
+    return sum(1 for g, epsilon in entries if g != 0 and abs(g) >= epsilon) / len(entries)
+
+
 def mean_magnitude(values):
     return sum(abs(v) for v in values) / len(values)
 

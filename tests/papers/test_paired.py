@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from flowstill.papers.paired import Difference, baselines, mean_and_interval, paired_differences, write_paired
+from flowstill.papers.plan import plan_table
 from flowstill.recipes.load import load_recipe
 from flowstill.recipes.recipe import Net, Weights
 from flowstill.runs import JobSummary, Summary
@@ -27,8 +28,45 @@ def test_a_taught_network_is_held_against_the_same_network_alone():
     assert baselines(RECIPE, "fsp", ("teacher", "student_scratch", "fsp")) == ("student_scratch",)
     for untaught in ("teacher", "student_scratch"):
         assert baselines(RECIPE, untaught, tuple(RECIPE.jobs)) == ()
-    wide = load_recipe("kr-table1")
-    assert baselines(wide, "kr", tuple(wide.jobs)) == ("narrow_scratch",)
+
+
+CONTROLS = {
+    "fitnet": "student_scratch",
+    "fsp": "student_scratch",
+    "nst": "student_scratch",
+    "kdgan": "student_scratch",
+    "kr": "narrow_scratch",
+    "kr_dense": "narrow_scratch",
+    "kr_kdgan": "narrow_scratch",
+    "kr_two_thirds": "two_thirds_scratch",
+    "kr_two_modules": "narrow_two_modules_scratch",
+}
+
+
+@pytest.mark.parametrize("table", ["kr-table1", "kr-table2", "kr-table4"])
+def test_each_row_of_knowledge_representing_has_a_control_with_its_network_rates_and_decay(table):
+    recipe, printed = load_recipe(table), plan_table(table).rows
+    for row, control in CONTROLS.items():
+        if row not in recipe.jobs:
+            continue
+        assert baselines(recipe, row, tuple(recipe.jobs)) == (control,)
+        if row in printed:
+            assert control in printed  # so that they are compared unless somebody asks for other rows
+        if not row.startswith("kr"):
+            continue
+        assert recipe.jobs[control].network == recipe.jobs[row].network
+        (stage,), (alone,) = recipe.jobs[row].stages, recipe.jobs[control].stages
+        mine, its = stage.players["aggregate"], alone.players["student"]
+        assert (stage.steps, mine.lr, mine.optimizer) == (alone.steps, its.lr, its.optimizer)
+    wide = recipe.jobs["student_scratch_kr"]
+    assert wide.stages == recipe.jobs["narrow_scratch"].stages
+    assert wide.network == recipe.jobs["student_scratch"].network
+
+
+def test_where_none_has_the_decay_the_others_are_baselines():
+    jobs = {name: job for name, job in load_recipe("cifar10-methods").jobs.items() if name != "alone_kr"}
+    recipe = replace(load_recipe("cifar10-methods"), jobs=jobs)
+    assert baselines(recipe, "kr", tuple(jobs)) == ("alone_task", "alone_total")
 
 
 @pytest.mark.parametrize("change", [{"start": Weights("file")}, {"labels": 50}, {"network": Net("resnet14")}])

@@ -75,7 +75,7 @@ def test_a_dry_run_runs_and_keeps_nothing(tmp_path, monkeypatch, capsys, command
         (["digits", "--seeds", "0"], "--seeds: expected at least 1. Received: 0"),
         (["digits", "--scale", "0"], "--scale: expected a number above 0"),
         (["fsp-table3", "--data-root", "nowhere"], "Data folder 'nowhere' does not exist"),
-        (["digits", "--set", "teacher.network.options.init=msra"], "jobs.teacher.network: init 'msra': choose 'he'"),
+        (["digits", "--set", "teacher.network.options.init=mrsa"], "jobs.teacher.network: init 'mrsa': choose 'he'"),
     ],
 )
 def test_bad_input_makes_nothing(tmp_path, monkeypatch, capsys, arguments, said):

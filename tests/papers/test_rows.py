@@ -109,6 +109,12 @@ def test_the_table_has_means_spreads_and_differences():
     assert rows[1]["mean"] == ""
 
 
+ON_OTHER_SLIDES = {  # than the tables themselves: the teachers
+    "dense-cifar10-min": {"teacher": (91.91,)},
+    "dense-cifar100-min": {"teacher": (64.69,)},
+}
+
+
 def test_printed_tables_are_those_of_the_specification():
     """The package's numbers against the papers' list, if available."""
     listed = Path(__file__).parents[3] / "shared" / "spec" / "targets.yaml"
@@ -121,6 +127,6 @@ def test_printed_tables_are_those_of_the_specification():
     assert set(packaged) == set(tables)
     for name, table in tables.items():
         rows = {row: tuple(value) if isinstance(value, list) else (value,) for row, value in table["rows"].items()}
-        assert packaged[name].rows == rows
+        assert packaged[name].rows == ON_OTHER_SLIDES.get(name, {}) | rows
         assert packaged[name].columns == tuple(map(str, table.get("columns", ["accuracy"])))
         assert all(len(row) == len(packaged[name].columns) for row in rows.values())

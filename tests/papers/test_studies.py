@@ -32,7 +32,16 @@ def test_every_taught_student_has_both_baselines(name):
     recipe = load_recipe(name)
     for job in recipe.jobs:
         if recipe.jobs[job].teacher:
-            assert baselines(recipe, job, tuple(recipe.jobs)) == ("alone_task", "alone_total")
+            expected = ("alone_kr",) if job.startswith("kr") else ("alone_task", "alone_total")
+            assert baselines(recipe, job, tuple(recipe.jobs)) == expected
+
+
+def test_knowledge_representing_has_a_control_with_its_rates_and_decay():
+    jobs = load_recipe("cifar10-methods").jobs
+    (alone,), (taught,) = jobs["alone_kr"].stages, jobs["kr"].stages
+    mine, its = alone.players["student"], taught.players["aggregate"]
+    assert (alone.steps, mine.lr, mine.optimizer) == (taught.steps, its.lr, its.optimizer)
+    assert jobs["alone_kr"].network == jobs["kr"].network
 
 
 def test_the_ablation_is_that_of_the_dense_recipe():

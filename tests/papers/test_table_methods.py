@@ -123,8 +123,9 @@ def test_knowledge_representing_written_out_is_the_method() -> None:
 def test_methods_written_out_for_imagenet_are_the_procedures() -> None:
     jobs = load_recipe(IMAGENET).jobs
     optimizer = Optimizer(weight_decay=1e-5)
-    learning: dict[str, Any] = {"steps": 300_000, "lr": Linear((0.1, 0)), "optimizer": optimizer}
-    represent: dict[str, Any] = {**learning, "match_lr": Linear((0.005, 0)), "aggregation": Aggregation(layers=4)}
+    learning: dict[str, Any] = {"steps": 300_000, "lr": Linear((0.1, 0), stairs=10), "optimizer": optimizer}
+    match = Linear((0.005, 0), stairs=10)
+    represent: dict[str, Any] = {**learning, "match_lr": match, "aggregation": Aggregation(layers=4)}
     assert jobs["kdgan"].stages == adversarial(**learning)
     assert jobs["kr"].stages == alternating(**represent)
     assert jobs["kr_kdgan"].stages == (with_adversaries(*alternating(posterior=KDGAN(), **represent)),)

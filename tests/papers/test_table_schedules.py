@@ -80,6 +80,24 @@ def test_hints_of_the_dense_paper_take_25k_and_drop_at_the_same_share(name: str,
     assert milestones == Milestones(HINT[1]).scaled(steps / HINT[0]).milestones
 
 
+@pytest.mark.parametrize("scale", [1, 0.01])
+def test_imagenets_rate_steps_down_every_six_epochs(scale: float) -> None:
+    """ "poly decreasing in each 6 epoch": 60 epochs, ten rates. 5 000 batches of 256 are an epoch of 1.28 million images."""
+    for name, job in load_recipe("kr-table3", scale=scale).jobs.items():
+        for stage in job.stages:
+            epoch = round(5_000 * scale)
+            assert stage.name == "transfer" or stage.steps == 60 * epoch
+            if stage.name == "transfer":  # the hints have Yim et al.'s own
+                continue
+            for player, first in {"student": 0.005 if name.startswith("kr") else 0.1, "aggregate": 0.1}.items():
+                if player not in stage.players:
+                    continue
+                lr = stage.players[player].lr
+                rates = [lr.at(step, stage.steps) for step in range(0, stage.steps, epoch)]
+                assert rates == pytest.approx([first * (1 - number / 10) for number in range(10) for _ in range(6)])
+                assert lr.at(6 * epoch - 1, stage.steps) == first
+
+
 CROPS, PLAIN = Augment(crop=4), Augment()
 SVD_DATA = Data(
     "cifar100",

@@ -1,5 +1,7 @@
 """Sparse recoding as a player's."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,7 @@ from flowstill.data.batch import Batch
 from flowstill.engine.hardware import make_fabric
 from flowstill.engine.precision import Precision
 from flowstill.recipes.load import load_recipe
-from flowstill.recipes.recipe import Optimizer, Player, Stage, Update
+from flowstill.recipes.recipe import Data, Job, Net, Optimizer, Player, Recipe, Stage, Update
 from flowstill.transfer.knowledge import Setting
 from flowstill.transfer.recoding import Recoding, SparseRecoding
 from support.stage_runners import StudentByHand
@@ -81,6 +83,30 @@ def test_a_player_recodes_what_the_rule_made_and_leaves_untouched_parameters_alo
     moved = runner(student, Recoding(fixed=1e9))
     moved.update(0, batch(), None, 0)
     assert all(torch.equal(a, b) for a, b in zip(start, student.parameters(), strict=True))  # nothing passes
+
+
+def test_the_active_share_is_in_the_metrics_of_players_that_recode(tmp_path):
+    """Of each by its name, as the learning rate is; a threshold of zero lets all pass, one that is huge nothing."""
+    labels, optimizer = Update(task="labels"), Optimizer()
+    players = {
+        "all": Player(optimizer=optimizer, recode=Recoding(fixed=0.0)),
+        "none": Player(optimizer=optimizer, recode=Recoding(fixed=1e9)),
+        "plain": Player(optimizer=optimizer),
+    }
+    both = Stage("both", 4, players, (tuple(replace(labels, player=name) for name in players),))
+    alone = Stage("alone", 3, {"student": Player(recode=Recoding())}, ((labels,),))
+    network = Net("resnet8", {"width": 0.25})
+    recipe = Recipe("r", Data("digits", batch=16), {"student": Job(network, (both, alone))})
+    run = fs.train(recipe, tmp_path / "run", device="cpu", precision="32", progress=False)
+    found = {}
+    for row in run.metrics():
+        if row.metric.startswith("active_share"):
+            found.setdefault((row.stage, row.metric), []).append(row.value)
+    assert {key for key in found if key[0] == "both"} == {("both", "active_share/all"), ("both", "active_share/none")}
+    assert all(share > 0.9 for share in found["both", "active_share/all"])  # but for gradients that are zero
+    assert found["both", "active_share/none"] == [0.0] * 4
+    assert [key for key in found if key[0] == "alone"] == [("alone", "active_share")]
+    assert all(0.05 < share < 0.6 for share in found["alone", "active_share"])
 
 
 def test_recoding_is_written_in_a_recipe(tmp_path):

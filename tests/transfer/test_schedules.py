@@ -85,6 +85,27 @@ def test_linear_falls_from_four_to_one():
     assert schedule.scaled(0.1) == schedule
 
 
+@pytest.mark.parametrize(("stairs", "steps"), [(1, 7), (4, 40), (10, 40), (10, 37), (10, 3)])
+def test_stairs_keep_the_lines_value_at_the_start_of_each_part(stairs, steps):
+    schedule = Linear((4, 1), stairs=stairs)
+    for step in range(steps):
+        part = max(number for number in range(stairs) if number * steps <= step * stairs)
+        assert schedule.at(step, steps) == pytest.approx(4 - 3 * part / stairs)
+    assert schedule.scaled(0.1) == schedule
+
+
+def test_stairs_are_pytorchs_steps_of_a_polynomial_of_power_one():
+    """Stairs of ten updates: the polynomial decay of PyTorch that moves once in ten updates."""
+    by_part = pytorch_values(lambda o: lr_scheduler.PolynomialLR(o, total_iters=4), 0.1, steps=4)
+    assert values(Linear((0.1, 0), stairs=4)) == pytest.approx([rate for rate in by_part for _ in range(10)])
+
+
+@pytest.mark.parametrize("stairs", [0, -1, 2.5])
+def test_stairs_are_counted(stairs):
+    with pytest.raises(RecipeError, match=r"Linear\.stairs"):
+        Linear((4, 1), stairs=stairs)
+
+
 def test_cosine_is_pytorchs_annealing():
     expected = pytorch_values(lambda o: lr_scheduler.CosineAnnealingLR(o, STEPS), 0.4)
     assert values(Cosine(0.4)) == pytest.approx(expected)
@@ -117,7 +138,8 @@ def test_warm_up_is_a_share_below_one(warmup):
 
 
 @pytest.mark.parametrize(
-    "schedule", [Constant(0.7), Milestones({0: 0.7, 40: 0.07}), Linear((0.7, 0.3)), Cosine(0.7, 0.2)]
+    "schedule",
+    [Constant(0.7), Milestones({0: 0.7, 40: 0.07}), Linear((0.7, 0.3)), Linear((0.7, 0.3), 4), Cosine(0.7, 0.2)],
 )
 def test_multiplied_schedules_keep_their_course(schedule):
     small = multiplied(schedule, 0.01)

@@ -40,7 +40,7 @@ class Record:
         self.channels_last = channels_last
 
     def losses(self, step: Step, speed: float | None = None) -> None:
-        """Log the mean losses since the last call.
+        """Log the mean losses since the last call, and of gradients that are recoded the mean share that passed.
 
         Args:
             speed: in images per second.
@@ -50,11 +50,13 @@ class Record:
             if not (step.means[name].counts or skipped):
                 continue
             means = step.means[name].take()
-            rates = {
-                f"lr/{player}" if len(stage.players) > 1 else "lr": spec.lr.at(step.number - 1, stage.steps)
-                for player, spec in stage.players.items()
-            }
-            rows = {**{f"train/{term}": value for term, value in means.items()}, **rates}
+            rows = {f"train/{term}": value for term, value in means.items()}
+            for player, active in student.players.items():
+                end = f"/{player}" if len(stage.players) > 1 else ""
+                rows[f"lr{end}"] = active.lr.at(step.number - 1, stage.steps)
+                share = active.recoder.active_share() if active.recoder else None
+                if share is not None:
+                    rows[f"active_share{end}"] = share
             if skipped:
                 rows["train/skipped"] = skipped
             if speed is not None:

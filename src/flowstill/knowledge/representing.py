@@ -6,6 +6,7 @@ Liu et al. (2019), Algorithm 1; ``flowstill.knowledge.aggregation`` says what W~
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from flowstill.knowledge.kdgan import KDGAN, with_adversaries
 from flowstill.transfer.knowledge import Knowledge
@@ -34,12 +35,14 @@ def alternating(
     matching: TermsLike = "aggregated",
     recode: Recoding | None = Recoding(),  # noqa: B008 (frozen)
     optimizer: Optimizer = Optimizer(weight_decay=1e-5),  # noqa: B008 (frozen)
+    decay_twice: bool = False,
 ) -> tuple[Stage]:
     """Knowledge representing (Liu et al. 2019, Algorithm 1): on every batch one step of Eq. 9, then one of Eq. 10.
 
     Step A trains the student and W~ together on the prediction loss plus gamma times the aggregation loss. Step B makes
     the student follow the features of W~, from a fresh forward pass and with recoded gradients. It changes neither W~
-    nor the student's BatchNorm statistics, which belong to step A. Each step has its own optimiser.
+    nor the student's BatchNorm statistics, which belong to step A. Each step has its own optimiser; step A's decays the
+    student's weights, so that a batch decays them once, as it does those of a student trained alone.
 
     The paper's sentence that Eq. 2 is solved by "alternatively minimizing" both losses puts the prediction loss into
     step A, since Eq. 9's other term does not reach the student. gamma and the number of steps have no printed values;
@@ -56,7 +59,8 @@ def alternating(
         gamma: its weight.
         matching: the terms of step B.
         recode: sparse recoding of step B's gradients; None for none, the paper's "KR-Dense".
-        optimizer: of both steps.
+        optimizer: of both steps, but for the decay in step B.
+        decay_twice: whether step B decays the student's weights too.
 
     >>> (stage,) = alternating(steps=64, lr=0.1, match_lr=0.01)
     >>> [[term.knowledge.name for term in update.terms] for update in stage.updates]
@@ -66,7 +70,8 @@ def alternating(
         Constant(value) if isinstance(value, (int, float)) else value for value in (lr, match_lr, gamma)
     )
     representing = Player(modules=("student", "adapters", "aggregate"), optimizer=optimizer, lr=lr)
-    matched = Player(modules=("student", "adapters"), optimizer=optimizer, lr=match_lr, recode=recode)
+    matching_optimizer = optimizer if decay_twice else replace(optimizer, weight_decay=0.0, l1=0.0)
+    matched = Player(modules=("student", "adapters"), optimizer=matching_optimizer, lr=match_lr, recode=recode)
     term = Term(aggregation, gamma)
     step_a = Update("aggregate", task, (*_row(posterior), term))
     step_b = Update("student", transfer=matching, update_batchnorm=False)

@@ -54,7 +54,8 @@ def create(
         in_channels: channels of the images.
         weights: a file to start from, or ``FILE#KEY``; see ``load_weights``. Otherwise the weights are drawn from
             PyTorch's generator.
-        options: keyword arguments of the constructor, such as ``width=2``; ``pretrained=True`` for timm and torchvision.
+        options: keyword arguments of the constructor, such as ``width=2``. Networks of timm and torchvision also take
+            ``pretrained=True``, and ``init="msra"`` for the fresh weights of He et al. (2015).
 
     Returns:
         The network, in training mode.

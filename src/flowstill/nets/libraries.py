@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from flowstill.errors import NetworkError, did_you_mean
+from flowstill.nets.layers import initialise_he
 from flowstill.nets.registry import no_option
 
 PREFIXES = ("timm", "torchvision")
@@ -47,16 +48,21 @@ def make(
 ) -> nn.Module:
     """Build ``prefix:name``, with fresh weights unless ``options`` hold ``pretrained: true`` and ``fetch`` allows it.
 
-    Pretrained weights are fetched by the library itself; a head for another number of classes is fresh, with a notice.
+    Fresh weights are the library's, or with ``init: msra`` those of ``initialise_he``. Pretrained weights are fetched by
+    the library itself; a head for another number of classes is fresh, with a notice.
 
     Raises:
         NetworkError: unknown name or option, or the library cannot build it or fetch its weights.
     """
     whole = f"{prefix}:{name}"
     options = dict(options)
-    pretrained = options.pop("pretrained", False)
+    pretrained, init = options.pop("pretrained", False), options.pop("init", None)
     if not isinstance(pretrained, bool):
         raise NetworkError(f"{whole}: expected true or false for 'pretrained'. Received: {pretrained!r}.")
+    if init not in (None, "msra"):
+        raise NetworkError(f"{whole}: init {init!r}: choose 'msra', or leave it out for the library's own.")
+    if init and pretrained:
+        raise NetworkError(f"{whole}: init 'msra' would draw the pretrained weights anew. Drop 'init' or 'pretrained'.")
     for option in _READS_FILES & set(options):
         raise NetworkError(f"{whole}: {option!r} could run code from a file. Set 'weights: FILE' instead.")
     known = _tagged() if prefix == "timm" and "." in name else names(prefix)
@@ -66,7 +72,7 @@ def make(
     build = _timm if prefix == "timm" else _torchvision
     pretrained = pretrained and fetch
     try:
-        return build(name, num_classes, in_channels, pretrained, options)
+        network = build(name, num_classes, in_channels, pretrained, options)
     except NetworkError:
         raise
     except Exception as error:
@@ -74,6 +80,9 @@ def make(
         if isinstance(error, TypeError) and unknown:
             raise no_option(whole, unknown[0], _options(prefix, name)) from None
         raise NetworkError(f"{whole} {_problem(error, pretrained, options)}") from error
+    if init:
+        initialise_he(network)
+    return network
 
 
 def _problem(error: Exception, pretrained: bool, options: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flowstill.errors import NetworkError
+from flowstill.nets.layers import initialise_he
 from flowstill.nets.registry import Network, add_network
 
 LARGEST_DEPTH = 1202  # the deepest that the paper trains
@@ -89,7 +90,8 @@ class ResNet(nn.Module):
             convolution with BatchNorm.
         init: of the convolutions. ``he`` is N(0, 2 / fan_out) with fan_out = 9 out_channels (as in Facebook's ResNet
             code), ``xavier`` Glorot's uniform distribution, ``orthogonal`` orthogonal rows. BatchNorm starts as 1 and 0,
-            the linear layer as in PyTorch with a bias of 0.
+            the linear layer as in PyTorch with a bias of 0. ``msra`` is He et al. (ICCV 2015, Eq. 10), as the paper on
+            FSP has it: N(0, 2 / fan_in) in convolutions and in the linear layer.
 
     Raises:
         NetworkError: an argument is invalid; the text names it.
@@ -108,12 +110,12 @@ class ResNet(nn.Module):
         *,
         width: float | Sequence[int] = 1,
         shortcut: Literal["A", "B"] = "A",
-        init: Literal["he", "xavier", "orthogonal"] = "he",
+        init: Literal["he", "xavier", "orthogonal", "msra"] = "he",
     ) -> None:
         super().__init__()
         _check_depth(depth)
-        if init not in _INITS:
-            raise NetworkError(f"init {init!r}: choose {', '.join(map(repr, _INITS))}.")
+        if init not in (*_INITS, "msra"):
+            raise NetworkError(f"init {init!r}: choose {', '.join(map(repr, (*_INITS, 'msra')))}.")
         if shortcut not in ("A", "B"):
             raise NetworkError(f"shortcut {shortcut!r}: choose 'A' (zero padding) or 'B' (1x1 convolution).")
         widths = _widths(width)
@@ -141,6 +143,9 @@ class ResNet(nn.Module):
         return logits
 
     def _initialise(self, init: str) -> None:
+        if init == "msra":
+            initialise_he(self)
+            return
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 _INITS[init](module.weight)

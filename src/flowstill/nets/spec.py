@@ -16,7 +16,7 @@ class Net:
 
     Attributes:
         name: of the network. ``object:CLASS`` stands for one that was given as a Python object and has no name.
-        options: keyword arguments of the constructor, such as ``width: 2`` or ``pretrained: true``.
+        options: keyword arguments of the constructor, such as ``width: 2``, ``pretrained: true`` or ``init: msra``.
         preprocessing: how images become its input. What is None, or left out, comes from the file of its weights, from
             timm or torchvision, or else from the run's data.
     """

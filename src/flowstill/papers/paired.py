@@ -68,7 +68,7 @@ def baselines(recipe: Recipe, row: str, rows: Sequence[str]) -> tuple[str, ...]:
     """Find the rows that a taught row is compared with.
 
     A baseline has the same networks, as many of them, with as many labels. No teacher taught them, they start from
-    initial weights, and they teach no other job.
+    initial weights, and they teach no other job. Where some have the row's weight decay, the others are no baselines.
 
     Args:
         recipe: the recipe.
@@ -89,7 +89,15 @@ def baselines(recipe: Recipe, row: str, rows: Sequence[str]) -> tuple[str, ...]:
         both = [[(recipe.jobs[name].network, recipe.jobs[name].labels) for name in names] for names in (others, jobs)]
         return both[0] == both[1]
 
-    return tuple(other for other in rows if comparable(jobs_of(recipe, other)))
+    found = tuple(other for other in rows if comparable(jobs_of(recipe, other)))
+    alike = tuple(other for other in found if _decays(recipe, jobs_of(recipe, other)) == _decays(recipe, jobs))
+    return alike or found
+
+
+def _decays(recipe: Recipe, jobs: Sequence[str]) -> set[float]:
+    """The factors by which the weights of the jobs' networks decay, wherever they do."""
+    players = [player for name in jobs for stage in recipe.jobs[name].stages for player in stage.players.values()]
+    return {player.optimizer.weight_decay for player in players if "student" in player.modules} - {0.0}
 
 
 def _taught(recipe: Recipe, name: str) -> bool:

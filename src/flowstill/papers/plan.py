@@ -129,7 +129,7 @@ def plan_table(
         table: name of a packaged recipe, or the path of a YAML file.
         scale: factor on all schedules.
         seeds: how many times each row is trained.
-        rows: the rows to train; by default all that the paper prints.
+        rows: the rows to train; by default all that the paper prints, and the controls of those.
         data_root: folder of the data sets.
         data: name of a data set to use in place of the paper's.
         set: changes to the recipe, as ``KEY=VALUE``.
@@ -141,7 +141,7 @@ def plan_table(
         raise RecipeError(f"--seeds: expected at least 1. Received: {seeds}.")
     whole = load_recipe(table, scale=scale, data_root=data_root, set=[*set, *([f"data.name={data}"] if data else [])])
     printed = printed_tables().get(whole.name)
-    chosen = tuple(rows) or tuple(printed.rows if printed else rows_of(whole))
+    chosen = tuple(rows) or ((*printed.rows, *printed.controls) if printed else rows_of(whole))
     original = load_recipe(table).data.name
     stand_in = whole.data.name if whole.data.name != original else ""
     first = whole.seed

@@ -34,12 +34,14 @@ class Printed:
         columns: their names.
         rows: row -> a number for each column, in percent unless the column says otherwise.
         cost: what the same table says about the cost of an update.
+        controls: rows that the paper does not print, for printed ones to be compared with.
     """
 
     title: str
     columns: tuple[str, ...]
     rows: dict[str, tuple[float, ...]]
     cost: PrintedCost | None = None
+    controls: tuple[str, ...] = ()
 
 
 def printed_tables() -> dict[str, Printed]:
@@ -58,5 +60,5 @@ def printed_tables() -> dict[str, Printed]:
         if "cost" in table:
             printed = {row: tuple(pair) for row, pair in table["cost"]["rows"].items()}
             cost = PrintedCost(**{**table["cost"], "rows": printed})
-        tables[name] = Printed(table["title"], columns, rows, cost)
+        tables[name] = Printed(table["title"], columns, rows, cost, tuple(table.get("controls", ())))
     return tables

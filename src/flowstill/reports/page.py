@@ -10,7 +10,7 @@ from flowstill.files import atomic_write
 from flowstill.reports import text
 from flowstill.reports.charts import ACCURACY, accuracy_chart, colours, loss_charts
 from flowstill.reports.columns import shown_columns
-from flowstill.reports.results import compared_with, results, verdict
+from flowstill.reports.results import gain_over, results, verdict
 from flowstill.reports.snippet import IMPORTS, snippet
 from flowstill.runs import Run
 from flowstill.schema.code import import_code, was_run
@@ -78,7 +78,7 @@ def render(run: Run) -> str:
         verdict=verdict(run),
         rows=rows,
         columns=list(columns.values()),
-        gain_over=compared_with(run) if "gain" in columns else None,
+        gain_over=gain_over(rows) if "gain" in columns else None,
         paper=run.recipe["paper"]["title"] if "paper" in columns else None,
         colours=palette,
         measured=measured,

@@ -7,19 +7,19 @@ from rich.console import Console
 from rich.table import Table
 
 from flowstill.reports.columns import WIDTHS, Width, shown_columns
-from flowstill.reports.results import Result, compared_with, results
+from flowstill.reports.results import Result, gain_over, results
 from flowstill.runs import Run
 
 
 def results_tables(run: Run) -> list[Table]:
     """The jobs beside the paper and the baseline: the whole table, then narrower ones for narrower terminals."""
     rows = results(run)
-    return [_table(rows, width, compared_with(run)) for width in reversed(WIDTHS)]
+    return [_table(rows, width) for width in reversed(WIDTHS)]
 
 
-def _table(rows: list[Result], width: Width, base: str | None) -> Table:
+def _table(rows: list[Result], width: Width) -> Table:
     columns = shown_columns(rows, width)
-    caption = f"gain: percentage points over {base}" if base and "gain" in columns else None
+    caption = f"gain: percentage points over {gain_over(rows)}" if "gain" in columns else None
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
     for name, column in columns.items():
         table.add_column(column.heading, justify=column.align, no_wrap=name != "about")

@@ -78,16 +78,21 @@ class Milestones:
 
 @specification
 class Linear:
-    """A straight line over the stage: ``{linear: [4, 1]}``.
+    """A straight line over the stage, ``{linear: [4, 1]}``, or stairs along it, ``{linear: [4, 1], stairs: 10}``.
 
     Attributes:
         linear: the values at the stage's first and last step.
+        stairs: the number of equal parts of the stage that each keep the line's value at their start; None for the
+            line itself. The last value lies at the stage's end, so no step has it.
 
     >>> Linear((4, 1)).at(50, 101)
     2.5
+    >>> [Linear((4, 1), stairs=3).at(step, 6) for step in range(6)]
+    [4.0, 4.0, 3.0, 3.0, 2.0, 2.0]
     """
 
     linear: tuple[float, float]
+    stairs: Annotated[int, Field(ge=1)] | None = None
 
     @property
     def smallest(self) -> float:
@@ -95,8 +100,10 @@ class Linear:
         return min(self.linear)
 
     def at(self, step: int, steps: int) -> float:
-        """The line's value; its ends lie at the first and the last step."""
+        """The line's value; its ends lie at the first and the last step. With ``stairs``, the value of the step's part."""
         first, last = self.linear
+        if self.stairs:
+            return first + (last - first) * (step * self.stairs // steps) / self.stairs
         return first + (last - first) * (step / max(1, steps - 1))
 
     def scaled(self, factor: float) -> Linear:
@@ -166,6 +173,6 @@ def multiplied(schedule: Schedule, factor: float) -> Schedule:
         case Milestones(milestones):
             return Milestones({step: times(value) for step, value in milestones.items()})
         case Linear((first, last)):
-            return Linear((times(first), times(last)))
+            return replace(schedule, linear=(times(first), times(last)))
         case Cosine():
             return replace(schedule, cosine=times(schedule.cosine))
