@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning_fabric import Fabric
 
 from flowstill.engine.precision import Precision
@@ -25,6 +26,7 @@ def run_facts(precision: Precision, device: str, devices: int, data: ImageData) 
         "precision": {"dtype": precision.dtype, "layout": precision.layout},
         "device": device,
         "devices": devices,
+        "threads": torch.get_num_threads(),
         "data": {
             "channels": data.shape[0],
             "size": list(data.shape[1:]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from flowstill.engine.stage import StageRun
 from flowstill.nets import build, load_weights
 from flowstill.recipes.recipe import AfterStage, Job, Weights
 from flowstill.runs import JobSummary, Scores, Summary
+from flowstill.runs.folder import check_network
 
 
 class Session:
@@ -32,9 +34,12 @@ class Session:
         state = self.writer.load_state()
         if state is not None:
             self.summary = Summary.from_json(state["summary"])
-        grown = state is None and bool(self.summary.jobs)  # it was finished, and has got more jobs since
-        if context.writes and not grown:
+        grown = state is None and bool(self.summary.jobs)  # it has got more jobs since, or has lost its state
+        if context.writes and grown:
+            self.writer.metrics.keep_jobs(self.summary.jobs)
+        elif context.writes:
             self.writer.metrics.truncate(state["metrics"] if state else 0)
+            self.writer.write_summary(self.summary)
         begun = tuple(state["group"]) if state else ()
         with context.interruption:
             if grown:
@@ -96,7 +101,8 @@ class Session:
         elif isinstance(job.start, Weights):
             load_weights(network, job.start.weights)
         elif isinstance(job.start, AfterStage):
-            load_weights(network, stage_file(self.writer.path, self.recipe, job.start.job, job.start.stage))
+            file = stage_file(self.writer.path, self.recipe, job.start.job, job.start.stage)
+            load_weights(network, self._as_saved(file))
         return placed(network, self.context.fabric, self.context.work.precision)
 
     def network(self, name: str) -> nn.Module:
@@ -104,9 +110,17 @@ class Session:
         if name not in self.networks:
             with torch.random.fork_rng(devices=[]):  # the fresh weights, soon replaced, are drawn from it
                 network = self._built(name)
-            load_weights(network, self.writer.path / f"{name}.safetensors")
+            load_weights(network, self._as_saved(self.writer.path / f"{name}.safetensors"))
             self.networks[name] = placed(network, self.context.fabric, self.context.work.precision)
         return self.networks[name].requires_grad_(False).eval()
+
+    def _as_saved(self, file: Path) -> Path:
+        """The file of a network that this run saved, once it is known to be as it was."""
+        done = self.summary.jobs.get(file.stem)
+        sha256 = done.sha256 if done else self.summary.kept.get(file.stem)
+        if sha256:
+            check_network(file, sha256)
+        return file
 
     def _built(self, name: str) -> nn.Module:
         """A job's network, fresh; a copy of one that is given as an object."""
@@ -120,7 +134,9 @@ class Session:
         stages = () if job.weights else job.stages
         steps, plan = sum(stage.steps for stage in stages), self.context.plans[name]
         last, reached = (stages[-1].name, stages[-1].steps) if stages else ("", 0)
-        scores = self.context.record.score(name, last, reached, network) if plan.measured else {}
+        scores: dict[str, Any] = {}
+        if plan.measured:
+            scores |= self.context.record.score(name, last, reached, network)
         paper = self.recipe.paper.accuracy.get(name) if self.recipe.paper else None
         self.summary.jobs[name] = JobSummary(
             **scores,
@@ -137,7 +153,7 @@ class Session:
         self.networks[name] = network
         if self.context.writes:
             self.writer.metrics.end_job(name)
-            self.writer.save_network(name, network.state_dict())
+            self.summary.jobs[name].sha256 = self.writer.save_network(name, network.state_dict())
         result = f"{scores['accuracy']:.2f} %" if scores else "not measured, as it has other classes than the data,"
         self.context.progress.say(f"{name}: {result} after {steps} updates, {seconds:.0f} s")
         self.context.fabric.barrier()
@@ -146,7 +162,8 @@ class Session:
         """Other jobs may start from what this network is now; after its last stage it is kept anyway."""
         wanted = [AfterStage(name, stage) == job.start for job in self.recipe.jobs.values()]
         if self.context.writes and any(wanted) and stage != self.recipe.jobs[name].stages[-1].name:
-            self.writer.save_network(stage_file(self.writer.path, self.recipe, name, stage).stem, network.state_dict())
+            kept = stage_file(self.writer.path, self.recipe, name, stage).stem
+            self.summary.kept[kept] = self.writer.save_network(kept, network.state_dict())
         self.context.fabric.barrier()
 
     def _save(self, group: tuple[str, ...], stage: StageRun | None = None, seconds: float = 0.0) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,13 @@ import yaml
 from torch import nn
 
 from flowstill.data import open_data
+from flowstill.engine.conditions import (
+    check_given_networks,
+    files_of,
+    kept_device,
+    kept_precision,
+    warn_of_changes,
+)
 from flowstill.engine.context import OnStep, Work
 from flowstill.engine.evaluation import evaluate_networks
 from flowstill.engine.facts import run_facts
@@ -21,18 +29,19 @@ from flowstill.engine.process import run_work
 from flowstill.engine.resuming import has_all, past_run
 from flowstill.engine.stored import refuse_if_full
 from flowstill.errors import RecipeError, RunError
-from flowstill.files import alone_in
 from flowstill.nets import build
 from flowstill.recipes.check import JobPlan, check
 from flowstill.recipes.load import dump_recipe, load_recipe
 from flowstill.recipes.recipe import Recipe
 from flowstill.reports import write_report
 from flowstill.runs import Run, RunWriter
-from flowstill.runs.folder import RECIPE
+from flowstill.runs.recipe_file import RECIPE
 from flowstill.schema.code import import_used
 
 if TYPE_CHECKING:
     from flowstill.data import ImageData
+
+_log = logging.getLogger("flowstill")
 
 
 def train(
@@ -79,7 +88,7 @@ def train(
         raise RecipeError(f"--precision {precision!r}: choose 'auto', '32' or 'bf16'.")
     RunWriter.refuse(out, resume=resume)
     recipe = _loaded(recipe, options)
-    device = choose_device(device, devices)
+    asked, device = device, choose_device(device, devices)
     if recipe.data.batch < devices:
         raise RecipeError(
             f"data.batch is {recipe.data.batch}, too few images for {devices} processes. Use --devices 1."
@@ -93,20 +102,21 @@ def train(
     plans = check(recipe, data.shape, len(data.classes), networks, data.rows)
     left = [plan for name, plan in plans.items() if not (past and name in past.summary.jobs)]
     refuse_if_full((file for plan in left for files in plan.stored.values() for file in files), Path(out))
-    facts = past.recipe["run"] if past else None
-    if facts:
-        _refuse_other_conditions(facts, recipe, data, precision, out)
-        chosen = Precision(**facts["precision"])
+    check_given_networks(recipe)
+    facts = past.fact(dict) if past else None
+    if past:
+        device = kept_device(past, asked, device, devices)
+        chosen = kept_precision(past)
+        _refuse_other_conditions(past, chosen, recipe, data, precision)
     else:
         chosen = _choose_precision(precision, recipe, data, plans, device, networks)
-    writer = RunWriter.create(out, resume=resume)
-    with alone_in(writer.path) as alone:
-        if not alone:
-            raise RunError(f"Another process is training in {str(out)!r}. Wait for it, or give another --out.")
+    with RunWriter.create(out, resume=resume).alone() as writer:
         writer.clear_leftovers()
         if past:
             past_run(recipe, writer.path, networks)  # once more, now that nobody else can change it
-        noted = {"run": facts or run_facts(chosen, device, devices, data)}
+            warn_of_changes(past, recipe, device)
+            writer.leave_damaged_state()
+        noted = {"run": (facts or run_facts(chosen, device, devices, data)) | {"files": files_of(recipe)}}
         writer.write_recipe(dump_recipe(recipe) + yaml.safe_dump(noted, sort_keys=False))
         run_work(Work(recipe, plans, chosen, networks, on_step), writer.path, device, devices, progress, data)
     run = Run.open(out)
@@ -133,17 +143,15 @@ def _loaded(recipe: Recipe | str | Path, options: dict[str, Any]) -> Recipe:
     return recipe
 
 
-def _refuse_other_conditions(
-    facts: dict[str, Any], recipe: Recipe, data: ImageData, precision: Asked, out: str | Path
-) -> None:
+def _refuse_other_conditions(past: Run, precision: Precision, recipe: Recipe, data: ImageData, asked: Asked) -> None:
     """Raises: RunError if a run cannot continue with these images or at this precision."""
-    if facts["data"]["fingerprint"] != data.fingerprint:
+    if past.fact(str, "data", "fingerprint") != data.fingerprint:
         raise RunError(
-            f"{str(out)!r} was trained on other images than {recipe.data.name!r} holds now. Give another --out."
+            f"{str(past.path)!r} was trained on other images than {recipe.data.name!r} holds now. Give another --out."
         )
-    if precision not in ("auto", facts["precision"]["dtype"]):
+    if asked not in ("auto", precision.dtype):
         raise RunError(
-            f"{str(out)!r} was started at precision {facts['precision']['dtype']!r}, and keeps it. Leave --precision out."
+            f"{str(past.path)!r} was started at precision {precision.dtype!r}, and keeps it. Leave --precision out."
         )
 
 
@@ -195,10 +203,13 @@ def evaluate(
     recipe = load_recipe(run.path / RECIPE, trust_code=trust_code)
     spec = replace(recipe.data, root=data_root) if data_root else recipe.data
     data = open_data(spec, seed=recipe.seed)
-    precision = Precision(**run.recipe["run"]["precision"])
+    precision = kept_precision(run)
     fabric = make_fabric(choose_device(device), 1, precision)
     last = precision.layout == "channels_last"
     unmeasured = {name for name, row in run.summary.jobs.items() if row.accuracy is None}
+    for name in run.summary.jobs:
+        if not (run.path / f"{name}.safetensors").exists():
+            _log.warning("%r is left out: its network %r is missing.", name, str(run.path / f"{name}.safetensors"))
     trained = [name for name in recipe.jobs if (run.path / f"{name}.safetensors").exists() and name not in unmeasured]
     networks = {name: placed(run.network(name, trust_code=trust_code), fabric, precision) for name in trained}
     if not networks:

@@ -14,6 +14,7 @@ from flowstill.features.pairs import Pairs, pair_sections, pairs_by_hand
 from flowstill.features.taps import Tapped
 from flowstill.features.tracing import example_images, read_once, undisturbed
 from flowstill.nets import Counts, build, count, is_object, load_weights
+from flowstill.recipes.fits import check_fit
 from flowstill.recipes.recipe import Job, Recipe, Stage, Weights
 from flowstill.recipes.storage import StoredFile, stored_files
 from flowstill.transfer.knowledge import Knowledge, Loss, Setting
@@ -66,6 +67,7 @@ def check(
     Raises:
         FlowstillError: a job cannot be run; the message begins with the job's name.
     """
+    check_fit(recipe, shape, classes, images)
     with torch.random.fork_rng(devices=[]):
         kinds: dict[str, str] = {}  # equal networks are built once and shared
         for name, job in recipe.jobs.items():

@@ -26,9 +26,10 @@ def write_report(run: Run | str | Path) -> Path:
         The path of the page.
 
     Raises:
-        RunError: not a run folder.
+        RunError: not a run folder, or a file in it cannot be read or was damaged.
     """
     run = Run.open(run.path if isinstance(run, Run) else run)  # it may have progressed since it was opened
+    run.check_files()
     path = run.path / NAME
     atomic_write(path, render(run).encode())
     return path

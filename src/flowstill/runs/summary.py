@@ -44,7 +44,7 @@ class Scores(_Record):
         top5: in percent; None for 5 classes or fewer.
     """
 
-    optional: ClassVar[frozenset[str]] = frozenset({"accuracy", "loss", "top5", "paper"})
+    optional: ClassVar[frozenset[str]] = frozenset({"accuracy", "loss", "top5", "paper", "sha256"})
 
     accuracy: float | None = None
     loss: float | None = None
@@ -65,6 +65,7 @@ class JobSummary(Scores):
         seconds: training time.
         teacher: name of the job that taught it.
         paper: the accuracy that the paper prints, in percent.
+        sha256: of the network's file, in hexadecimal; None in runs of earlier versions.
     """
 
     network: str = ""
@@ -76,6 +77,7 @@ class JobSummary(Scores):
     seconds: float | None = None
     teacher: str | None = None
     paper: float | None = None
+    sha256: str | None = None
 
 
 @dataclass(eq=False)
@@ -92,6 +94,7 @@ class Summary(_Record):
         versions: package -> version.
         jobs: the finished jobs by name.
         ensembles: scores of the measured ensembles by name.
+        kept: SHA-256 of the networks kept between two stages for other jobs, by the file's name, ``JOB@STAGE``.
         command: the command line; empty if the run was started from Python.
     """
 
@@ -104,6 +107,7 @@ class Summary(_Record):
     versions: dict[str, str] = field(default_factory=dict)
     jobs: dict[str, JobSummary] = field(default_factory=dict)
     ensembles: dict[str, Scores] = field(default_factory=dict)
+    kept: dict[str, str] = field(default_factory=dict)
     command: str = ""
 
     def to_json(self) -> str:

@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
-import warnings
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from flowstill.errors import RunError
-from flowstill.files import LOCK, atomic_write
-from flowstill.runs.folder import RECIPE, SUMMARY, Run, is_run
-from flowstill.runs.metrics import MetricsLog
+from flowstill.files import LOCK, alone_in, atomic_write, digest_of
+from flowstill.runs.folder import SUMMARY, Run, is_run
+from flowstill.runs.metrics import EVENTS, METRICS, MetricsLog
+from flowstill.runs.recipe_file import RECIPE
+from flowstill.runs.state import STATE, check_content, damage, drop_state, load_state, save_state, states_in
 from flowstill.runs.summary import Summary
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-STATE = "state.pt"
+# What a run puts into its folder. Stored knowledge is the engine's, and is made again where it is missing.
+OWN_FILES = (
+    RECIPE,
+    SUMMARY,
+    METRICS,
+    EVENTS,
+    "state*.pt",
+    "*.safetensors",
+    "knowledge",
+    "report.html",
+    ".*.partial",
+    LOCK,
+)
+_log = logging.getLogger("flowstill")
 
 
 @dataclass(frozen=True)
@@ -27,11 +46,13 @@ class Progress:
         done: the finished jobs.
         group: the jobs in progress, which train in lockstep.
         stage: index of the stage that they are in.
+        step: updates of that stage done so far.
     """
 
     done: tuple[str, ...] = ()
     group: tuple[str, ...] = ()
     stage: int = 0
+    step: int = 0
 
     @property
     def begun(self) -> tuple[str, ...]:
@@ -52,6 +73,7 @@ class RunWriter:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.metrics = MetricsLog(path)
+        self._folders: list[Path] = []  # folders made for this run, the innermost first
 
     def __enter__(self) -> Self:
         return self
@@ -68,13 +90,63 @@ class RunWriter:
         """
         path = Path(path)
         cls.refuse(path, resume=resume)
+        writer = cls(path)
         try:
+            writer._folders = [folder for folder in (path, *path.parents) if not folder.exists()]
             path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(
-                f"Cannot write to {str(path)!r}: {error.strerror}. Give another folder with --out."
-            ) from None
-        return cls(path)
+        except (OSError, ValueError) as error:
+            writer._remove_folders()
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise RunError(f"Cannot write to {str(path)!r}: {reason}. Give another folder with --out.") from None
+        return writer
+
+    @contextmanager
+    def alone(self) -> Iterator[Self]:
+        """Lock the folder. If the block fails before anything was trained, a new run leaves nothing behind.
+
+        Folders that were there, and a run that was continued, stay.
+
+        Raises:
+            RunError: another process trains in the folder.
+        """
+        try:
+            with alone_in(self.path) as alone:
+                if not alone:
+                    raise RunError(
+                        f"Another process is training in {str(self.path)!r}. Wait for it, or give another --out."
+                    )
+                new = not is_run(self.path)
+                try:
+                    yield self
+                except BaseException:
+                    if new and not self._trained():
+                        self._clear()
+                    raise
+        except BaseException:
+            self._remove_folders()
+            raise
+
+    def _clear(self) -> None:
+        """Remove what a run puts into its folder."""
+        for path in (path for name in OWN_FILES for path in self.path.glob(name)):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                with suppress(OSError):
+                    path.unlink()
+
+    def _trained(self) -> bool:
+        """Whether an update was made, or may have been."""
+        try:
+            return bool(self.progress().group) or any(row.step for row in Run(self.path).metrics())
+        except RunError:
+            return is_run(self.path)
+
+    def _remove_folders(self) -> None:
+        """Remove the folders that were made for this run, as far as they are empty."""
+        with suppress(OSError):
+            for folder in self._folders:
+                folder.rmdir()
 
     @staticmethod
     def refuse(path: str | Path, *, resume: bool = False) -> None:
@@ -109,20 +181,24 @@ class RunWriter:
         """Write what is known so far, as JSON."""
         atomic_write(self.path / SUMMARY, summary.to_json().encode())
 
-    def save_network(self, job: str, state: dict[str, Tensor]) -> None:
-        """Write ``<job>.safetensors``: the same bytes for the same tensors, without time stamps."""
+    def save_network(self, job: str, state: dict[str, Tensor]) -> str:
+        """Write ``<job>.safetensors``: the same bytes for the same tensors, without time stamps.
+
+        Returns:
+            SHA-256 of the file, in hexadecimal.
+        """
         from flowstill.nets import save_weights
 
-        save_weights(state, self.path / f"{job}.safetensors")
+        path = self.path / f"{job}.safetensors"
+        save_weights(state, path)
+        return digest_of(path)
 
     def save_state(self, state: dict[str, Any]) -> None:
         """Write the state to resume from: tensors, numbers, strings and containers of them, nothing else."""
-        import torch
-
-        atomic_write(self.path / STATE, lambda partial: torch.save(state, partial))
+        save_state(self.path, state)
 
     def load_state(self, *, lazy: bool = False) -> dict[str, Any] | None:
-        """Read the last saved state, on the CPU.
+        """Read the last saved state that is whole, on the CPU.
 
         Args:
             lazy: leave its tensors on the disk until they are used.
@@ -131,29 +207,21 @@ class RunWriter:
             The state; None if there is none.
 
         Raises:
-            RunError: the file is damaged, or holds something that would run code.
+            RunError: the states are damaged, or hold something that would run code.
         """
-        import torch
+        return load_state(self.path, lazy=lazy)
 
-        path = self.path / STATE
-        if not path.exists():
-            return None
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch warns of odd pickles before it refuses them
-                state = torch.load(path, map_location="cpu", weights_only=True, mmap=lazy)
-        except Exception as error:  # a broken file can raise anything; none of it runs code
-            reason = str(error).strip().split("\n")[0][:200]
-            raise RunError(
-                f"Cannot resume from {str(path)!r}: it is damaged, or holds more than plain tensors ({reason}). "
-                "Delete the folder and start over."
-            ) from None
-        if not isinstance(state, dict):
-            raise RunError(
-                f"Cannot resume from {str(path)!r}: expected a dict. Received: {type(state).__name__}. "
-                "Delete the folder and start over."
+    def leave_damaged_state(self) -> None:
+        """Put the state before the last one in the place of a damaged one, with a warning."""
+        states = states_in(self.path)
+        if len(states) == 2 and (reason := damage(states[0])) and not damage(states[1]):
+            _log.warning(
+                "%r is damaged, %s. The run continues from the state saved before it: a few updates are made again, "
+                "with the same result.",
+                str(states[0]),
+                reason,
             )
-        return state
+            os.replace(states[1], states[0])
 
     def progress(self) -> Progress:
         """How far the run is.
@@ -162,15 +230,16 @@ class RunWriter:
             RunError: the state or the summary cannot be read.
         """
         state = self.load_state(lazy=True)
-        if state is not None:
-            summary = Summary.from_json(state["summary"], f"summary in {STATE}")
-            return Progress(tuple(summary.jobs), tuple(state["group"]), state["stage"])
-        summary = Run.open(self.path).summary
-        return Progress(tuple(summary.jobs) if summary.finished else ())
+        if state is None:
+            return Progress(tuple(Run.open(self.path).summary.jobs))
+        check_content(state, self.path)
+        summary = Summary.from_json(state["summary"], f"summary in {STATE}")
+        step = state["loop"]["step"] if state["group"] else 0
+        return Progress(tuple(summary.jobs), tuple(state["group"]), state["stage"], step)
 
     def drop_state(self) -> None:
         """Remove the state of a finished run."""
-        (self.path / STATE).unlink(missing_ok=True)
+        drop_state(self.path)
 
     def close(self) -> None:
         """Close the metrics."""
