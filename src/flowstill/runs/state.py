@@ -142,6 +142,9 @@ def _read(path: Path, lazy: bool) -> dict[str, Any]:
 
     try:
         _check_sum(path)
+    except OSError as error:
+        raise ValueError(f"and cannot be read ({error.strerror})") from None
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of odd pickles before it refuses them
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=lazy)
