@@ -31,9 +31,10 @@ def whole(tmp_path_factory):
 def interrupted(tmp_path_factory):
     """The teacher is done, the student in its second stage; the state was saved after every step."""
     path = tmp_path_factory.mktemp("runs") / "interrupted"
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(context, "SAVE_EVERY", 0.0)
-        fs.train(given(), path, on_step=stop_at(("student", "task", 3)), **PLAIN)
+        with pytest.raises(KeyboardInterrupt):
+            fs.train(given(), path, on_step=stop_at(("student", "task", 3)), **PLAIN)
     return path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -226,7 +227,7 @@ def refuse_if_full(files: Iterable[StoredFile], run: Path) -> None:
     """
     needed = most_bytes(files)
     there = sum(getattr(file.stat(), "st_blocks", 0) * 512 for file in (run / FOLDER).glob("*"))
-    folder = next(path for path in (run.absolute(), *run.absolute().parents) if path.exists())
+    folder = next(path for path in (run.absolute(), *run.absolute().parents) if os.path.exists(path))
     free = shutil.disk_usage(folder).free
     if needed > there + free:
         raise RunError(

@@ -47,7 +47,7 @@ def render(run: Run) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    metrics = run.metrics()
+    metrics = [row for row in run.metrics() if row.job in run.jobs]  # a job may have left the recipe since
     losses = [{**chart, "svg": Markup(chart["svg"])} for chart in loss_charts(run, metrics)]
     palette = colours(run.jobs)
     rows = results(run)

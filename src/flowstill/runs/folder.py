@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -245,7 +246,7 @@ def folder_of(name: str) -> Path:
 
 def is_run(path: str | Path) -> bool:
     """Whether ``path`` is a run folder."""
-    return (Path(path) / RECIPE).is_file()
+    return os.path.isfile(Path(path) / RECIPE)  # pathlib raises if a name is too long
 
 
 def _nearest_run(path: Path) -> str:

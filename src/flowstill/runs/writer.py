@@ -144,8 +144,8 @@ class RunWriter:
 
     def _remove_folders(self) -> None:
         """Remove the folders that were made for this run, as far as they are empty."""
-        with suppress(OSError):
-            for folder in self._folders:
+        for folder in self._folders:
+            with suppress(OSError):
                 folder.rmdir()
 
     @staticmethod
@@ -156,16 +156,27 @@ class RunWriter:
             RunError: the folder holds a run (without ``resume``) or anything else.
         """
         path = Path(path)
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            raise RunError(
+                f"The name {str(path)!r} is not UTF-8, which TensorBoard's files need. Give another --out."
+            ) from None
         if is_run(path):
             if not resume:
                 raise RunError(f"{str(path)!r} holds a run already. Continue it with --resume, or give another --out.")
-        elif path.is_dir():
+        elif os.path.isdir(path):
             others = [p.name for p in path.iterdir() if p.name != LOCK and not p.name.endswith(".partial")]
+            if lost := [name for name in (SUMMARY, METRICS, STATE) if name in others]:
+                raise RunError(
+                    f"{str(path / RECIPE)!r} is missing, but its folder holds a run's {lost[0]!r}. Restore it from a copy, "
+                    "or give another --out."
+                )
             if others:
                 raise RunError(
                     f"{str(path)!r} is neither a run folder nor empty: it holds {min(others)!r}. Give another --out."
                 )
-        elif path.exists():
+        elif os.path.exists(path):
             raise RunError(f"{str(path)!r} is a file; a run needs a folder. Give another --out.")
 
     def clear_leftovers(self) -> None:
