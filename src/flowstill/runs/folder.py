@@ -145,8 +145,7 @@ class Run:
             trust_code: allow a network from a Python file that the recipe names or ``uses``; its code runs.
 
         Raises:
-            RunError: there is no such job, it is not trained yet, its file was damaged, or it needs a Python file and
-            ``trust_code`` is not given.
+            RunError: no such job, not trained yet, its file was damaged, or its code needs ``trust_code``.
             NetworkError: the weights do not fit the network.
         """
         import torch
