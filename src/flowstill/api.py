@@ -16,7 +16,7 @@ from flowstill.features.modules import unwrapped
 from flowstill.nets import Preprocessing, load_weights
 from flowstill.recipes.distillation import Given, distillation
 from flowstill.recipes.recipe import Stage
-from flowstill.runs import Run, is_run
+from flowstill.runs import Run, folder_of, is_run
 from flowstill.runs.folder import student_of
 
 __all__ = ["distill", "evaluate", "load_student", "train"]
@@ -99,7 +99,7 @@ def distill(
             uses=uses,
             trust_code=trust_code,
         )
-    folder = Path(out or Path("runs", recipe.name))
+    folder = Path(out or folder_of(recipe.name))
     objects = {name: net for name, net in (("teacher", teacher), ("student", student)) if isinstance(net, nn.Module)}
     networks = {name: unwrapped(network) for name, network in objects.items()}
     if alone and "student" in networks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 LOCK = ".lock"  # file that ``alone_in`` locks
 
 
-def atomic_write(path: str | Path, data: bytes | Callable[[Path], None]) -> None:
+def atomic_write(path: str | Path, data: bytes | Callable[[Path], None], *, replaced: str | Path | None = None) -> None:
     """Write ``data`` to ``path`` so that a reader, or a power cut, sees the old file or the new one, never a part.
 
     The bytes go to a hidden temporary file in the same folder, reach the disk (fsync), and are renamed in one step. The
@@ -20,9 +21,10 @@ def atomic_write(path: str | Path, data: bytes | Callable[[Path], None]) -> None
     Args:
         path: the file; its folder must exist.
         data: the bytes, or a function that writes the file at the path it is given.
+        replaced: where the old file is kept. A kill can leave it there, and nothing at ``path``.
 
     Raises:
-        OSError: as ``open`` does. Whatever ``data`` raises is passed on.
+        OSError: as ``open`` does; it names ``path``. Whatever else ``data`` raises is passed on.
 
     Example:
         >>> import tempfile
@@ -39,7 +41,12 @@ def atomic_write(path: str | Path, data: bytes | Callable[[Path], None]) -> None
         else:
             partial.write_bytes(data)
         _to_disk(partial)
+        if replaced is not None and target.exists():
+            os.replace(target, replaced)
         os.replace(partial, target)
+    except OSError as error:
+        # A full disk names no file, and nobody knows the temporary one.
+        raise OSError(error.errno, error.strerror, str(target)) from error
     finally:
         partial.unlink(missing_ok=True)
     if os.name != "nt":  # Windows cannot open folders
@@ -71,6 +78,16 @@ def alone_in(folder: Path) -> Iterator[bool]:
         yield True
     finally:
         lock.release()
+
+
+def digest_of(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal, as ``sha256sum`` prints it.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _to_disk(path: Path) -> None:

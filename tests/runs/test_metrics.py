@@ -83,7 +83,7 @@ def test_after_truncation_both_logs_are_as_if_never_interrupted(tmp_path):
     assert events(resumed / "tensorboard/student/later", "lr") == [(1, 5.0)]
 
 
-def test_truncating_to_nothing_and_beyond_the_end(tmp_path):
+def test_truncating_to_nothing_and_beyond_the_end(tmp_path, caplog):
     log = MetricsLog(tmp_path)
     log.truncate(0)  # no file yet
     log_steps(log, range(1, 4))
@@ -91,8 +91,11 @@ def test_truncating_to_nothing_and_beyond_the_end(tmp_path):
     log_steps(log, range(1, 2))
     end = log.position()
     assert [row.step for row in Run(tmp_path).metrics()] == [1, 1]
-    with pytest.raises(RunError, match=r"at least 83 bytes.*Received: 82"):
-        log.truncate(end + 1)
+    log.truncate(end)
+    assert not caplog.messages
+    log.truncate(end + 7)
+    assert "its last 7 bytes are missing" in caplog.messages[0]
+    assert [row.step for row in Run(tmp_path).metrics()] == [1, 1]
 
 
 def test_no_thread_is_left_when_a_job_or_the_log_ends(tmp_path):

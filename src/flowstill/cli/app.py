@@ -1,4 +1,4 @@
-"""All commands, and how errors end: one message on standard error, exit code 2."""
+"""All commands, and how errors end: one message on standard error, exit code 2 for bad input, 3 if the machine failed."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from flowstill.cli.check import check
 from flowstill.cli.demo import demo
 from flowstill.cli.distill import distill
 from flowstill.cli.evaluate import evaluate
+from flowstill.cli.failures import failure_of_machine
 from flowstill.cli.inspect import inspect
 from flowstill.cli.listing import show_list
 from flowstill.cli.memory import keep_freed_memory
@@ -21,7 +22,7 @@ from flowstill.cli.reproduce import reproduce
 from flowstill.cli.train import train
 from flowstill.errors import FlowstillError
 
-BAD_INPUT, INTERRUPTED = 2, 130
+BAD_INPUT, MACHINE_FAILED, INTERRUPTED = 2, 3, 130
 
 app = typer.Typer(
     add_completion=False,
@@ -63,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows the command's name; by default the arguments of the process.
 
     Returns:
-        The exit code: 0, 2 for bad input, 3 if a job diverged, 130 if interrupted.
+        The exit code: 0, 2 for bad input, 3 if a job diverged, the disk is full, memory is lacking and the like, 130 if
+            interrupted.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -82,6 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
+        if failure := failure_of_machine(error):
+            print(f"error: {failure}", file=sys.stderr)
+            return MACHINE_FAILED
         usage = getattr(error, "format_message", None)  # typer's errors about a command, option or value have it
         if usage is None:
             raise

@@ -52,6 +52,7 @@ def reproduce(
     from flowstill.papers.plan import check_plan, plan_table
     from flowstill.papers.reproduce import COST
     from flowstill.papers.reproduce import reproduce as make
+    from flowstill.runs import folder_of
 
     names = [row.strip() for row in rows.split(",") if row.strip()]
     plan = plan_table(
@@ -60,7 +61,7 @@ def reproduce(
     if dry_run:
         try_out(plan.recipe, device)
         return
-    folder = out or Path("runs", plan.recipe.name)
+    folder = out or folder_of(plan.recipe.name)
     work = check_plan(plan, folder, device=device, precision=precision.value)
     if plan.recipe.jobs:
         _announce(plan, work)
@@ -69,6 +70,9 @@ def reproduce(
     except KeyboardInterrupt:
         print("interrupted; run the same command to continue", file=sys.stderr)
         raise typer.Exit(130) from None
+    except (OSError, MemoryError, RuntimeError) as error:
+        error.add_note("Then run the same command to continue.")
+        raise
     if result.cells:
         _show(result, folder)
     if plan.cost:

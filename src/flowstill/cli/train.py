@@ -44,6 +44,7 @@ def train(
     """
     from flowstill.cli.training import train_and_show, try_out
     from flowstill.recipes.load import load_recipe
+    from flowstill.runs import folder_of
 
     loaded = load_recipe(
         recipe, set=tuple(settings or ()), scale=scale, seed=seed, data_root=data_root, trust_code=trust_code
@@ -53,7 +54,7 @@ def train(
         return
     train_and_show(
         loaded,
-        out or Path("runs", loaded.name),
+        out or folder_of(loaded.name),
         resume=resume,
         device=device,
         devices=devices,

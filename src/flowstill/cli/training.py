@@ -42,6 +42,10 @@ def train_and_show(
         if is_run(out):
             print(f"interrupted; continue with: {_again()}", file=sys.stderr)
         raise typer.Exit(130) from None
+    except (OSError, MemoryError, RuntimeError) as error:
+        if is_run(out):
+            error.add_note(f"Then continue with: {_again()}")
+        raise
     if finished_before:
         print(f"{out} is already finished; nothing to do.")
     show_run(run)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning_fabric import Fabric
 
 from flowstill.engine.precision import Precision
@@ -37,6 +38,7 @@ def run_facts(
         **({"float32_for": list(float32)} if float32 else {}),
         "device": device,
         "devices": devices,
+        "threads": torch.get_num_threads(),
         "data": {
             "channels": data.shape[0],
             "size": list(data.shape[1:]),

@@ -84,8 +84,7 @@ def do_part(fabric: Fabric, work: Work, out: Path, progress: bool | None, data: 
     data = data or open_data(recipe.data, seed=recipe.seed)
     summary = new_summary(recipe, work.precision, fabric)
     past = Run.open(out).summary
-    if past.finished:  # its recipe has more jobs now
-        summary.jobs, summary.ensembles = past.jobs, past.ensembles
+    summary.jobs, summary.ensembles, summary.kept = past.jobs, past.ensembles, past.kept
     devices = [fabric.device] if fabric.device.type == "cuda" else []
     # The seeds set along the way stay in here.
     shows = progress if fabric.global_rank == 0 else False

@@ -17,7 +17,7 @@ from flowstill.nets import fitted_weights, read_weights, weights_file
 from flowstill.recipes.load import load_recipe
 from flowstill.recipes.recipe import AfterStage, Job, Recipe, Weights
 from flowstill.runs import Run, RunWriter, is_run
-from flowstill.runs.folder import RECIPE
+from flowstill.runs.recipe_file import RECIPE
 
 
 def stage_file(folder: Path, recipe: Recipe, job: str, stage: str) -> Path:
@@ -65,13 +65,15 @@ def past_run(recipe: Recipe, out: Path, networks: Mapping[str, nn.Module] | None
     """The run to continue; None if the folder holds none.
 
     Raises:
-        RunError: the recipe does not fit the run.
+        RunError: the recipe does not fit the run, or the run's files are damaged.
     """
     if not is_run(out):
         return None
+    run = Run.open(out)
+    run.check_files()
     for conflict in conflicts(recipe, out, networks):
         raise RunError(conflict)
-    return Run.open(out)
+    return run
 
 
 def conflicts(recipe: Recipe, out: Path, networks: Mapping[str, nn.Module] | None = None) -> Iterator[str]:
@@ -100,6 +102,14 @@ def conflicts(recipe: Recipe, out: Path, networks: Mapping[str, nn.Module] | Non
                 yield f"{str(out)!r} was started with another recipe: it has {part}.{name}, which is missing now. {fix}"
             elif then.get(name) != now[name] and (name not in there.failed or name in started):
                 yield f"{str(out)!r} was started with another recipe: its '{part}.{name}' differs. {fix}"
+    for name in there.group:
+        trained = recipe.jobs[name].stages if name in recipe.jobs else ()
+        if not (there.stage in range(len(trained)) and there.step in range(trained[there.stage].steps + 1)):
+            yield (
+                f"Cannot resume from the state in {str(out)!r}: {name!r} has no update {there.step} of stage {there.stage}. "
+                "It is of another run. Restore it from a copy, or give another --out."
+            )
+            return
     for name, job in recipe.jobs.items():
         if isinstance(job.start, AfterStage) and name not in there.begun:
             first, stage = job.start.job, job.start.stage

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from flowstill.engine.stage import StageRun
 from flowstill.nets import load_weights
 from flowstill.recipes.recipe import AfterStage, Job, Weights
 from flowstill.runs import JobSummary, Scores, Summary
-from flowstill.runs.folder import student_of
+from flowstill.runs.folder import check_network, student_of
 
 _log = logging.getLogger("flowstill")
 
@@ -41,9 +42,12 @@ class Session:
         state = self.writer.load_state()
         if state is not None:
             self.summary = Summary.from_json(state["summary"])
-        grown = state is None and bool(self.summary.jobs)  # it was finished, and has got more jobs since
-        if context.writes and not grown:
+        grown = state is None and bool(self.summary.jobs)  # it has got more jobs since, or has lost its state
+        if context.writes and grown:
+            self.writer.metrics.keep_jobs(self.summary.jobs)
+        elif context.writes:
             self.writer.metrics.truncate(state["metrics"] if state else 0)
+            self.writer.write_summary(self.summary)
         begun = tuple(state["group"]) if state else ()
         with context.interruption:
             if grown:
@@ -164,7 +168,8 @@ class Session:
         elif isinstance(job.start, Weights):
             load_weights(network, job.start.weights)
         elif isinstance(job.start, AfterStage):
-            load_weights(network, stage_file(self.writer.path, self.recipe, job.start.job, job.start.stage))
+            file = stage_file(self.writer.path, self.recipe, job.start.job, job.start.stage)
+            load_weights(network, self._as_saved(file))
         return placed(network, self.context.fabric, self.context.work.precision)
 
     def network(self, name: str) -> nn.Module:
@@ -174,10 +179,18 @@ class Session:
                 network = self._built(name)
             job = self.recipe.jobs[name]
             if name not in self.context.work.networks or job.stages or job.start or job.weights:
-                load_weights(network, self.writer.path / f"{name}.safetensors")
+                load_weights(network, self._as_saved(self.writer.path / f"{name}.safetensors"))
             self.networks[name] = placed(network, self.context.fabric, self.context.work.precision)
         nn.Module.requires_grad_(self.networks[name], False)  # TorchScript has no method of its own
         return self.networks[name].eval()
+
+    def _as_saved(self, file: Path) -> Path:
+        """The file of a network that this run saved, once it is known to be as it was."""
+        done = self.summary.jobs.get(file.stem)
+        sha256 = done.sha256 if done else self.summary.kept.get(file.stem)
+        if sha256:
+            check_network(file, sha256)
+        return file
 
     def _built(self, name: str) -> nn.Module:
         """A job's network, fresh; a copy of one that is given as an object."""
@@ -202,7 +215,7 @@ class Session:
         self.networks[name] = network
         if self.context.writes:
             self.writer.metrics.end_job(name)
-            self._keep(name, network, scores.get("accuracy"))
+            self.summary.jobs[name].sha256 = self._keep(name, network, scores.get("accuracy"))
             if steps:
                 self._doubt(name, scores.get("accuracy"))
         result = f"{scores['accuracy']:.2f} %" if scores else "not measured, as it has other classes than the data,"
@@ -223,15 +236,15 @@ class Session:
                 chance,
             )
 
-    def _keep(self, name: str, network: nn.Module, accuracy: float | None) -> None:
-        """Save a network that is done, with what a later reader of its file must know."""
+    def _keep(self, name: str, network: nn.Module, accuracy: float | None) -> str:
+        """Save a network that is done, with what a later reader of its file must know; returns the file's SHA-256."""
         preprocessing, data = self.context.work.interfaces[name].own, self.context.data
         metadata = {"preprocessing": json.dumps(asdict(preprocessing)), "data": data.spec.name}
         if accuracy is not None:
             metadata |= {"accuracy": f"{accuracy:.2f}", "classes": json.dumps(data.classes)}
-        self.writer.save_network(name, network.state_dict(), metadata)
         if name == student_of(self.recipe.jobs):
             self.writer.write_preprocessing(preprocessing)
+        return self.writer.save_network(name, network.state_dict(), metadata)
 
     def _facts_of(self, name: str) -> JobSummary:
         """What is known of a job before it runs."""
@@ -250,7 +263,8 @@ class Session:
         """Other jobs may start from what this network is now; after its last stage it is kept anyway."""
         wanted = [AfterStage(name, stage) == job.start for job in self.recipe.jobs.values()]
         if self.context.writes and any(wanted) and stage != self.recipe.jobs[name].stages[-1].name:
-            self.writer.save_network(stage_file(self.writer.path, self.recipe, name, stage).stem, network.state_dict())
+            kept = stage_file(self.writer.path, self.recipe, name, stage).stem
+            self.summary.kept[kept] = self.writer.save_network(kept, network.state_dict())
         self.context.fabric.barrier()
 
     def _save(self, group: tuple[str, ...], stage: StageRun | None = None, seconds: float = 0.0) -> None:

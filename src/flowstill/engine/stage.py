@@ -18,6 +18,7 @@ from flowstill.engine.seeds import RandomSequences, derive, random_states, resto
 from flowstill.engine.step import RunningMeans, Step
 from flowstill.engine.student import Student
 from flowstill.engine.teacher import Teacher
+from flowstill.errors import RunError
 from flowstill.files import readable_size
 from flowstill.recipes.recipe import Recipe
 from flowstill.recipes.storage import most_bytes
@@ -92,7 +93,15 @@ class StageRun:
         self.diverged: dict[str, str] = {}  # jobs that were stopped -> why
         self.stopped_at: dict[str, int] = {}
         if state:
-            self._load(state)
+            try:
+                self._load(state)
+            except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+                reason = str(error).strip().split("\n")[-1].strip()[:200]
+                raise RunError(
+                    f"Cannot resume from the state in {str(context.writer.path)!r}: it does not fit {self.title!r} "
+                    f"({type(error).__name__}: {reason}). It is of another run or another version of flowstill. Restore it "
+                    "from a copy, or give another --out."
+                ) from error
 
     def run(self, save: Callable[[StageRun], None]) -> None:
         """All steps that are left.

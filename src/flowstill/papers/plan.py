@@ -209,7 +209,7 @@ def part_of(plan: Plan, seed: int, out: Path, precision: Asked, folders: Mapping
     for path in sorted(out.glob(f"seed-{seed}-*")):
         if is_run(path):
             progress = RunWriter(path).progress()
-            used = Run.open(path).recipe["run"]["precision"]["dtype"]
+            used = Run.open(path).fact(str, "precision", "dtype")
             if set(progress.begun) <= plan.whole.jobs.keys() and precision in ("auto", used):
                 both = recipe(dict.fromkeys([*plan.recipe.jobs, *progress.begun]))
                 spoiled = precision == "auto" and used == "bf16" and needing_float32(both, progress.done)

@@ -15,6 +15,7 @@ from flowstill.features.pairs import Pairs, pairs_by_hand
 from flowstill.features.taps import Tapped
 from flowstill.features.tracing import example_images, read_once, undisturbed
 from flowstill.nets import Counts, build, count, fit_weights, is_object
+from flowstill.recipes.fits import check_fit
 from flowstill.recipes.notices import pair_with_notices
 from flowstill.recipes.recipe import Job, Recipe, Stage, Weights
 from flowstill.recipes.storage import StoredFile, stored_files
@@ -70,6 +71,7 @@ def check(
     Raises:
         FlowstillError: a job cannot be run; the message begins with the job's name.
     """
+    check_fit(recipe, shape, classes, images)
     with torch.random.fork_rng(devices=[]):
         kinds: dict[str, str] = {}  # equal networks are built once and shared
         for name, job in recipe.jobs.items():

@@ -33,9 +33,10 @@ def write_report(run: Run | str | Path, *, trust_code: bool = False) -> Path:
         The path of the page.
 
     Raises:
-        RunError: not a run folder.
+        RunError: not a run folder, or a file in it cannot be read or was damaged.
     """
     run = Run.open(run.path if isinstance(run, Run) else run)  # it may have progressed since it was opened
+    run.check_files()
     _import_used(run, trust_code)
     path = run.path / NAME
     atomic_write(path, render(run).encode())
@@ -63,7 +64,7 @@ def render(run: Run) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    metrics = run.metrics()
+    metrics = [row for row in run.metrics() if row.job in run.jobs]  # a job may have left the recipe since
     losses = [{**chart, "svg": Markup(chart["svg"])} for chart in loss_charts(run, metrics)]
     palette = colours(run.jobs)
     rows = results(run)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import yaml
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from flowstill.errors import NetworkError, RecipeError, RunError, did_you_mean
+from flowstill.files import digest_of
 from flowstill.runs.metrics import METRICS, Measurement, read_metrics
+from flowstill.runs.recipe_file import RECIPE, fact, read_recipe, read_text
+from flowstill.runs.state import PREVIOUS, STATE
 from flowstill.runs.summary import Summary
 from flowstill.schema.code import import_code
 
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
 
     from flowstill.nets import Net, Preprocessing
 
-RECIPE, SUMMARY = "recipe.yaml", "summary.json"
+SUMMARY = "summary.json"
+T = TypeVar("T")
 
 
 class Run:
@@ -60,16 +63,15 @@ class Run:
         Raises:
             RunError: the file cannot be read.
         """
-        try:
-            value = yaml.safe_load(self._text(RECIPE))
-        except yaml.YAMLError as error:
-            raise RunError(f"{str(self.path / RECIPE)!r} cannot be read: {error}") from None
-        if not isinstance(value, dict):
-            raise RunError(
-                f"{str(self.path / RECIPE)!r}: expected a mapping. Received: {type(value).__name__}. "
-                "It was edited by hand; restore it."
-            )
-        return value
+        return read_recipe(self.path / RECIPE)
+
+    def fact(self, kind: type[T], *keys: str) -> T:
+        """What the run noted under ``run`` in its recipe, such as ``fact(int, "data", "classes")``.
+
+        Raises:
+            RunError: it is missing, or of another type.
+        """
+        return fact(self.recipe, kind, *keys, path=self.path / RECIPE)
 
     @cached_property
     def summary(self) -> Summary:
@@ -79,13 +81,44 @@ class Run:
             RunError: the file cannot be read.
         """
         path = self.path / SUMMARY
-        return Summary.from_json(self._text(SUMMARY), str(path)) if path.exists() else Summary()
-
-    def _text(self, name: str) -> str:
+        if not path.exists():
+            return Summary()
         try:
-            return (self.path / name).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise RunError(f"{str(self.path / name)!r} cannot be read: {error}") from None
+            return Summary.from_json(read_text(path), str(path))
+        except RunError as error:
+            if not (self.path / STATE).exists():
+                raise
+            raise RunError(f"{error} Or delete it and resume: {STATE} holds the same.") from None
+
+    def check_files(self) -> None:
+        """Check that what the run has saved so far is there and as it was saved.
+
+        Raises:
+            RunError: the summary is missing, a folder is in a file's place, or a network was damaged or replaced.
+        """
+        networks = [f"{job}.safetensors" for job in self.jobs]
+        for name in (SUMMARY, METRICS, STATE, PREVIOUS, "report.html", *networks):
+            if (self.path / name).is_dir():
+                raise RunError(f"{str(self.path / name)!r} is a folder, where a file belongs. Move it away.")
+        if not any((self.path / name).exists() for name in (SUMMARY, STATE, PREVIOUS)):
+            for name in networks:
+                if (self.path / name).exists():
+                    raise RunError(
+                        f"{str(self.path / SUMMARY)!r} is missing, which says whether {name!r} is finished. Restore it "
+                        "from a copy, or give another --out."
+                    )
+        for job in self.summary.jobs:
+            self.check_network(job)
+
+    def check_network(self, job: str) -> None:
+        """Check that a finished job's network is as it was saved; one that is missing passes.
+
+        Raises:
+            RunError: its file was damaged or replaced.
+        """
+        path, done = self.path / f"{job}.safetensors", self.summary.jobs.get(job)
+        if path.exists() and done is not None and done.sha256 is not None:
+            check_network(path, done.sha256)
 
     @property
     def finished(self) -> bool:
@@ -97,7 +130,7 @@ class Run:
     @property
     def jobs(self) -> tuple[str, ...]:
         """Names of the jobs, in the recipe's order."""
-        return tuple(self.recipe.get("jobs", {}))
+        return tuple(self.recipe["jobs"])
 
     def metrics(self) -> list[Measurement]:
         """All measurements in the order in which they were made. A last line that a kill cut off is dropped."""
@@ -113,7 +146,7 @@ class Run:
             trust_code: allow a network from a Python file that the recipe names or ``uses``; its code runs.
 
         Raises:
-            RunError: there is no such job, it is not trained yet, or it needs a file and ``trust_code`` is not given.
+            RunError: no such job, not trained yet, its file was damaged, or its code needs ``trust_code``.
             NetworkError: the weights do not fit the network.
         """
         import torch
@@ -130,15 +163,14 @@ class Run:
                 f"Job {job!r} has no network: {why}. Change its recipe, for example to a lower learning rate, "
                 "and train it again with --resume."
             )
-        if not weights.is_file():
+        if not weights.exists():
             raise RunError(f"Job {job!r} has no network yet: no file {str(weights)!r}. Finish the run with --resume.")
+        self.check_network(job)
+        classes, channels = self.fact(int, "data", "classes"), self.fact(int, "data", "channels")
         try:
-            spec, data = Net(**self.recipe["jobs"][job]["network"]), self.recipe["run"]["data"]
-            classes, channels = data["classes"], data["channels"]
-        except (KeyError, TypeError) as error:
-            raise RunError(
-                f"{str(self.path / RECIPE)!r}: {error} is missing or wrong. It was edited by hand; restore it."
-            ) from None
+            spec = Net(**self.recipe["jobs"][job]["network"])
+        except TypeError as error:
+            raise RunError(f"{str(self.path / RECIPE)!r}: {error}. It was edited by hand; restore it.") from None
         if needs_trust(spec.name) and not trust_code:
             raise RunError(
                 f"Building {spec.name!r} runs a Python file; allow that with --trust-code (trust_code=True)."
@@ -217,9 +249,42 @@ def student_of(jobs: Iterable[str]) -> str:
     return "student" if "student" in names else names[-1]
 
 
+def check_network(path: Path, sha256: str) -> None:
+    """Check that a network's file is as it was saved.
+
+    Raises:
+        RunError: it was damaged or replaced, or cannot be read.
+    """
+    try:
+        found = digest_of(path)
+    except OSError as error:
+        raise RunError(f"{str(path)!r} cannot be read: {error.strerror}. Restore it from a copy.") from None
+    if found != sha256:
+        raise RunError(
+            f"{str(path)!r} is not the network that the run saved: its SHA-256 is {found[:12]}..., and was "
+            f"{sha256[:12]}... The file was damaged or replaced. Restore it from a copy, or train it again in another --out."
+        )
+
+
+def folder_of(name: str) -> Path:
+    """The folder of a recipe's run where none is given: ``runs/NAME``.
+
+    Raises:
+        RunError: the name is a path, so that the folder could lie anywhere.
+
+    Example:
+        >>> folder_of("digits").as_posix()
+        'runs/digits'
+    """
+    if name in ("", ".", "..") or any(character in name for character in "/\\:\0") or len(name.encode()) > 200:
+        shown = name if len(name) <= 60 else f"{name[:57]}..."
+        raise RunError(f"The recipe's name {shown!r} is not the name of a folder. Change it, or give --out.")
+    return Path("runs", name)
+
+
 def is_run(path: str | Path) -> bool:
     """Whether ``path`` is a run folder."""
-    return (Path(path) / RECIPE).is_file()
+    return os.path.isfile(Path(path) / RECIPE)  # pathlib raises if a name is too long
 
 
 def _nearest_run(path: Path) -> str:

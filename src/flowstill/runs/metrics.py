@@ -7,15 +7,17 @@ import importlib.util
 import io
 import logging
 import os
+from collections.abc import Container
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from flowstill.errors import RunError
+from flowstill.files import atomic_write
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-METRICS, EVENTS = "metrics.csv", "tensorboard"
+METRICS, DAMAGED, EVENTS = "metrics.csv", "metrics-damaged.csv", "tensorboard"
 _log = logging.getLogger("flowstill")
 
 
@@ -43,17 +45,44 @@ def read_metrics(path: Path) -> list[Measurement]:
     A last line that a kill cut off is dropped, and so are the rows of a job that was then trained again from its start.
 
     Raises:
-        RunError: a row does not have the expected columns.
+        RunError: the file cannot be read, or a row does not have the expected columns.
     """
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8")
-    rows = csv.reader(text[: text.rfind("\n") + 1].splitlines()[1:])
     try:
-        found = [Measurement(job, stage, int(step), metric, float(value)) for job, stage, step, metric, value in rows]
-        return _latest(found)
-    except ValueError as error:
-        raise RunError(f"{str(path)!r}: expected rows of {','.join(Measurement._fields)} ({error}).") from None
+        text = path.read_bytes()
+    except OSError as error:
+        raise RunError(f"{str(path)!r} cannot be read: {error.strerror}.") from None
+    rows = []
+    for number, line in enumerate(_lines(text), 1):
+        row = None if number == 1 else _row(line)
+        if row is None and not (number == 1 and line.strip() == HEADER.strip()):
+            raise RunError(
+                f"{str(path)!r}, line {number}: expected {'the header' if number == 1 else 'a row of'} "
+                f"{','.join(Measurement._fields)}. Received: {line[:60].decode(errors='replace').strip()!r}. It was edited "
+                "by hand or damaged; fix the line, or move the file away."
+            )
+        if row is not None:
+            rows.append(row)
+    return _latest(rows)
+
+
+def _lines(text: bytes) -> list[bytes]:
+    """The lines of a file, without a last one that a kill cut off."""
+    return text[: text.rfind(b"\n") + 1].splitlines(keepends=True)
+
+
+def _row(line: bytes) -> Measurement | None:
+    """A line as a row; None if it is none."""
+    try:
+        (fields,) = csv.reader([line.decode()], strict=True)
+        job, stage, step, metric, value = fields
+        return Measurement(job, stage, int(step), metric, float(value))
+    except (ValueError, csv.Error):  # a UnicodeDecodeError is a ValueError too
+        return None
+
+
+HEADER = (",".join(Measurement._fields) + "\n").encode()
 
 
 def _latest(rows: list[Measurement]) -> list[Measurement]:
@@ -116,11 +145,7 @@ class MetricsLog:
         return file.tell()
 
     def truncate(self, position: int) -> None:
-        """Drop what was logged after ``position`` (0: everything) from both the file and the events.
-
-        Raises:
-            RunError: the file is shorter than ``position``.
-        """
+        """Drop what was logged after ``position`` (0: everything) from both the file and the events."""
         self.close()
         if self._events.exists() and not self._with_events:
             _log.warning(
@@ -129,15 +154,37 @@ class MetricsLog:
                 str(self._events.parent),
                 METRICS,
             )
-        length = self.path.stat().st_size if self.path.exists() else 0
-        if length < position:
-            raise RunError(
-                f"{str(self.path)!r}: expected at least {position} bytes, as when the run's state was saved. "
-                f"Received: {length}. Restore the file, or start over in another --out."
+        there = self.path.read_bytes() if self.path.exists() else b""
+        self._keep(there[:position], there, short=position - len(there))
+
+    def keep_jobs(self, jobs: Container[str]) -> None:
+        """Drop what was logged of other jobs."""
+        self.close()
+        there = self.path.read_bytes() if self.path.exists() else b""
+        self._keep(b"".join(line for line in _lines(there) if not (row := _row(line)) or row.job in jobs), there)
+
+    def _keep(self, kept: bytes, there: bytes, short: int = 0) -> None:
+        """Keep these lines of what is ``there``. Lines that cannot be read are left out, with a warning.
+
+        A log must not cost a run, so the run continues without them; the file is kept as it was under another name.
+        """
+        head, *lines = kept.splitlines(keepends=True) or [HEADER]
+        whole = [line for line in lines if line.endswith(b"\n") and _row(line)]
+        unread = len(lines) - len(whole) + (head != HEADER)
+        if unread or short > 0:
+            if there:
+                atomic_write(self.path.with_name(DAMAGED), there)
+            _log.warning(
+                "%r lacks measurements from before the run's state was saved: %s. The run continues without them%s.",
+                str(self.path),
+                f"{unread} of its lines cannot be read" if unread else f"its last {short} bytes are missing",
+                f"; {DAMAGED} is a copy of it" if there else "",
             )
-        if length:
-            os.truncate(self.path, position)
-        self._kept = {(row.job, row.stage): row.step for row in read_metrics(self.path)}
+            kept = HEADER + b"".join(whole)
+        if kept != there:
+            atomic_write(self.path, kept)
+        rows = [row for line in whole if (row := _row(line))]
+        self._kept = {(row.job, row.stage): row.step for row in rows}
 
     def end_job(self, job: str) -> None:
         """Close the job's TensorBoard events, which hold a thread; logging opens them again."""
@@ -157,7 +204,7 @@ class MetricsLog:
         if self._file is None:
             self._file = self.path.open("ab")
             if self._file.tell() == 0:
-                self._file.write((",".join(Measurement._fields) + "\n").encode())
+                self._file.write(HEADER)
         return self._file
 
     def _writer(self, job: str, stage: str) -> SummaryWriter:

@@ -45,7 +45,9 @@ class Scores(_Record):
         not_run: why it was neither trained nor measured: a job that it builds on diverged.
     """
 
-    optional: ClassVar[frozenset[str]] = frozenset({"accuracy", "loss", "top5", "paper", "not_run", "diverged"})
+    optional: ClassVar[frozenset[str]] = frozenset(
+        {"accuracy", "loss", "top5", "paper", "sha256", "not_run", "diverged"}
+    )
 
     accuracy: float | None = None
     loss: float | None = None
@@ -78,6 +80,7 @@ class JobSummary(Scores):
         teacher: name of the job that taught it.
         paper: the accuracy that the paper prints, in percent.
         diverged: stage, update and losses or weights, if these were not finite; the job then has no network.
+        sha256: of the network's file, in hexadecimal; None in runs of earlier versions.
     """
 
     network: str = ""
@@ -90,6 +93,7 @@ class JobSummary(Scores):
     teacher: str | None = None
     paper: float | None = None
     diverged: str | None = None
+    sha256: str | None = None
 
     @property
     def missing(self) -> str:
@@ -116,6 +120,7 @@ class Summary(_Record):
         versions: package -> version.
         jobs: the finished jobs by name.
         ensembles: scores of the measured ensembles by name.
+        kept: SHA-256 of the networks kept between two stages for other jobs, by the file's name, ``JOB@STAGE``.
         command: the command line; empty if the run was started from Python.
     """
 
@@ -128,6 +133,7 @@ class Summary(_Record):
     versions: dict[str, str] = field(default_factory=dict)
     jobs: dict[str, JobSummary] = field(default_factory=dict)
     ensembles: dict[str, Scores] = field(default_factory=dict)
+    kept: dict[str, str] = field(default_factory=dict)
     command: str = ""
 
     @property

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Collection
+import logging
+import os
+import shutil
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from flowstill.errors import RunError
-from flowstill.files import LOCK, atomic_write
-from flowstill.runs.folder import RECIPE, SUMMARY, Run, is_run
-from flowstill.runs.metrics import MetricsLog
+from flowstill.files import LOCK, alone_in, atomic_write, digest_of
+from flowstill.runs.folder import SUMMARY, Run, is_run
+from flowstill.runs.metrics import EVENTS, METRICS, MetricsLog
+from flowstill.runs.recipe_file import RECIPE
+from flowstill.runs.state import STATE, check_content, damage, drop_state, load_state, save_state, states_in
 from flowstill.runs.summary import Summary
 
 if TYPE_CHECKING:
@@ -20,7 +25,21 @@ if TYPE_CHECKING:
 
     from flowstill.nets import Preprocessing
 
-STATE = "state.pt"
+# What a run puts into its folder. Stored knowledge is the engine's, and is made again where it is missing.
+OWN_FILES = (
+    RECIPE,
+    SUMMARY,
+    METRICS,
+    EVENTS,
+    "state*.pt",
+    "*.safetensors",
+    "preprocessor_config.json",
+    "knowledge",
+    "report.html",
+    ".*.partial",
+    LOCK,
+)
+_log = logging.getLogger("flowstill")
 
 
 @dataclass(frozen=True)
@@ -31,12 +50,14 @@ class Progress:
         done: the finished jobs.
         group: the jobs in progress, which train in lockstep.
         stage: index of the stage that they are in.
+        step: updates of that stage done so far.
         failed: the finished jobs and ensembles without a result, since they or what they build on diverged.
     """
 
     done: tuple[str, ...] = ()
     group: tuple[str, ...] = ()
     stage: int = 0
+    step: int = 0
     failed: tuple[str, ...] = ()
 
     @property
@@ -58,6 +79,7 @@ class RunWriter:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.metrics = MetricsLog(path)
+        self._folders: list[Path] = []  # folders made for this run, the innermost first
 
     def __enter__(self) -> Self:
         return self
@@ -74,13 +96,63 @@ class RunWriter:
         """
         path = Path(path)
         cls.refuse(path, resume=resume)
+        writer = cls(path)
         try:
+            writer._folders = [folder for folder in (path, *path.parents) if not folder.exists()]
             path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(
-                f"Cannot write to {str(path)!r}: {error.strerror}. Give another folder with --out."
-            ) from None
-        return cls(path)
+        except (OSError, ValueError) as error:
+            writer._remove_folders()
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise RunError(f"Cannot write to {str(path)!r}: {reason}. Give another folder with --out.") from None
+        return writer
+
+    @contextmanager
+    def alone(self) -> Iterator[Self]:
+        """Lock the folder. If the block fails before anything was trained, a new run leaves nothing behind.
+
+        Folders that were there, and a run that was continued, stay.
+
+        Raises:
+            RunError: another process trains in the folder.
+        """
+        try:
+            with alone_in(self.path) as alone:
+                if not alone:
+                    raise RunError(
+                        f"Another process is training in {str(self.path)!r}. Wait for it, or give another --out."
+                    )
+                new = not is_run(self.path)
+                try:
+                    yield self
+                except BaseException:
+                    if new and not self._trained():
+                        self._clear()
+                    raise
+        except BaseException:
+            self._remove_folders()
+            raise
+
+    def _clear(self) -> None:
+        """Remove what a run puts into its folder."""
+        for path in (path for name in OWN_FILES for path in self.path.glob(name)):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                with suppress(OSError):
+                    path.unlink()
+
+    def _trained(self) -> bool:
+        """Whether an update was made, or may have been."""
+        try:
+            return bool(self.progress().group) or any(row.step for row in Run(self.path).metrics())
+        except RunError:
+            return is_run(self.path)
+
+    def _remove_folders(self) -> None:
+        """Remove the folders that were made for this run, as far as they are empty."""
+        for folder in self._folders:
+            with suppress(OSError):
+                folder.rmdir()
 
     @staticmethod
     def refuse(path: str | Path, *, resume: bool = False) -> None:
@@ -90,16 +162,27 @@ class RunWriter:
             RunError: the folder holds a run (without ``resume``) or anything else.
         """
         path = Path(path)
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            raise RunError(
+                f"The name {str(path)!r} is not UTF-8, which TensorBoard's files need. Give another --out."
+            ) from None
         if is_run(path):
             if not resume:
                 raise RunError(f"{str(path)!r} holds a run already. Continue it with --resume, or give another --out.")
-        elif path.is_dir():
+        elif os.path.isdir(path):
             others = [p.name for p in path.iterdir() if p.name != LOCK and not p.name.endswith(".partial")]
+            if lost := [name for name in (SUMMARY, METRICS, STATE) if name in others]:
+                raise RunError(
+                    f"{str(path / RECIPE)!r} is missing, but its folder holds a run's {lost[0]!r}. Restore it from a copy, "
+                    "or give another --out."
+                )
             if others:
                 raise RunError(
                     f"{str(path)!r} is neither a run folder nor empty: it holds {min(others)!r}. Give another --out."
                 )
-        elif path.exists():
+        elif os.path.exists(path):
             raise RunError(f"{str(path)!r} is a file; a run needs a folder. Give another --out.")
 
     def clear_leftovers(self) -> None:
@@ -115,11 +198,17 @@ class RunWriter:
         """Write what is known so far, as JSON."""
         atomic_write(self.path / SUMMARY, summary.to_json().encode())
 
-    def save_network(self, job: str, state: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-        """Write ``<job>.safetensors``: the same bytes for the same tensors and texts, without time stamps."""
+    def save_network(self, job: str, state: dict[str, Tensor], texts: dict[str, str] | None = None) -> str:
+        """Write ``<job>.safetensors``: the same bytes for the same tensors and texts, without time stamps.
+
+        Returns:
+            SHA-256 of the file, in hexadecimal.
+        """
         from flowstill.nets import save_weights
 
-        save_weights(state, self.path / f"{job}.safetensors", metadata)
+        path = self.path / f"{job}.safetensors"
+        save_weights(state, path, texts)
+        return digest_of(path)
 
     def write_preprocessing(self, preprocessing: Preprocessing) -> None:
         """Write the student's preprocessing in Hugging Face's form."""
@@ -130,12 +219,10 @@ class RunWriter:
 
     def save_state(self, state: dict[str, Any]) -> None:
         """Write the state to resume from: tensors, numbers, strings and containers of them, nothing else."""
-        import torch
-
-        atomic_write(self.path / STATE, lambda partial: torch.save(state, partial))
+        save_state(self.path, state)
 
     def load_state(self, *, lazy: bool = False) -> dict[str, Any] | None:
-        """Read the last saved state, on the CPU.
+        """Read the last saved state that is whole, on the CPU.
 
         Args:
             lazy: leave its tensors on the disk until they are used.
@@ -144,29 +231,21 @@ class RunWriter:
             The state; None if there is none.
 
         Raises:
-            RunError: the file is damaged, or holds something that would run code.
+            RunError: the states are damaged, or hold something that would run code.
         """
-        import torch
+        return load_state(self.path, lazy=lazy)
 
-        path = self.path / STATE
-        if not path.exists():
-            return None
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch warns of odd pickles before it refuses them
-                state = torch.load(path, map_location="cpu", weights_only=True, mmap=lazy)
-        except Exception as error:  # a broken file can raise anything; none of it runs code
-            reason = str(error).strip().split("\n")[0][:200]
-            raise RunError(
-                f"Cannot resume from {str(path)!r}: it is damaged, or holds more than plain tensors ({reason}). "
-                "Delete the folder and start over."
-            ) from None
-        if not isinstance(state, dict):
-            raise RunError(
-                f"Cannot resume from {str(path)!r}: expected a dict. Received: {type(state).__name__}. "
-                "Delete the folder and start over."
+    def leave_damaged_state(self) -> None:
+        """Put the state before the last one in the place of a damaged one, with a warning."""
+        states = states_in(self.path)
+        if len(states) == 2 and (reason := damage(states[0])) and not damage(states[1]):
+            _log.warning(
+                "%r is damaged, %s. The run continues from the state saved before it: a few updates are made again, "
+                "with the same result.",
+                str(states[0]),
+                reason,
             )
-        return state
+            os.replace(states[1], states[0])
 
     def progress(self) -> Progress:
         """How far the run is.
@@ -175,11 +254,13 @@ class RunWriter:
             RunError: the state or the summary cannot be read.
         """
         state = self.load_state(lazy=True)
-        if state is not None:
-            summary = Summary.from_json(state["summary"], f"summary in {STATE}")
-            return Progress(tuple(summary.jobs), tuple(state["group"]), state["stage"], tuple(summary.failed))
-        summary = Run.open(self.path).summary
-        return Progress(tuple(summary.jobs), failed=tuple(summary.failed)) if summary.finished else Progress()
+        if state is None:
+            summary = Run.open(self.path).summary
+            return Progress(tuple(summary.jobs), failed=tuple(summary.failed))
+        check_content(state, self.path)
+        summary = Summary.from_json(state["summary"], f"summary in {STATE}")
+        step = state["loop"]["step"] if state["group"] else 0
+        return Progress(tuple(summary.jobs), tuple(state["group"]), state["stage"], step, tuple(summary.failed))
 
     def forget(self, names: Collection[str]) -> None:
         """Take these jobs and ensembles out of the summary and the state, so that they are run again."""
@@ -196,7 +277,7 @@ class RunWriter:
 
     def drop_state(self) -> None:
         """Remove the state of a finished run."""
-        (self.path / STATE).unlink(missing_ok=True)
+        drop_state(self.path)
 
     def close(self) -> None:
         """Close the metrics."""

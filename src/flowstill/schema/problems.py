@@ -167,6 +167,8 @@ def _part(part: str | int, found: list[_Finding], kind: Any) -> list[Problem]:
         if isinstance(part, int):
             return [Problem((), f"expected {len(get_args(kind))} items, got {shown(first.input)}")]
         return [Problem((), f"{part!r} is missing")]
+    if first.loc == ("[key]",) and isinstance(first.input, str) and (name := _hint(next(iter(get_args(kind)), None))):
+        return [Problem((part,), f"expected {name}, got {shown(first.input)}")]
     inner, hint = _inner(kind, part)
     return [replace(p, loc=(part, *p.loc)) for p in _read(found, inner, hint)]
 

@@ -40,9 +40,14 @@ def _as_tuple(value: Any) -> Any:
 
 
 # Stages' and jobs' names are used as file names.
+LONGEST_NAME = 100  # a file is named after a job and a stage, and file systems allow 255 characters
 Name = Annotated[
     str,
-    Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_. -]*$", description="a name of letters, digits, spaces, '_', '-' and '.'"),
+    Field(
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_. -]*$",
+        max_length=LONGEST_NAME,
+        description=f"a name of letters, digits, spaces, '_', '-' and '.', at most {LONGEST_NAME} characters",
+    ),
 ]
 
 
