@@ -70,7 +70,7 @@ def test_a_deleted_teacher_that_comes_back_with_other_weights_is_refused(tiny, t
     teacher = old / "teacher.safetensors"
     save_file({name: tensor + 1 for name, tensor in load_file(teacher).items()}, teacher)
     shutil.rmtree(tmp_path / "teachers")
-    with pytest.raises(fs.RunError, match=r"another 'teacher': .*another --out"):
+    with pytest.raises(fs.RunError, match=r"another 'teacher': .*another out="):
         make(plan_table(tiny, rows=["kd", "first"]), tmp_path / "out")
 
 

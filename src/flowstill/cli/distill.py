@@ -16,7 +16,6 @@ from flowstill.cli.options import (
     Scale,
     Seed,
     Settings,
-    TrustCode,
     Uses,
     whole_number,
 )
@@ -52,7 +51,6 @@ def distill(
     devices: Devices = 1,
     precision: PrecisionOption = Precision.auto,
     uses: Uses = None,
-    trust_code: TrustCode = False,
 ) -> None:
     """Teach a small network with a large trained one, by a named method.
 
@@ -75,7 +73,6 @@ def distill(
         data_root=data_root,
         set=tuple(settings or ()),
         uses=tuple(uses or ()),
-        trust_code=trust_code,
     )
     train_and_show(
         recipe, out or Path("runs", method), resume=resume, device=device, devices=devices, precision=precision.value

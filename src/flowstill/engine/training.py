@@ -20,7 +20,7 @@ from flowstill.engine.precision import Asked, Precision, choose
 from flowstill.engine.process import run_work
 from flowstill.engine.resuming import has_all, past_run
 from flowstill.engine.stored import refuse_if_full
-from flowstill.errors import RecipeError, RunError
+from flowstill.errors import RecipeError, RunError, option
 from flowstill.files import alone_in
 from flowstill.nets import build
 from flowstill.recipes.check import JobPlan, check
@@ -76,13 +76,13 @@ def train(
         KeyboardInterrupt: interrupted; the state is saved.
     """
     if precision not in ("auto", "32", "bf16"):
-        raise RecipeError(f"--precision {precision!r}: choose 'auto', '32' or 'bf16'.")
+        raise RecipeError(f"{option('precision', precision)}: choose 'auto', '32' or 'bf16'.")
     RunWriter.refuse(out, resume=resume)
     recipe = _loaded(recipe, options)
     device = choose_device(device, devices)
     if recipe.data.batch < devices:
         raise RecipeError(
-            f"data.batch is {recipe.data.batch}, too few images for {devices} processes. Use --devices 1."
+            f"data.batch is {recipe.data.batch}, too few images for {devices} processes. Use {option('devices', 1)}."
         )
     past = past_run(recipe, Path(out), networks) if resume else None
     if past and has_all(past, recipe):
@@ -102,7 +102,9 @@ def train(
     writer = RunWriter.create(out, resume=resume)
     with alone_in(writer.path) as alone:
         if not alone:
-            raise RunError(f"Another process is training in {str(out)!r}. Wait for it, or give another --out.")
+            raise RunError(
+                f"Another process is training in {str(out)!r}. Wait for it, or give another {option('out')}."
+            )
         writer.clear_leftovers()
         if past:
             past_run(recipe, writer.path, networks)  # once more, now that nobody else can change it
@@ -139,11 +141,12 @@ def _refuse_other_conditions(
     """Raises: RunError if a run cannot continue with these images or at this precision."""
     if facts["data"]["fingerprint"] != data.fingerprint:
         raise RunError(
-            f"{str(out)!r} was trained on other images than {recipe.data.name!r} holds now. Give another --out."
+            f"{str(out)!r} was trained on other images than {recipe.data.name!r} holds now. Give another {option('out')}."
         )
     if precision not in ("auto", facts["precision"]["dtype"]):
         raise RunError(
-            f"{str(out)!r} was started at precision {facts['precision']['dtype']!r}, and keeps it. Leave --precision out."
+            f"{str(out)!r} was started at precision {facts['precision']['dtype']!r}, and keeps it. "
+            f"Leave {option('precision')} out."
         )
 
 
@@ -171,7 +174,7 @@ def _choose_precision(
 
 
 def evaluate(
-    run: Run | str | Path, *, device: str = "auto", data_root: str | None = None, trust_code: bool = False
+    run: Run | str | Path, *, device: str = "auto", data_root: str | Path | None = None, trust_code: bool = False
 ) -> dict[str, dict[str, float]]:
     """Measure a run's networks again on the test images, at the precision they were trained in.
 
@@ -193,7 +196,7 @@ def evaluate(
     """
     run = run if isinstance(run, Run) else Run.open(run)
     recipe = load_recipe(run.path / RECIPE, trust_code=trust_code)
-    spec = replace(recipe.data, root=data_root) if data_root else recipe.data
+    spec = replace(recipe.data, root=str(data_root)) if data_root else recipe.data
     data = open_data(spec, seed=recipe.seed)
     precision = Precision(**run.recipe["run"]["precision"])
     fabric = make_fabric(choose_device(device), 1, precision)
@@ -202,7 +205,7 @@ def evaluate(
     trained = [name for name in recipe.jobs if (run.path / f"{name}.safetensors").exists() and name not in unmeasured]
     networks = {name: placed(run.network(name, trust_code=trust_code), fabric, precision) for name in trained}
     if not networks:
-        raise RunError(f"{str(run.path)!r} has no trained network yet. Finish it with --resume.")
+        raise RunError(f"{str(run.path)!r} has no trained network yet. Finish it with {option('resume', True)}.")
     scores = {
         name: evaluate_networks(fabric, [network], data, channels_last=last) for name, network in networks.items()
     }

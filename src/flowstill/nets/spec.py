@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from flowstill.schema import specification
+from flowstill.schema.text import Text
 
 
 @specification
@@ -18,7 +19,7 @@ class Net:
         options: keyword arguments of the constructor, such as ``width: 2`` or ``pretrained: true``.
     """
 
-    name: str
+    name: Text
     options: dict[str, Any] = Field(default_factory=dict)
 
 

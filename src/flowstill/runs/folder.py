@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from flowstill.errors import NetworkError, RecipeError, RunError, did_you_mean
+from flowstill.errors import NetworkError, RecipeError, RunError, did_you_mean, option
 from flowstill.runs.metrics import METRICS, Measurement, read_metrics
 from flowstill.runs.summary import Summary
 from flowstill.schema.code import import_code
@@ -125,7 +125,9 @@ class Run:
             raise RunError(f"{str(self.path)!r} has no job {job!r}. {did_you_mean(job, self.jobs)}")
         weights = self.path / f"{job}.safetensors"
         if not weights.is_file():
-            raise RunError(f"Job {job!r} has no network yet: no file {str(weights)!r}. Finish the run with --resume.")
+            raise RunError(
+                f"Job {job!r} has no network yet: no file {str(weights)!r}. Finish the run with {option('resume', True)}."
+            )
         try:
             spec, data = Net(**self.recipe["jobs"][job]["network"]), self.recipe["run"]["data"]
             classes, channels = data["classes"], data["channels"]
@@ -134,9 +136,7 @@ class Run:
                 f"{str(self.path / RECIPE)!r}: {error} is missing or wrong. It was edited by hand; restore it."
             ) from None
         if needs_trust(spec.name) and not trust_code:
-            raise RunError(
-                f"Building {spec.name!r} runs a Python file; allow that with --trust-code (trust_code=True)."
-            )
+            raise RunError(f"Building {spec.name!r} runs a Python file; allow that with {option('trust_code', True)}.")
         if not needs_trust(spec.name):
             self._import_used(spec, trust_code)
         with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then replaced

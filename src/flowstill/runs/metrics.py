@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from flowstill.errors import RunError
+from flowstill.errors import RunError, option
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -120,7 +120,7 @@ class MetricsLog:
         if length < position:
             raise RunError(
                 f"{str(self.path)!r}: expected at least {position} bytes, as when the run's state was saved. "
-                f"Received: {length}. Restore the file, or start over in another --out."
+                f"Received: {length}. Restore the file, or start over in another {option('out')}."
             )
         if length:
             os.truncate(self.path, position)

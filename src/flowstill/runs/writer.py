@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from flowstill.errors import RunError
+from flowstill.errors import RunError, option
 from flowstill.files import LOCK, atomic_write
 from flowstill.runs.folder import RECIPE, SUMMARY, Run, is_run
 from flowstill.runs.metrics import MetricsLog
@@ -72,7 +72,7 @@ class RunWriter:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(
-                f"Cannot write to {str(path)!r}: {error.strerror}. Give another folder with --out."
+                f"Cannot write to {str(path)!r}: {error.strerror}. Give another folder with {option('out')}."
             ) from None
         return cls(path)
 
@@ -86,15 +86,19 @@ class RunWriter:
         path = Path(path)
         if is_run(path):
             if not resume:
-                raise RunError(f"{str(path)!r} holds a run already. Continue it with --resume, or give another --out.")
+                raise RunError(
+                    f"{str(path)!r} holds a run already. Continue it with {option('resume', True)}, or give another "
+                    f"{option('out')}."
+                )
         elif path.is_dir():
             others = [p.name for p in path.iterdir() if p.name != LOCK and not p.name.endswith(".partial")]
             if others:
                 raise RunError(
-                    f"{str(path)!r} is neither a run folder nor empty: it holds {min(others)!r}. Give another --out."
+                    f"{str(path)!r} is neither a run folder nor empty: it holds {min(others)!r}. "
+                    f"Give another {option('out')}."
                 )
         elif path.exists():
-            raise RunError(f"{str(path)!r} is a file; a run needs a folder. Give another --out.")
+            raise RunError(f"{str(path)!r} is a file; a run needs a folder. Give another {option('out')}.")
 
     def clear_leftovers(self) -> None:
         """Remove half-written files of a process that was killed."""
