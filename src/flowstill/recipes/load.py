@@ -141,7 +141,8 @@ def _import_used(document: Document, changes: Sequence[str], folder: str, trust_
 
     Args:
         document: the recipe's data, changed in place.
-        changes: ``PATH=VALUE`` of ``uses``, applied first. The user wrote them, so they are trusted.
+        changes: ``PATH=VALUE`` of ``uses``, applied first. The user typed them, so the files that they name in the working
+            directory are trusted.
         folder: the recipe file's folder; where the relative paths in the file are looked up first.
         trust_code: allow the Python files that the recipe's file names.
 
@@ -154,13 +155,15 @@ def _import_used(document: Document, changes: Sequence[str], folder: str, trust_
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return  # validation reports the problem
-    given = [document.place(("uses", number)).is_option for number in range(len(names))]
+    here = [located(name) for name in names]
+    typed = [document.place(("uses", number)).is_option for number in range(len(names))]
     document.data["uses"] = [
-        located(name, "" if by_user else folder) for name, by_user in zip(names, given, strict=True)
+        path if by_user and os.path.isfile(path) else located(name, folder)
+        for name, path, by_user in zip(names, here, typed, strict=True)
     ]
     for number, name in enumerate(document.data["uses"]):
         try:
-            import_code(name, trust_code=trust_code or given[number])
+            import_code(name, trust_code=trust_code or (typed[number] and name == here[number]))
         except RecipeError as error:
             document.say(("uses", number), str(error))
             raise RecipeError(document.text()) from error
