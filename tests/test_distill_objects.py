@@ -123,7 +123,7 @@ def test_another_teacher_is_noticed_when_a_run_goes_on(tmp_path, teacher):
     with torch.no_grad():
         next(master.parameters()).mul_(2)
     save_weights(master, file)
-    with pytest.raises(RunError, match=r"another 'teacher': the object holds other weights.*another --out"):
+    with pytest.raises(RunError, match=r"another 'teacher': the object holds other weights.*another out="):
         fs.distill(master, network(), DATA, "kd", out=tmp_path / "object", resume=True, **options)
     with pytest.raises(RunError, match=rf"another 'teacher': the file '{file}' holds other weights"):
         fs.distill(*named, teacher_weights=file, out=tmp_path / "file", resume=True, **options)

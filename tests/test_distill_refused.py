@@ -44,11 +44,11 @@ def frozen():
     [
         ({"student": frozen}, "player 'student' moves student, adapters, but all their parameters are frozen"),
         ({"student": 5}, "Expected a network or its name .* as the student. Received: 5"),
-        ({"teacher": "."}, "the teacher '.' is a file or folder, not a network's name.*--teacher-weights FILE"),
+        ({"teacher": "."}, "The teacher '.' is a file or folder, not a network's name.*teacher_weights='FILE'"),
         ({"method": []}, "method is an empty list of stages"),
         ({"method": ""}, "Unknown method ''. See"),
         ({"set": "data.batch=x"}, "data.batch: expected a whole number, got 'x'"),
-        ({"set": ["teacher.about=x"], "teacher_weights": None}, "'resnet8' has no trained weights.*--teacher-weights"),
+        ({"set": ["teacher.about=x"], "teacher_weights": None}, "'resnet8' has no trained weights.*teacher_weights="),
         ({"labels": 3}, "'labels' is 3, but 'digits' has 10 classes"),
     ],
 )

@@ -133,7 +133,7 @@ def test_everything_from_one_file_is_trained_evaluated_reloaded_and_reported(
 
     forget()
     again = fs.Run.open("run")
-    with pytest.raises(fs.FlowstillError, match="--trust-code"):
+    with pytest.raises(fs.FlowstillError, match="trust_code=True"):
         _ = again.student
     for job in JOBS:
         assert again.network(job, trust_code=True)(torch.zeros(1, 1, 8, 8)).shape == (1, 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from flowstill.data import Data
 from flowstill.engine import evaluate, train
 from flowstill.engine.context import OnStep
 from flowstill.engine.precision import Asked
-from flowstill.errors import DivergedError, RunError, warnings_are_errors
+from flowstill.errors import DivergedError, RunError, option, warnings_are_errors
 from flowstill.features.modules import unwrapped
 from flowstill.nets import Preprocessing, load_weights
 from flowstill.recipes.distillation import Given, distillation
@@ -25,7 +26,7 @@ __all__ = ["distill", "evaluate", "load_student", "train"]
 def distill(
     teacher: Given,
     student: Given,
-    data: Data | str,
+    data: Data | str | os.PathLike[str],
     method: str | Stage | Sequence[Stage] = "kd",
     *,
     out: str | Path | None = None,
@@ -37,7 +38,7 @@ def distill(
     seed: int = 0,
     data_root: str | Path | None = None,
     set: Sequence[str] | str = (),
-    uses: Sequence[str] | str = (),
+    uses: Sequence[str | Path] | str | Path = (),
     trust_code: bool = False,
     resume: bool = False,
     device: str = "auto",
@@ -50,12 +51,13 @@ def distill(
     """Train ``student`` with the help of ``teacher``, and keep everything in a run folder.
 
     Args:
-        teacher: a network, or a name as ``create`` takes it. An object is not changed, but lazy layers get their sizes.
-            Its logits are the one tensor of shape (images, classes) that it returns, or the one called ``logits``.
-            TorchScript, exported and quantised modules can teach by knowledge that reads logits only, such as ``kd``.
+        teacher: a network, or a name as ``create`` takes it: a function in a Python file too, which is run. An object is
+            not changed, but lazy layers get their sizes. Its logits are the one tensor of shape (images, classes) that it
+            returns, or the one called ``logits``. TorchScript, exported and quantised modules can teach by knowledge that
+            reads logits only, such as ``kd``.
         student: likewise. An object starts from its current weights, is not changed during training, and holds the
             trained weights afterwards, in eval mode on its own device.
-        data: a name, with the augmentation that is usual for it, or a ``Data``.
+        data: a name or a folder, with the augmentation that is usual for it, or a ``Data``.
         method: a name (``flowstill list methods``), or stages as the procedures make them (``fs.joint``, ...). Soft
             logits, the default, work with any two networks of the same classes, and were best, or level with the best,
             in most trials; docs/results says which to choose when.
@@ -70,7 +72,7 @@ def distill(
         data_root: the folder that holds data sets.
         set: changes of single values, such as ``student.stages.transfer.lr=0.01``.
         uses: installed modules and Python files to import first, such as one that registers the method.
-        trust_code: allow networks that come from Python files.
+        trust_code: changes nothing here, where all files are named by the caller; ``train`` takes it too.
         resume: as in ``train``; likewise ``device``, ``devices``, ``precision``, ``progress``, ``on_step`` and ``strict``.
 
     Returns:
@@ -97,7 +99,6 @@ def distill(
             data_root=data_root,
             set=set,
             uses=uses,
-            trust_code=trust_code,
         )
     folder = Path(out or folder_of(recipe.name))
     objects = {name: net for name, net in (("teacher", teacher), ("student", student)) if isinstance(net, nn.Module)}
@@ -106,8 +107,8 @@ def distill(
         networks["student_alone"] = networks["student"]
         if resume and is_run(folder) and "student_alone" not in Run.open(folder).jobs:
             raise RunError(
-                f"{str(folder)!r} was started without alone=True, and the student object may hold what it learned there. "
-                "Give another out, and an object with fresh weights."
+                f"{str(folder)!r} was started without {option('alone', True)}, and the student object may hold what it "
+                f"learned there. Give another {option('out')}, and an object with fresh weights."
             )
     run = train(
         recipe,

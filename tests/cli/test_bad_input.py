@@ -19,6 +19,34 @@ WRONG = {
     "key": (["train", "digits", "--set", "student.sed=5"], "'seed'"),
     "key of the data": (["check", "digits", "--set", "data.bach=5"], "'batch'"),
     "value": (["train", "digits", "--set", "seed=abc"], "whole number.*'abc'"),
+    "key unlike any": (["check", "digits", "--set", "data.mixup=1"], "unknown key. Expected one of name, root, batch"),
+    "job's name": (
+        ["check", "digits", "--set", "jobs={a/b: resnet8}"],
+        "expected a name of letters, digits.*, got 'a/b'",
+    ),
+    "job's name that is a number": (
+        ["check", "digits", "--set", "jobs={1: resnet8}"],
+        "expected text as the name, got 1; put it",
+    ),
+    "job": (["check", "digits", "--set", "studnet.seed=5"], "'student'"),
+    "stage": (["check", "digits", "--set", "student.stages.trasnfer.steps=5"], "'transfer'"),
+    "teacher that is not there": (
+        ["check", "digits", "--set", "student.teacher=techer"],
+        "Unknown job 'techer'.*'teacher'",
+    ),
+    "empty setting": (["check", "digits", "--set", ""], "PATH=VALUE"),
+    "YAML in a setting": (["check", "digits", "--set", "about=[1"], "invalid YAML"),
+    "list where a number stands": (["check", "digits", "--set", "seed=[1]"], "seed: expected a whole number"),
+    "rate beyond all numbers": (
+        ["check", "digits", "--set", f"stages.task.lr={10**400}"],
+        "lr: expected a number, got 10000",
+    ),
+    "rate that is no number": (["check", "digits", "--set", "stages.task.lr=.nan"], "expected a finite number"),
+    "tensor of a scale": (["check", "digits", "--scale", "nan"], "--scale nan: expected a number above 0"),
+    "recipe file with code": (["check", "code.yaml"], "no recipe file"),
+    "used file": (["check", "digits", "--set", "uses=mine.py"], "No file '.*mine.py'"),
+    "used module": (["check", "digits", "--set", "uses=no_such_module"], "No module 'no_such_module'"),
+    "rule": (["check", "digits", "--set", "stages.task.rule=smu"], "'sum'"),
     "no value": (["train", "digits", "--set", "seed"], "seed"),
     "network": (["train", "digits", "--set", "student.network=resnet9"], "resnet8"),
     "network of a library": (["train", "digits", "--set", "student.network=timm:resnet81"], "resnet18"),
@@ -41,11 +69,93 @@ WRONG = {
     "weights": (["train", "digits", "--set", "teacher.weights=teacher.safetensors"], r"teacher\.safetensors"),
     "what to list": (["list", "net"], "'nets'"),
     "run folder": (["evaluate", "nowhere"], "does not exist"),
+    "run that is a file": (["evaluate", __file__], "test_bad_input"),
+    "method": (
+        [
+            "distill",
+            "--teacher",
+            "resnet8",
+            "--student",
+            "resnet8",
+            "--data",
+            "digits",
+            "--teacher-weights",
+            "x",
+            "--method",
+            "fps",
+        ],
+        "Unknown method 'fps'. Did you mean 'fsp'",
+    ),
+    "teacher without weights": (
+        ["distill", "--teacher", "resnet8", "--student", "resnet8", "--data", "digits"],
+        "no trained weights.*--teacher-weights FILE",
+    ),
+    "file as a network": (
+        ["distill", "--teacher", "nets.py", "--student", "resnet8", "--data", "digits"],
+        "write 'nets.py:FUNCTION'",
+    ),
+    "file of a network": (["inspect", "nets.py:make"], "No file 'nets.py'"),
+    "table": (["reproduce", "fsp-tabel3"], "'fsp-table3'"),
+    "rows": (["reproduce", "fsp-table3", "--rows", "tescher"], "no row 'tescher'"),
+    "seeds": (["reproduce", "fsp-table3", "--seeds", "0"], "--seeds 0: expected at least 1"),
     "inspected network": (["inspect", "resnet9"], "resnet8"),
     "paired network": (["inspect", "resnet8", "--against", "timm:resnet81"], "resnet18"),
     "image size": (["inspect", "resnet8", "--image-size", "0x3"], "--image-size: expected 224.* Received: '0x3'"),
     "classes": (["inspect", "resnet8", "--classes", "0"], "num_classes.*Received: 0"),
 }
+
+
+LONG = "x" * 10_000
+TOO_LONG = {
+    "recipe": ["check", LONG],
+    "recipe file": ["check", f"{LONG}.yaml"],
+    "key": ["check", "digits", "--set", f"data.{LONG}=1"],
+    "value": ["check", "digits", "--set", f"seed={LONG}"],
+    "words": ["check", "digits", "--set", f"seed={'a b ' * 3000}"],
+    "numbers": ["check", "digits", "--set", f"seed={list(range(3000))}"],
+    "job": ["check", "digits", "--set", f"{LONG}.seed=1"],
+    "job's name": ["check", "digits", "--set", f"jobs={{{LONG}/: resnet8}}"],
+    "network": ["check", "digits", "--set", f"student.network={LONG}"],
+    "library": ["inspect", f"{LONG}:x"],
+    "network of a library": ["inspect", f"timm:{LONG}"],
+    "file": ["inspect", f"{LONG}.py:make"],
+    "data": ["check", "digits", "--set", f"data.name=./{LONG}"],
+    "data root": ["check", "fsp-table3", "--data-root", LONG],
+    "weights": ["check", "digits", "--set", f"teacher.weights={LONG}"],
+    "run": ["evaluate", LONG],
+    "size": ["inspect", "resnet8", "--image-size", LONG],
+    "seed": ["check", "digits", "--seed", LONG],
+    "device": ["train", "digits", "--device", LONG],
+    "command": [LONG],
+    "option": ["check", f"--{LONG}"],
+    "used file": ["check", "digits", "--set", f"uses={LONG}.py"],
+    "used module": ["check", "digits", "--set", f"uses={LONG}"],
+    "run folder": ["train", "digits", "--device", "cpu", "--out", LONG],
+    "method": [
+        "distill",
+        "--teacher",
+        "resnet8",
+        "--student",
+        "resnet8",
+        "--data",
+        "digits",
+        "--teacher-weights",
+        "x",
+        "--method",
+        LONG,
+    ],
+    "what to list": ["list", LONG],
+}
+
+
+@pytest.mark.parametrize("case", TOO_LONG)
+def test_what_is_endless_is_cut(here, capsys, case):
+    assert main(TOO_LONG[case]) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith("error: ")
+    assert len(shown.err) < 2500
+    assert "Traceback" not in shown.err
+    assert everything(here) == []
 
 
 @pytest.mark.parametrize("case", WRONG)

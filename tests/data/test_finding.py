@@ -133,7 +133,7 @@ def test_in_a_process_of_its_own_without_a_network(tmp_path):
     assert local == "6 [1, 0, 1] None row 1 of split 'test' of './set'"
     assert "'uoft-cs/cifar10' could not be downloaded from the Hugging Face hub" in cifar
     assert "HF_HUB_OFFLINE" in cifar
-    assert "Give a local copy with --data-root DIR, as DIR/cifar10/{train,test}.parquet." in cifar
+    assert "Give a local copy with data_root='DIR', as DIR/cifar10/{train,test}.parquet." in cifar
     assert "'owner/name'" in other
 
 

@@ -50,7 +50,7 @@ def test_a_finished_run_is_returned_as_it_is(finished):
 def test_another_recipe_is_not_resumed_nor_is_a_run_overwritten(finished):
     with pytest.raises(fs.FlowstillError, match="'seed' differs"):
         fs.train(replace(recipe(), seed=3), finished.path, resume=True, **PLAIN)
-    with pytest.raises(fs.FlowstillError, match="--resume"):
+    with pytest.raises(fs.FlowstillError, match="resume=True"):
         fs.train(recipe(), finished.path, **PLAIN)
 
 

@@ -21,7 +21,7 @@ def test_an_unknown_device_suggests_the_nearest(typed, meant):
 def test_a_device_that_is_not_there_says_what_is(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device("auto") == choose_device("cpu") == "cpu"
-    with pytest.raises(RecipeError, match=r"--device 'cuda': not available .* Use 'cpu'"):
+    with pytest.raises(RecipeError, match=r"device='cuda': not available .* Use 'cpu'"):
         choose_device("cuda")
 
 
@@ -29,5 +29,5 @@ def test_no_more_devices_than_there_are():
     most = os.cpu_count() or 1
     assert choose_device("cpu", most) == "cpu"
     for devices in (0, most + 1):
-        with pytest.raises(RecipeError, match=rf"--devices {devices}: expected 1 to {most}, the number of cpu devices"):
+        with pytest.raises(RecipeError, match=rf"devices={devices}: expected 1 to {most}, the number of cpu devices"):
             choose_device("cpu", devices)

@@ -12,7 +12,7 @@ from flowstill.recipes.load import load_recipe
 
 def marked(name):
     plan = plan_table(name)
-    return {row.removesuffix(" *") for row, *_ in lines(make_table(plan, []))[1:] if row.endswith(" *")}
+    return {row.removesuffix(" *") for row, *_ in lines(make_table(plan, {}))[1:] if row.endswith(" *")}
 
 
 ROWS = {
@@ -51,5 +51,5 @@ def test_the_strided_vgg_and_sparse_recoding_are_named():
 
 
 def test_the_legend_says_what_and_where():
-    said = "\n".join(legend(make_table(plan_table("kr-table1"), [])))
+    said = "\n".join(legend(make_table(plan_table("kr-table1"), {})))
     assert "- the networks and weights of KDGAN (kdgan, kr_kdgan)" in said

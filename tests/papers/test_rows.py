@@ -3,7 +3,6 @@
 import csv
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -71,7 +70,7 @@ def test_a_variant_that_is_asked_for_by_itself_has_its_accuracy(tiny):
     printed = Printed("A paper, Table 9", ("1", "2"), {"fsp": (60.0, 62.0)})
     accuracies = {"fsp_1": 64.0, "fsp_2": 61.0, "kd": 70.0}
     jobs = {name: JobSummary(accuracy=accuracy) for name, accuracy in accuracies.items()}
-    runs = [SimpleNamespace(summary=Summary(jobs=jobs))]
+    runs = {0: Summary(jobs=jobs)}
     table = make_table(replace(plan_table(tiny, rows=["fsp_2", "kd"]), printed=printed), runs)
     assert lines(table)[1:] == [("fsp_2 *", "62.00", "61.00", "-1.00"), ("kd", "–", "70.00", "–")]
     table = make_table(replace(plan_table(tiny, rows=["fsp", "kd"]), printed=printed), runs)

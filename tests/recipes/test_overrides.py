@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from flowstill.knowledge.labels import Labels
+from flowstill.recipes.load import load_recipe
 from flowstill.recipes.recipe import (
     AfterStage,
     Augment,
@@ -74,6 +75,7 @@ def test_set_replaces_a_whole_job_by_a_network(here: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        ("data.mixup=1", "data.mixup: unknown key. Expected one of name, root, batch, accumulate, "),
         ("data.batch=abc", "data.batch: expected a whole number, got 'abc'"),
         ("data.btach=3", "data.btach: unknown key. Did you mean 'batch'?"),
         ("dta.batch=3", "Unknown key or job 'dta'. Did you mean 'data'?"),
@@ -103,12 +105,12 @@ def test_set_replaces_a_whole_job_by_a_network(here: Path) -> None:
 )
 def test_a_wrong_set_names_itself(here: Path, change: str, said: str) -> None:
     lines = problems(SHORT, set=[change])
-    assert any(line.startswith(f"--set {change}: {said}") for line in lines), lines
+    assert any(line.startswith(f"set={change!r}: {said}") for line in lines), lines
 
 
 def test_wrong_options_and_wrong_lines_are_reported_together(here: Path) -> None:
     said = problems(SHORT.replace("batch: 32", "batch: 0"), set=["foo", "x.y=1"], scale=-1, seed="a")
-    assert [line.split(": ")[0] for line in said] == ["--set foo", "--set x.y=1", "--scale", "--seed a", "r.yaml:2"]
+    assert [line.split(": ")[0] for line in said] == ["set='foo'", "set='x.y=1'", "scale=-1", "seed='a'", "r.yaml:2"]
 
 
 def test_seed_and_data_root_are_taken_from_the_options(here: Path) -> None:
@@ -118,13 +120,26 @@ def test_seed_and_data_root_are_taken_from_the_options(here: Path) -> None:
 
 @pytest.mark.parametrize("scale", [0, -1.0, float("nan"), float("inf"), 1e306])
 def test_scale_must_be_above_nothing(here: Path, scale: float) -> None:
-    assert problems(SHORT, scale=scale) == [f"--scale: expected a number above 0, at most 1000, got {scale}"]
+    assert problems(SHORT, scale=scale) == [f"scale={scale}: expected a number above 0, at most 1000"]
 
 
 def test_networks_from_python_files_need_trust(here: Path) -> None:
     text = SHORT.replace("resnet8", "nets/mine.py:make")
-    said = "jobs.student.network: 'nets/mine.py:make' runs a Python file; allow it with --trust-code (trust_code=True)"
+    said = "jobs.student.network: 'nets/mine.py:make' runs a Python file; allow it with trust_code=True"
     assert problems(text) == [f"r.yaml:7: {said}"]
     assert load(text, trust_code=True).jobs["student"].network.name == "nets/mine.py:make"
-    (said,) = problems(SHORT, set=["student.network=a.py:f"])
-    assert said.startswith("--set student.network=a.py:f: jobs.student.network: 'a.py:f' runs a Python file")
+
+
+@pytest.mark.parametrize("change", ["student.network=a.py:f", "student=a.py:f", "student.network.name=a.py:f"])
+def test_a_file_that_the_user_types_needs_no_other_word(here: Path, change: str) -> None:
+    assert load(SHORT, set=[change]).jobs["student"].network.name == "a.py:f"
+    hidden = SHORT.replace("resnet26", "b.py:g")
+    (said,) = problems(hidden, set=[change])
+    assert said.startswith("r.yaml:4: jobs.teacher.network: 'b.py:g' runs a Python file")
+    (said,) = problems(SHORT.replace("resnet8", "a.py:f"), set=["student.network.options.x=1", "student.seed=1"])
+    assert said.startswith("r.yaml:7: jobs.student.network")  # the option does not name the file
+
+
+def test_the_files_of_a_recipe_made_in_python_are_trusted(here: Path) -> None:
+    recipe = load(SHORT.replace("resnet8", "a.py:f"), trust_code=True)
+    assert load_recipe(recipe, seed=3).jobs == recipe.jobs

@@ -76,7 +76,7 @@ def test_a_file_runs_only_if_trusted(here: Path) -> None:
         load_recipe(here / "r.yaml")
     assert str(caught.value) == (
         f"{here / 'r.yaml'}:2: uses[0]: {str(here / 'mine.py')!r} is a Python file, whose code would run. "
-        "Allow that with --trust-code (trust_code=True)."
+        "Allow that with trust_code=True."
     )
     assert runs_of(here) == 0
     recipe = load_recipe(here / "r.yaml", trust_code=True, set=["student.stages.joint.rule.share=0.25"])
@@ -232,3 +232,17 @@ def test_uses_is_written_and_read_back(here: Path) -> None:
     assert load_recipe(here / "again.yaml", trust_code=True) == recipe
     assert load_recipe(here / "again.yaml", set=["uses=[]"]).uses == ()
     assert json.dumps(recipe.uses) == json.dumps([str(here / "mine.py")])
+
+
+def test_a_file_that_the_user_types_runs_from_the_working_directory(here: Path) -> None:
+    (here / "r.yaml").write_text(RECIPE.replace("uses: mine.py\n", ""))
+    (here.parent / "elsewhere" / "mine.py").write_text(MINE)
+    (here / "mine.py").write_text("raise SystemExit('the wrong one')")  # not what was typed in another folder
+    assert load_recipe(here / "r.yaml", set=["uses=mine.py"]).uses == (str(here.parent / "elsewhere" / "mine.py"),)
+
+
+def test_a_typed_file_is_no_word_for_another_that_the_recipe_names(here: Path) -> None:
+    (here / "other.py").write_text("raise SystemExit('this must not run')")
+    (here / "r.yaml").write_text(RECIPE.replace("mine.py", "[mine.py, other.py]"))
+    with pytest.raises(RecipeError, match=r"uses\[1\]: .*other\.py' is a Python file"):
+        load_recipe(here / "r.yaml", set=[f"uses[0]={here / 'mine.py'}"])

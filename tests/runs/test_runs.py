@@ -33,7 +33,7 @@ def make_run(path: Path, recipe: dict = RECIPE) -> RunWriter:
 
 def test_a_folder_with_a_run_is_only_taken_up_on_request(tmp_path):
     make_run(tmp_path / "run")
-    with pytest.raises(RunError, match="--resume"):
+    with pytest.raises(RunError, match="resume=True"):
         RunWriter.create(tmp_path / "run")
     RunWriter.create(tmp_path / "run", resume=True)
 
@@ -183,7 +183,7 @@ def test_a_network_that_is_not_there_is_named(tmp_path):
     run = Run.open(tmp_path / "run")
     with pytest.raises(RunError, match="Did you mean 'student'"):
         run.network("studnet")
-    with pytest.raises(RunError, match=r"no network yet.*--resume"):
+    with pytest.raises(RunError, match=r"no network yet.*resume=True"):
         run.network("student")
 
 
@@ -201,7 +201,7 @@ def make(num_classes, in_channels):
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 5))
     writer.save_network("student", network.state_dict())
     run = Run.open(tmp_path / "run")
-    with pytest.raises(RunError, match="--trust-code"):
+    with pytest.raises(RunError, match="trust_code=True"):
         run.network()
     assert not marker.exists()
     images = torch.rand(2, 1, 2, 2)

@@ -19,6 +19,7 @@ from flowstill.recipes.recipe import (
 )
 from flowstill.schema import specification, validated
 from flowstill.schema.problems import Problems, members, path_text, shown
+from flowstill.transfer.stages import Name
 
 
 @specification
@@ -29,6 +30,7 @@ class Kernel:
     shape: Literal["round", "square"] | tuple[float, ...] | int = "round"
     sizes: tuple[int, int] = (3, 3)
     names: dict[str, str] = Field(default_factory=dict)
+    jobs: dict[Name, int] = Field(default_factory=dict)
     stride: int | None = None
     mode: Annotated[Sum | AdaptiveClip, Field(discriminator="name")] = Sum()
 
@@ -60,13 +62,17 @@ def problems(kind: type, value: Any) -> list[str]:
         ({"names": {"a": 1}}, "Kernel.names.a: expected text, got 1"),
         ({"names": {1: "a"}}, "Kernel.names[1]: expected text as the name, got 1; put it in quotes"),
         (
+            {"jobs": {"a/b": 1}},
+            "Kernel.jobs.a/b: expected a name of letters, digits, spaces, '_', '-' and '.', got 'a/b'",
+        ),
+        (
             {"shape": "sqare"},
             "Kernel.shape: expected 'round' or 'square' or a list or a whole number, got 'sqare'. "
             "Did you mean 'square'?",
         ),
         ({"shape": [1, "x"]}, "Kernel.shape[1]: expected a number, got 'x'"),
         ({"widht": 1}, "Kernel.widht: unknown key. Did you mean 'width'?"),
-        ({3: 1}, "Kernel[3]: unknown key. Choose from 'width', 'shape', 'sizes', 'names', 'stride', 'mode'."),
+        ({3: 1}, "Kernel[3]: unknown key. Choose from 'width', 'shape', 'sizes', 'names', 'jobs', 'stride', 'mode'."),
         ({"mode": {"name": "sun"}}, "Kernel.mode: expected 'sum' or 'adaptive_clip', got 'sun'. Did you mean 'sum'?"),
         ({"mode": {}}, "Kernel.mode: expected 'sum' or 'adaptive_clip', got {}"),
         ({"mode": 4}, "Kernel.mode: expected a mapping, got 4"),
@@ -83,7 +89,14 @@ def test_all_problems_are_said_at_once() -> None:
     assert problems(Kernel, {"width": "a", "sizes": [1, "b"], "colour": 1}) == [
         "Kernel.width: expected a number, got 'a'",
         "Kernel.sizes[1]: expected a whole number, got 'b'",
-        "Kernel.colour: unknown key. Choose from 'width', 'shape', 'sizes', 'names', 'stride', 'mode'.",
+        "Kernel.colour: unknown key. Choose from 'width', 'shape', 'sizes', 'names', 'jobs', 'stride', 'mode'.",
+    ]
+
+
+def test_a_wrong_key_and_its_wrong_value_are_both_said() -> None:
+    assert problems(Kernel, {"jobs": {"a/b": "x"}}) == [
+        "Kernel.jobs.a/b: expected a name of letters, digits, spaces, '_', '-' and '.', got 'a/b'",
+        "Kernel.jobs.a/b: expected a whole number, got 'x'",
     ]
 
 

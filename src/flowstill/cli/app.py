@@ -20,7 +20,7 @@ from flowstill.cli.listing import show_list
 from flowstill.cli.memory import keep_freed_memory
 from flowstill.cli.reproduce import reproduce
 from flowstill.cli.train import train
-from flowstill.errors import FlowstillError
+from flowstill.errors import FlowstillError, command_line_words, readable
 
 BAD_INPUT, MACHINE_FAILED, INTERRUPTED = 2, 3, 130
 
@@ -76,9 +76,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keep_freed_memory()
     command = typer.main.get_command(app)
     try:
-        code = command.main(arguments, prog_name="flowstill", standalone_mode=False)
+        with command_line_words():
+            code = command.main(arguments, prog_name="flowstill", standalone_mode=False)
     except FlowstillError as error:
         print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {readable(f'{error.strerror}: {error.filename!r}')}", file=sys.stderr)
         return BAD_INPUT
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
@@ -93,6 +99,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         context = getattr(error, "ctx", None)
         hint = f"\nSee `{context.command_path} --help`." if context else ""
         text = usage().replace("Value error, ", "")  # pydantic's prefix, in some versions of typer
-        print(f"error: {text}{hint}", file=sys.stderr)
+        print(f"error: {readable(text)}{hint}", file=sys.stderr)
         return BAD_INPUT
     return code if isinstance(code, int) else 0

@@ -86,7 +86,6 @@ def distill(
             data_root=data_root,
             set=tuple(settings or ()),
             uses=tuple(uses or ()),
-            trust_code=trust_code,
         )
     train_and_show(
         recipe,

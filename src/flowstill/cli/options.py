@@ -40,7 +40,9 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, from
 Settings = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="KEY=VALUE", help="Change a value of the recipe, such as student.seed=5. Repeatable."
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change a value of the recipe, such as student.seed=5. Repeatable.",
     ),
 ]
 Scale = Annotated[
@@ -55,7 +57,11 @@ DataRoot = Annotated[
     str | None, typer.Option(metavar="FOLDER", help="Folder of the data sets, such as FOLDER/cifar10/train.parquet.")
 ]
 TrustCode = Annotated[
-    bool, typer.Option("--trust-code", help="Run the Python files that the recipe uses or takes networks from.")
+    bool,
+    typer.Option(
+        "--trust-code",
+        help="Run the Python files that the recipe or the run names. Those that you type run anyway.",
+    ),
 ]
 Uses = Annotated[
     list[str] | None,

@@ -17,6 +17,7 @@ from flowstill.cli.options import (
     PrecisionOption,
     Scale,
     Settings,
+    TrustCode,
     whole_number,
 )
 
@@ -38,6 +39,7 @@ def reproduce(
     data: Annotated[str | None, typer.Option(metavar="NAME", help="Data set to use in place of the paper's.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the table.  [default: runs/TABLE]")] = None,
     settings: Settings = None,
+    trust_code: TrustCode = False,
     dry_run: DryRun = False,
     device: Device = "auto",
     devices: Devices = 1,
@@ -56,7 +58,14 @@ def reproduce(
 
     names = [row.strip() for row in rows.split(",") if row.strip()]
     plan = plan_table(
-        table, scale=scale, seeds=seeds, rows=names, data_root=data_root, data=data, set=tuple(settings or ())
+        table,
+        scale=scale,
+        seeds=seeds,
+        rows=names,
+        data_root=data_root,
+        data=data,
+        set=tuple(settings or ()),
+        trust_code=trust_code,
     )
     if dry_run:
         try_out(plan.recipe, device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from flowstill.data.named import NAMED
 from flowstill.data.reader import READERS, TESTS, Reader, Source, Wanted, folder_readers, listing
 from flowstill.data.spec import DISTORTED, Data
-from flowstill.errors import DataError, did_you_mean
+from flowstill.errors import DataError, did_you_mean, nearest, option
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
@@ -32,7 +31,7 @@ def find_source(spec: Data) -> Source:
     if folder is not None:
         return _in_folder(folder, wanted, [chosen] if chosen else folder_readers())
     if chosen is not None and chosen.local:
-        raise DataError(f"Reader {reader!r} reads a folder. Give it as 'root' (--data-root DIR) or as 'name'.")
+        raise DataError(f"Reader {reader!r} reads a folder. Give it as {option('data_root', 'DIR')} or as 'name'.")
     hub = named.hub if named else None
     return Source(reader or "hub", spec.name, hub or spec.name, tests=tests, with_test=wanted.with_test)
 
@@ -55,7 +54,8 @@ def _base(spec: Data) -> Path | None:
             raise DataError(f"Data set {spec.name!r} is a file. Give the folder that holds it: {str(path.parent)!r}.")
         if path.is_dir():
             return path
-    near = difflib.get_close_matches(spec.name.lower(), NAMED, n=1, cutoff=0.75)
+    # A set of the hub may be named after a known one, as fashion_mnist is.
+    near = [known for known in nearest(spec.name, NAMED) if abs(len(known) - len(spec.name)) <= 2]
     if near:
         raise DataError(
             f"Unknown data set {spec.name!r}: no known name, and no such folder. Did you mean {near[0]!r}? "

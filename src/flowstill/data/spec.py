@@ -6,7 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
+from flowstill.data.given import refuse_images
 from flowstill.schema import specification
+from flowstill.schema.text import Text, path_as_text
 
 Artifact = Literal["blur_sigma1", "noise_255_sigma1", "noise_norm_sigma1", "noise_calibrated"]
 ClassName = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, int) else value)]
@@ -102,8 +104,8 @@ class Data:
         reader: name of the reader for a folder; None to recognise the layout. See ``flowstill.register_reader``.
     """
 
-    name: str
-    root: str | None = None
+    name: Annotated[str, BeforeValidator(lambda value: path_as_text(refuse_images(value)))]
+    root: Text | None = None
     batch: Annotated[int, Field(ge=1)] = 256
     accumulate: Annotated[int, Field(ge=1)] = 1
     classes: tuple[ClassName, ...] | None = None

@@ -11,7 +11,7 @@ import torch
 from flowstill.engine.facts import versions
 from flowstill.engine.hardware import choose_device
 from flowstill.engine.precision import Precision
-from flowstill.errors import RecipeError, RunError
+from flowstill.errors import RecipeError, RunError, option
 from flowstill.files import digest_of
 from flowstill.recipes.recipe import Recipe, Weights
 from flowstill.runs import Run, is_run
@@ -84,13 +84,20 @@ def kept_device(run: Run, asked: str, chosen: str, devices: int) -> str:
     begun, count = facts.get("device") or chosen, facts.get("devices") or devices
     where = f"{str(run.path)!r} was started"
     if count != devices:
-        raise RunError(f"{where} with --devices {count}, and keeps it. Give --devices {count}, or another --out.")
+        raise RunError(
+            f"{where} with {option('devices', count)}, and keeps it. Give {option('devices', count)}, or "
+            f"another {option('out')}."
+        )
     if begun != chosen and asked != "auto":
-        raise RunError(f"{where} on {begun!r}, and keeps it. Give --device {begun}, or another --out.")
+        raise RunError(
+            f"{where} on {begun!r}, and keeps it. Give {option('device', begun)}, or another {option('out')}."
+        )
     try:
         return choose_device(begun, devices)
     except RecipeError as error:
-        raise RunError(f"{where} on {begun!r}, and cannot continue elsewhere: {error} Or give another --out.") from None
+        raise RunError(
+            f"{where} on {begun!r}, and cannot continue elsewhere: {error} Or give another {option('out')}."
+        ) from None
 
 
 def warn_of_changes(run: Run, recipe: Recipe, device: str) -> None:

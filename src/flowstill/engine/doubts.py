@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flowstill.engine.interface import Interface, same_scale
+from flowstill.errors import option
 from flowstill.features.modules import logits_in
 from flowstill.nets import Preprocessing
 
@@ -243,4 +244,4 @@ def _plain(value: object) -> str:
 
 
 def _fix(change: str) -> str:
-    return f"--set '{change}'."
+    return f"{option('set', change)}."

@@ -11,6 +11,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from flowstill.errors import option
 from flowstill.transfer.rules import Gradients
 from flowstill.transfer.schedules import Constant
 
@@ -154,8 +155,11 @@ def advice(job: str, student: Student, bf16: bool) -> str:
     for name, player in student.stage.players.items():
         place = f"{job}.stages.{student.stage.name}" + ("" if len(student.stage.players) == 1 else f".players.{name}")
         if isinstance(player.lr, Constant):
-            changes.append(f"--set {place}.lr={player.lr.value / 10:.3g}")
+            changes.append(option("set", f"{place}.lr={player.lr.value / 10:.3g}"))
         else:
-            changes.append(f"a lower --set {place}.lr=...")
+            changes.append(f"a lower {option('set', f'{place}.lr=...')}")
     wide = ", or --precision 32 with another --out" if bf16 else ""
-    return f"Try a lower learning rate: {' '.join(changes)} with --resume, which trains this job again{wide}."
+    return (
+        f"Try a lower learning rate: {' '.join(changes)} with {option('resume', True)}, which "
+        f"trains this job again{wide}."
+    )

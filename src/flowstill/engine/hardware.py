@@ -12,7 +12,7 @@ from lightning_fabric.plugins import MixedPrecision
 from lightning_fabric.plugins import Precision as Plugin
 
 from flowstill.engine.precision import Precision
-from flowstill.errors import RecipeError, did_you_mean
+from flowstill.errors import RecipeError, did_you_mean, option
 
 ALIASES = {"gpu": "cuda", "nvidia": "cuda", "metal": "mps", "apple": "mps"}  # what people type -> torch's name
 
@@ -36,15 +36,15 @@ def choose_device(name: str, devices: int = 1) -> str:
     if name not in there:
         choices = ["auto", *there]
         hint = f"Did you mean {ALIASES[name.lower()]!r}?" if name.lower() in ALIASES else did_you_mean(name, choices)
-        raise RecipeError(f"--device: expected {', '.join(choices)}. Received: {name!r}. {hint}")
+        raise RecipeError(f"{option('device')}: expected {', '.join(choices)}. Received: {name!r}. {hint}")
     if not there[name]:
         available = ", ".join(repr(n) for n, ok in there.items() if ok)
         raise RecipeError(
-            f"--device {name!r}: not available on this machine or in this build of torch. Use {available}."
+            f"{option('device', name)}: not available on this machine or in this build of torch. Use {available}."
         )
     most = {"cpu": os.cpu_count() or 1, "cuda": torch.cuda.device_count(), "mps": 1}[name]
     if not 1 <= devices <= most:
-        raise RecipeError(f"--devices {devices}: expected 1 to {most}, the number of {name} devices here.")
+        raise RecipeError(f"{option('devices', devices)}: expected 1 to {most}, the number of {name} devices here.")
     return name
 
 

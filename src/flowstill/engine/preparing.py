@@ -22,7 +22,7 @@ from flowstill.engine.precision import Asked, Precision, choose, needing_float32
 from flowstill.engine.resuming import has_all, past_run, to_repeat
 from flowstill.engine.stored import refuse_if_full
 from flowstill.engine.trial import try_jobs
-from flowstill.errors import NetworkError, RecipeError, RunError
+from flowstill.errors import NetworkError, RecipeError, RunError, option
 from flowstill.features.copying import copied, fill_lazy, is_lazy
 from flowstill.features.modules import Shape
 from flowstill.features.outputs import settle_logits
@@ -86,7 +86,7 @@ def prepare(
     chosen_device = choose_device(device, devices)
     if recipe.data.batch < devices:
         raise RecipeError(
-            f"data.batch is {recipe.data.batch}, too few images for {devices} processes. Use --devices 1."
+            f"data.batch is {recipe.data.batch}, too few images for {devices} processes. Use {option('devices', 1)}."
         )
     past = past_run(recipe, out, networks) if resume else None
     if past and has_all(past, recipe):
@@ -175,11 +175,13 @@ def _refuse_other_conditions(past: Run, precision: Precision, recipe: Recipe, da
     """Raises: RunError if a run cannot continue with these images or at this precision."""
     if past.fact(str, "data", "fingerprint") != data.fingerprint:
         raise RunError(
-            f"{str(past.path)!r} was trained on other images than {recipe.data.name!r} holds now. Give another --out."
+            f"{str(past.path)!r} was trained on other images than {recipe.data.name!r} holds now. Give "
+            f"another {option('out')}."
         )
     if asked not in ("auto", precision.dtype):
         raise RunError(
-            f"{str(past.path)!r} was started at precision {precision.dtype!r}, and keeps it. Leave --precision out."
+            f"{str(past.path)!r} was started at precision {precision.dtype!r}, and keeps it. Leave "
+            f"{option('precision')} out."
         )
 
 

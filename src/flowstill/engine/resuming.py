@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from flowstill.errors import NetworkError, RunError
+from flowstill.errors import NetworkError, RunError, option
 from flowstill.features.modules import unwrapped
 from flowstill.nets import fitted_weights, read_weights, weights_file
 from flowstill.recipes.load import load_recipe
@@ -85,7 +85,7 @@ def conflicts(recipe: Recipe, out: Path, networks: Mapping[str, nn.Module] | Non
     """
     run, there = Run.open(out), RunWriter(out).progress()
     kept = set(there.begun) - set(there.failed)
-    fix = "Resume with the options it was started with, or give another --out."
+    fix = f"Resume with the options it was started with, or give another {option('out')}."
     used = run.recipe.get("uses") or []
     if gone := {Path(name).name for name in used} - {Path(name).name for name in recipe.uses}:
         yield f"{str(out)!r} was started with another recipe: its 'uses' names {', '.join(sorted(gone))}. {fix}"
@@ -120,12 +120,12 @@ def conflicts(recipe: Recipe, out: Path, networks: Mapping[str, nn.Module] | Non
             if over and not stage_file(out, recipe, first, stage).exists():
                 yield (
                     f"{str(out)!r} did not keep what {first!r} was after its stage {stage!r}, where {name!r} starts. "
-                    "Give another --out."
+                    f"Give another {option('out')}."
                 )
         if name in there.done and (source := _replaced(job, out / f"{name}.safetensors", (networks or {}).get(name))):
             yield (
                 f"{str(out)!r} was started with another {name!r}: {source} holds other weights now. "
-                "Give those that it was started with, or another --out."
+                f"Give those that it was started with, or another {option('out')}."
             )
 
 

@@ -17,7 +17,7 @@ from lightning_fabric import Fabric
 from flowstill.data.batch import Batch
 from flowstill.engine.precision import Precision
 from flowstill.engine.teacher import Teacher
-from flowstill.errors import RunError
+from flowstill.errors import RunError, option
 from flowstill.files import readable_size
 from flowstill.nets.beside import metadata, split
 from flowstill.recipes.storage import StoredFile, TargetLayout, most_bytes, reads_teacher
@@ -78,7 +78,7 @@ class Store:
             largest = np.abs(exact[np.isfinite(exact)]).max()
             raise RunError(
                 f"What the teacher knows reaches {largest:.3g}, but fp16 ends at 65504. Store it with "
-                "'dtype: fp32', in another --out."
+                f"'dtype: fp32', in another {option('out')}."
             )
         sums = np.array([_checksum(row) for row in rows], self._sums.dtype)
         try:
@@ -87,7 +87,7 @@ class Store:
         except OSError as error:
             raise RunError(
                 f"Cannot store knowledge in {str(self.path)!r}: {error.strerror}. Make room there and go on with "
-                "--resume, or use 'knowledge: live' in another --out."
+                f"{option('resume', True)}, or use 'knowledge: live' in another {option('out')}."
             ) from None
 
     def _put(self, number: int, cells: Cells, values: np.ndarray[Any, Any]) -> None:
@@ -241,5 +241,5 @@ def refuse_if_full(files: Iterable[StoredFile], run: Path) -> None:
         raise RunError(
             f"The stored knowledge may take {readable_size(needed)}, but {str(run)!r} has room for "
             f"{readable_size(there + free)}. Make room, say 'dtype: fp16' or fewer 'data.augment.views', use "
-            "'knowledge: live', or give another --out."
+            f"'knowledge: live', or give another {option('out')}."
         )

@@ -22,7 +22,7 @@ from flowstill.engine.precision import Asked
 from flowstill.engine.preparing import loaded, prepare
 from flowstill.engine.process import run_work
 from flowstill.engine.resuming import past_run, to_repeat
-from flowstill.errors import RecipeError, RunError, warnings_are_errors
+from flowstill.errors import RecipeError, RunError, option, warnings_are_errors
 from flowstill.features.copying import copied
 from flowstill.features.outputs import settle_logits
 from flowstill.recipes.load import dump_recipe, load_recipe
@@ -82,7 +82,7 @@ def train(
         KeyboardInterrupt: interrupted; the state is saved.
     """
     if precision not in ("auto", "32", "bf16"):
-        raise RecipeError(f"--precision {precision!r}: choose 'auto', '32' or 'bf16'.")
+        raise RecipeError(f"{option('precision', precision)}: choose 'auto', '32' or 'bf16'.")
     RunWriter.refuse(out, resume=resume)
     networks = networks or {}
     with warnings_are_errors(strict):
@@ -106,7 +106,7 @@ def train(
 
 
 def evaluate(
-    run: Run | str | Path, *, device: str = "auto", data_root: str | None = None, trust_code: bool = False
+    run: Run | str | Path, *, device: str = "auto", data_root: str | Path | None = None, trust_code: bool = False
 ) -> dict[str, dict[str, float]]:
     """Measure a run's networks again on the test images, at the precision they were trained in.
 
@@ -128,7 +128,7 @@ def evaluate(
     """
     run = run if isinstance(run, Run) else Run.open(run)
     recipe = load_recipe(run.path / RECIPE, trust_code=trust_code)
-    spec = replace(recipe.data, root=data_root) if data_root else recipe.data
+    spec = replace(recipe.data, root=str(data_root)) if data_root else recipe.data
     data = open_data(spec, seed=recipe.seed)
     precision = kept_precision(run)
     fabric = make_fabric(choose_device(device), 1, precision)
@@ -144,7 +144,7 @@ def evaluate(
         settle_logits(network, interfaces[name].shape, len(data.classes), trains=False)
         placed(network, fabric, precision)
     if not networks:
-        raise RunError(f"{str(run.path)!r} has no trained network yet. Finish it with --resume.")
+        raise RunError(f"{str(run.path)!r} has no trained network yet. Finish it with {option('resume', True)}.")
     scores = {
         name: evaluate_networks(fabric, [network], data, interfaces=[interfaces[name]], channels_last=last)
         for name, network in networks.items()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -20,12 +21,13 @@ from flowstill.nets.registry import NETWORKS, Network, no_option, whole_network
 from flowstill.nets.spec import Net, is_object
 from flowstill.nets.weights import head_classes, load_weights
 from flowstill.schema.code import run_code
+from flowstill.schema.text import path_as_text
 
 NAME_FORMS = {
     "resnetD, resnetDxW": "a CIFAR ResNet of any depth D = 6n+2, with W times the channels",
     "timm:NAME": "any network of timm",
     "torchvision:NAME": "any classifier of torchvision",
-    "FILE.py:FACTORY": "what your own function returns; in a recipe it needs --trust-code",
+    "FILE.py:FACTORY": "what your own function returns; in a recipe's file it needs --trust-code",
 }
 
 
@@ -35,7 +37,7 @@ def known_nets() -> dict[str, str]:
 
 
 def create(
-    name: str,
+    name: str | os.PathLike[str],
     num_classes: int | None = None,
     in_channels: int = 3,
     *,
@@ -66,6 +68,9 @@ def create(
     >>> create("resnet8", num_classes=10).fc
     Linear(in_features=64, out_features=10, bias=True)
     """
+    name = path_as_text(name)
+    if not isinstance(name, str):
+        raise NetworkError(f"Expected the name of a network (see `flowstill list nets`). Received: {name!r}.")
     for what, value in (("num_classes", num_classes), ("in_channels", in_channels)):
         if value is not None and (type(value) is not int or value < 1):
             raise NetworkError(f"Expected a whole number from 1 for {what}. Received: {value!r}.")

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from flowstill.nets.preprocessing import Preprocessing
 from flowstill.schema import specification
+from flowstill.schema.text import Text
 
 
 @specification
@@ -21,7 +22,7 @@ class Net:
             timm or torchvision, or else from the run's data.
     """
 
-    name: str
+    name: Text
     options: dict[str, Any] = Field(default_factory=dict)
     preprocessing: Preprocessing | None = None
 

@@ -13,7 +13,7 @@ from typing import Any
 from flowstill.data import find_facts, find_source, open_data
 from flowstill.engine.precision import Asked, needing_float32
 from flowstill.engine.resuming import conflicts, to_repeat
-from flowstill.errors import RecipeError
+from flowstill.errors import RecipeError, option
 from flowstill.papers.estimate import Estimate, estimate
 from flowstill.papers.printed import Printed, PrintedCost, printed_tables
 from flowstill.papers.rows import restricted, rows_of
@@ -122,6 +122,7 @@ def plan_table(
     data_root: str | Path | None = None,
     data: str | None = None,
     set: Sequence[str] = (),
+    trust_code: bool = False,
 ) -> Plan:
     """Plan a table.
 
@@ -133,16 +134,18 @@ def plan_table(
         data_root: folder of the data sets.
         data: name of a data set to use in place of the paper's.
         set: changes to the recipe, as ``KEY=VALUE``.
+        trust_code: allow the Python files that the recipe's file names; their code runs.
 
     Raises:
         FlowstillError: one of them is wrong; the text says which.
     """
     if seeds < 1:
-        raise RecipeError(f"--seeds: expected at least 1. Received: {seeds}.")
-    whole = load_recipe(table, scale=scale, data_root=data_root, set=[*set, *([f"data.name={data}"] if data else [])])
+        raise RecipeError(f"{option('seeds', seeds)}: expected at least 1.")
+    changes = [*set, *([f"data.name={json.dumps(data)}"] if data else [])]
+    whole = load_recipe(table, scale=scale, data_root=data_root, set=changes, trust_code=trust_code)
     printed = printed_tables().get(whole.name)
     chosen = tuple(rows) or ((*printed.rows, *printed.controls) if printed else rows_of(whole))
-    original = load_recipe(table).data.name
+    original = load_recipe(table, trust_code=trust_code).data.name
     stand_in = whole.data.name if whole.data.name != original else ""
     first = whole.seed
     return Plan(whole, restricted(whole, chosen), chosen, tuple(range(first, first + seeds)), scale, printed, stand_in)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 from torch import nn
 
 from flowstill.data import Data, find_facts
-from flowstill.errors import RecipeError
+from flowstill.data.given import set_name
+from flowstill.errors import RecipeError, option
 from flowstill.features.copying import copied, fill_lazy, is_lazy
 from flowstill.features.modules import unwrapped
 from flowstill.features.outputs import settle_logits
@@ -22,13 +24,13 @@ from flowstill.recipes.recipe import Job, Recipe, Stage
 from flowstill.schema.code import import_used
 from flowstill.transfer.methods import find_method
 
-Given = nn.Module | Net | str
+Given = nn.Module | Net | str | os.PathLike[str]
 
 
 def distillation(
     teacher: Given,
     student: Given,
-    data: Data | str,
+    data: Data | str | os.PathLike[str],
     method: str | Stage | Sequence[Stage] = "kd",
     *,
     teacher_weights: str | Path | None = None,
@@ -39,27 +41,27 @@ def distillation(
     seed: int = 0,
     data_root: str | Path | None = None,
     set: Sequence[str] | str = (),
-    uses: Sequence[str] | str = (),
-    trust_code: bool = False,
+    uses: Sequence[str | Path] | str | Path = (),
 ) -> Recipe:
     """The recipe for these networks, images and method; see ``flowstill.distill`` for the arguments.
 
     Raises:
         FlowstillError: bad input.
     """
-    used = (uses,) if isinstance(uses, str) else tuple(uses)
+    used = tuple(map(str, (uses,) if isinstance(uses, (str, os.PathLike)) else uses))
     import_used(used)
     changes = (set,) if isinstance(set, str) else tuple(set)
     if teacher is student and isinstance(teacher, nn.Module):
         raise RecipeError("teacher and student are the same object. Give copy.deepcopy(...) of it as the student.")
     if isinstance(teacher, nn.Module) and teacher_weights is not None:
         raise RecipeError(
-            "teacher_weights belongs to a teacher given by name. Leave it out: a teacher given as an object has its own."
+            f"{option('teacher_weights')} belongs to a teacher given by name. Leave it out: a teacher given as an object "
+            "has its own."
         )
     if teacher_is_trained and teacher_weights is not None:
         raise RecipeError(
-            "--teacher-is-trained says that the teacher is built with its weights, and --teacher-weights names others. Give "
-            "one of them (teacher_is_trained=True, teacher_weights=FILE)."
+            f"{option('teacher_is_trained', True)} says that the teacher is built with its weights, and "
+            f"{option('teacher_weights')} names others. Give one of them."
         )
     weights = None if teacher_weights is None else str(teacher_weights)
     trained = teacher_is_trained and not isinstance(teacher, nn.Module)
@@ -68,17 +70,17 @@ def distillation(
     if not (isinstance(teacher, nn.Module) or trained or large.weights or _learned(large.network, changes)):
         raise RecipeError(
             f"The teacher {large.network.name!r} has no trained weights. Give the file that holds them, "
-            "--teacher-weights FILE (teacher_weights=FILE), or for a timm or torchvision network "
-            "--set teacher.network.options.pretrained=true. If your own function loads them, say "
-            "--teacher-is-trained (teacher_is_trained=True)."
+            f"{option('teacher_weights', 'FILE')}, or for a timm or torchvision network "
+            f"{option('set', 'teacher.network.options.pretrained=true')}. If your own function loads them, say "
+            f"{option('teacher_is_trained', True)}."
         )
-    data = usual_data(data) if isinstance(data, str) else data
+    data = data if isinstance(data, Data) else usual_data(set_name(data))
 
     def recipe(stages: tuple[Stage, ...], changes: Sequence[str]) -> Recipe:
         both = any(update.task and update.transfer for stage in stages for update in stage.updates)
         seen = replace(data, unlabelled=data.batch) if labels and both and not data.unlabelled else data
         whole = replace(method_recipe(name, stages, large, small, seen, alone_too=alone, seed=seed), uses=used)
-        return load_recipe(whole, set=changes, scale=scale, data_root=data_root, trust_code=trust_code)
+        return load_recipe(whole, set=changes, scale=scale, data_root=data_root)
 
     if not isinstance(method, str):
         name, stages = "distilled", (method,) if isinstance(method, Stage) else tuple(method)
@@ -115,16 +117,19 @@ def _net(role: str, given: Given) -> Net:
         return Net(f"object:{type(network).__name__}", {"parameters": 0 if is_lazy(network) else _size(network)})
     if isinstance(given, Net):
         return given
-    if not isinstance(given, str):
+    if not isinstance(given, (str, os.PathLike)):
         raise RecipeError(
             f"Expected a network or its name (see `flowstill list nets`) as the {role}. Received: {given!r}."
         )
-    if Path(given).exists():
+    name = os.fspath(given)
+    if name.endswith(".py"):
+        raise RecipeError(f"The {role} {name!r} is a file. To use a function in it, write '{name}:FUNCTION'.")
+    if os.path.exists(name):
         raise RecipeError(
-            f"the {role} {given!r} is a file or folder, not a network's name. Name the network, and give the teacher's "
-            "weights separately: --teacher NET --teacher-weights FILE (teacher_weights=FILE)."
+            f"The {role} {name!r} is a file or folder, not a network's name. Name the network, and give the teacher's "
+            f"weights separately: {option('teacher', 'NET')} {option('teacher_weights', 'FILE')}."
         )
-    return Net(given)
+    return Net(name)
 
 
 def _size(network: nn.Module) -> int:

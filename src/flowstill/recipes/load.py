@@ -10,7 +10,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from flowstill.errors import RecipeError, did_you_mean
+from flowstill.errors import RecipeError, did_you_mean, option
 from flowstill.nets import is_object, needs_trust
 from flowstill.recipes.dump import dump_recipe
 from flowstill.recipes.overrides import override, put
@@ -21,6 +21,7 @@ from flowstill.recipes.shorthand import SHORTHAND, expand, jobs_as_mappings
 from flowstill.schema import validated
 from flowstill.schema.code import import_code, located
 from flowstill.schema.problems import Loc, Problem, Problems, shown
+from flowstill.schema.text import path_as_text
 from flowstill.transfer.knowledge import Knowledge
 from flowstill.transfer.stages import PLAYER_KEYS, UPDATE_KEYS
 
@@ -51,12 +52,13 @@ def load_recipe(
     """Load a packaged recipe, a YAML file or the ``recipe.yaml`` of a run, or change a Recipe.
 
     Args:
-        source: a packaged recipe's name, a path, or a Recipe; the ``uses`` of a Recipe are trusted.
-        set: changes such as ``data.batch=64`` or ``teacher.weights=FILE``, applied in order.
+        source: a packaged recipe's name, a path, or a Recipe. The Python files that a Recipe names are trusted.
+        set: changes such as ``data.batch=64`` or ``teacher.weights=FILE``, applied in order. The Python files that they
+            name are trusted, and looked for in the working directory.
         scale: multiplies every count of steps (``scaled``).
         seed: replaces the recipe's seed.
         data_root: folder of the data sets; replaces the recipe's ``data.root``.
-        trust_code: allow the recipe to run Python files, in ``uses`` or as networks.
+        trust_code: allow the Python files that the recipe's file names, in ``uses`` or as networks; their code runs.
 
     Raises:
         RecipeError: invalid input. All problems are listed, one per line, such as ``recipe.yaml:12:
@@ -67,14 +69,14 @@ def load_recipe(
         420
     """
     if isinstance(source, Recipe):
-        document, folder, trust_used = read_yaml(dump_recipe(source), f"the recipe {source.name!r}"), "", True
+        document, folder, trust_code = read_yaml(dump_recipe(source), f"the recipe {source.name!r}"), "", True
     else:
         file, title = _find(source)
-        document, folder, trust_used = _read(file, title), os.path.dirname(source), trust_code
-    _import_used(document, [change for change in set if _is_of_uses(change)], folder, trust_used)
+        document, folder = _read(file, title), os.path.dirname(source)
+    _import_used(document, [change for change in set if _is_of_uses(change)], folder, trust_code)
     _change(document, [change for change in set if not _is_of_uses(change)], seed, data_root)
     if not 0 < scale <= MAX_SCALE:
-        document.problems.append((Place("--scale"), f"expected a number above 0, at most {MAX_SCALE}, got {scale}"))
+        document.problems.append((Place(option("scale", scale)), f"expected a number above 0, at most {MAX_SCALE}"))
     recipe = _checked(document)
     if recipe is not None and not trust_code:
         _distrust(document, recipe)
@@ -139,9 +141,10 @@ def _import_used(document: Document, changes: Sequence[str], folder: str, trust_
 
     Args:
         document: the recipe's data, changed in place.
-        changes: ``PATH=VALUE`` of ``uses``, applied first.
-        folder: the recipe file's folder; where relative paths are looked up first.
-        trust_code: allow Python files.
+        changes: ``PATH=VALUE`` of ``uses``, applied first. The user typed them, so the files that they name in the working
+            directory are trusted.
+        folder: the recipe file's folder; where the relative paths in the file are looked up first.
+        trust_code: allow the Python files that the recipe's file names.
 
     Raises:
         RecipeError: an import fails or is not allowed.
@@ -152,10 +155,15 @@ def _import_used(document: Document, changes: Sequence[str], folder: str, trust_
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return  # validation reports the problem
-    document.data["uses"] = [located(name, folder) for name in names]
+    here = [located(name) for name in names]
+    typed = [document.place(("uses", number)).is_option for number in range(len(names))]
+    document.data["uses"] = [
+        path if by_user and os.path.isfile(path) else located(name, folder)
+        for name, path, by_user in zip(names, here, typed, strict=True)
+    ]
     for number, name in enumerate(document.data["uses"]):
         try:
-            import_code(name, trust_code=trust_code)
+            import_code(name, trust_code=trust_code or (typed[number] and name == here[number]))
         except RecipeError as error:
             document.say(("uses", number), str(error))
             raise RecipeError(document.text()) from error
@@ -169,9 +177,10 @@ def _change(document: Document, changes: Sequence[str], seed: int | None, data_r
         override(document, change)
         jobs_as_mappings(document)
     if seed is not None:
-        put(document, ["seed"], seed, Place(f"--seed {seed}"))
+        put(document, ["seed"], seed, Place(option("seed", seed)))
     if data_root is not None and isinstance(document.data.get("data"), dict):
-        put(document, ["data", "root"], os.fspath(data_root), Place(f"--data-root {data_root}"))
+        root = path_as_text(data_root)
+        put(document, ["data", "root"], root, Place(option("data_root", root)))
     _check_teachers(document)
 
 
@@ -228,8 +237,10 @@ def _sentence(problem: Problem, data: Any, path: Loc) -> str:
 
 
 def _distrust(document: Document, recipe: Recipe) -> None:
-    """Refuse networks that run a Python file named in the recipe."""
+    """Refuse networks that run a Python file which the recipe's file names, not the user in an option."""
     for name, job in recipe.jobs.items():
         if needs_trust(job.network.name):
             path = _path_in_data(document.data, ("jobs", name, "network", "name"))
-            document.say(path, f"{job.network.name!r} runs a Python file; allow it with --trust-code (trust_code=True)")
+            if document.place(path).is_option:
+                continue
+            document.say(path, f"{job.network.name!r} runs a Python file; allow it with {option('trust_code', True)}")

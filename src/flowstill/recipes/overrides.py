@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flowstill.errors import did_you_mean
+from flowstill.errors import did_you_mean, option
 from flowstill.recipes.places import Document, Place, read_yaml
 from flowstill.recipes.recipe import Recipe
 from flowstill.schema.problems import Loc, field_names, path_text, shown
@@ -24,7 +24,7 @@ def override(document: Document, text: str) -> None:
     """
     given, equals, value_text = text.partition("=")
     parts = given.strip().replace("[", ".").replace("]", "").split(".")
-    place = Place(f"--set {text}")
+    place = Place(option("set", text))
     if not equals or not all(parts):
         document.problems.append((place, "expected PATH=VALUE, such as data.batch=64"))
         return

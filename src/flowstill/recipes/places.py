@@ -43,6 +43,11 @@ class Place:
     line: int = 0
     written: int | None = None
 
+    @property
+    def is_option(self) -> bool:
+        """Whether the user gave the value in an option, not in a file."""
+        return self.line == 0
+
     def __str__(self) -> str:
         return f"{self.source}:{self.line}" if self.line else self.source
 

@@ -5,16 +5,19 @@ A recipe names jobs; a job is a row of stages (``flowstill.transfer.stages``): w
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from flowstill.data.given import refuse_images
 from flowstill.data.spec import Augment, Data
 from flowstill.nets.spec import Net
 from flowstill.recipes.references import check_references
 from flowstill.schema import specification
 from flowstill.schema.code import located
+from flowstill.schema.text import Text, path_as_text
 from flowstill.transfer.rules import AdaptiveClip, Rule, Sum
 from flowstill.transfer.schedules import Constant, Cosine, Linear, Milestones, Schedule
 from flowstill.transfer.stages import Name, Optimizer, Player, Stage, Term, Update
@@ -48,10 +51,11 @@ __all__ = [
 
 def _as_names(value: Any) -> Any:
     """Read one name as a list of one, and make the paths of files absolute."""
-    names = (value,) if isinstance(value, str) else value
+    names = (value,) if isinstance(value, (str, os.PathLike)) else value
     if not isinstance(names, (list, tuple)):
         return names
-    return tuple(located(name) if isinstance(name, str) else name for name in names)
+    texts = map(path_as_text, names)
+    return tuple(located(text) if isinstance(text, str) else text for text in texts)
 
 
 Uses = Annotated[
@@ -82,7 +86,11 @@ class Weights:
         weights: path of the file, or ``FILE#KEY``; see ``flowstill.nets.read_weights``.
     """
 
-    weights: str
+    weights: Text
+
+    if TYPE_CHECKING:
+
+        def __init__(self, weights: str | os.PathLike[str]) -> None: ...
 
 
 @specification
@@ -115,11 +123,11 @@ class Job:
         about: what the job is for, in a few words.
     """
 
-    network: Annotated[Net, BeforeValidator(lambda v: {"name": v} if isinstance(v, str) else v)]
+    network: Annotated[Net, BeforeValidator(lambda v: {"name": v} if isinstance(v, (str, os.PathLike)) else v)]
     stages: tuple[Stage, ...] = ()
     teacher: str | None = None
     start: Weights | AfterStage | Literal["trained"] | None = None
-    weights: str | None = None
+    weights: Text | None = None
     labels: Annotated[int, Field(ge=1)] | None = None
     flows: tuple[Flows, ...] | None = None
     seed: int = 0
@@ -134,11 +142,11 @@ class Job:
 
         def __init__(
             self,
-            network: Net | str | Mapping[str, Any],
+            network: Net | str | os.PathLike[str] | Mapping[str, Any],
             stages: Sequence[Stage | Mapping[str, Any]] = (),
             teacher: str | None = None,
             start: Weights | AfterStage | Mapping[str, str] | Literal["trained"] | None = None,
-            weights: str | None = None,
+            weights: str | os.PathLike[str] | None = None,
             labels: int | None = None,
             flows: Sequence[Flows | Mapping[str, Any]] | None = None,
             seed: int = 0,
@@ -205,7 +213,7 @@ class Recipe:
     """
 
     name: str
-    data: Data
+    data: Annotated[Data, BeforeValidator(refuse_images)]
     jobs: dict[Name, Job] = Field(default_factory=dict)
     ensembles: dict[Name, Ensemble] = Field(default_factory=dict)
     together: tuple[tuple[str, ...], ...] = ()

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from flowstill.errors import NetworkError, RecipeError, RunError, did_you_mean
+from flowstill.errors import NetworkError, RecipeError, RunError, did_you_mean, option
 from flowstill.files import digest_of
 from flowstill.runs.metrics import METRICS, Measurement, read_metrics
 from flowstill.runs.recipe_file import RECIPE, fact, read_recipe, read_text
@@ -164,7 +164,9 @@ class Run:
                 "and train it again with --resume."
             )
         if not weights.exists():
-            raise RunError(f"Job {job!r} has no network yet: no file {str(weights)!r}. Finish the run with --resume.")
+            raise RunError(
+                f"Job {job!r} has no network yet: no file {str(weights)!r}. Finish the run with {option('resume', True)}."
+            )
         self.check_network(job)
         classes, channels = self.fact(int, "data", "classes"), self.fact(int, "data", "channels")
         try:
@@ -172,9 +174,7 @@ class Run:
         except TypeError as error:
             raise RunError(f"{str(self.path / RECIPE)!r}: {error}. It was edited by hand; restore it.") from None
         if needs_trust(spec.name) and not trust_code:
-            raise RunError(
-                f"Building {spec.name!r} runs a Python file; allow that with --trust-code (trust_code=True)."
-            )
+            raise RunError(f"Building {spec.name!r} runs a Python file; allow that with {option('trust_code', True)}.")
         if not needs_trust(spec.name):
             self._import_used(spec, trust_code)
         with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then replaced
@@ -262,7 +262,8 @@ def check_network(path: Path, sha256: str) -> None:
     if found != sha256:
         raise RunError(
             f"{str(path)!r} is not the network that the run saved: its SHA-256 is {found[:12]}..., and was "
-            f"{sha256[:12]}... The file was damaged or replaced. Restore it from a copy, or train it again in another --out."
+            f"{sha256[:12]}... The file was damaged or replaced. Restore it from a copy, or train it again "
+            f"in another {option('out')}."
         )
 
 
@@ -278,7 +279,7 @@ def folder_of(name: str) -> Path:
     """
     if name in ("", ".", "..") or any(character in name for character in "/\\:\0") or len(name.encode()) > 200:
         shown = name if len(name) <= 60 else f"{name[:57]}..."
-        raise RunError(f"The recipe's name {shown!r} is not the name of a folder. Change it, or give --out.")
+        raise RunError(f"The recipe's name {shown!r} is not the name of a folder. Change it, or give {option('out')}.")
     return Path("runs", name)
 
 

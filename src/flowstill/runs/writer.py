@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from flowstill.errors import RunError
+from flowstill.errors import RunError, option
 from flowstill.files import LOCK, alone_in, atomic_write, digest_of
 from flowstill.runs.folder import SUMMARY, Run, is_run
 from flowstill.runs.metrics import EVENTS, METRICS, MetricsLog
@@ -103,7 +103,9 @@ class RunWriter:
         except (OSError, ValueError) as error:
             writer._remove_folders()
             reason = error.strerror if isinstance(error, OSError) else error
-            raise RunError(f"Cannot write to {str(path)!r}: {reason}. Give another folder with --out.") from None
+            raise RunError(
+                f"Cannot write to {str(path)!r}: {reason}. Give another folder with {option('out')}."
+            ) from None
         return writer
 
     @contextmanager
@@ -119,7 +121,7 @@ class RunWriter:
             with alone_in(self.path) as alone:
                 if not alone:
                     raise RunError(
-                        f"Another process is training in {str(self.path)!r}. Wait for it, or give another --out."
+                        f"Another process is training in {str(self.path)!r}. Wait for it, or give another {option('out')}."
                     )
                 new = not is_run(self.path)
                 try:
@@ -166,11 +168,14 @@ class RunWriter:
             str(path).encode()
         except UnicodeEncodeError:
             raise RunError(
-                f"The name {str(path)!r} is not UTF-8, which TensorBoard's files need. Give another --out."
+                f"The name {str(path)!r} is not UTF-8, which TensorBoard's files need. Give another {option('out')}."
             ) from None
         if is_run(path):
             if not resume:
-                raise RunError(f"{str(path)!r} holds a run already. Continue it with --resume, or give another --out.")
+                raise RunError(
+                    f"{str(path)!r} holds a run already. Continue it with {option('resume', True)}, or "
+                    f"give another {option('out')}."
+                )
         elif os.path.isdir(path):
             others = [p.name for p in path.iterdir() if p.name != LOCK and not p.name.endswith(".partial")]
             if lost := [name for name in (SUMMARY, METRICS, STATE) if name in others]:
@@ -180,10 +185,11 @@ class RunWriter:
                 )
             if others:
                 raise RunError(
-                    f"{str(path)!r} is neither a run folder nor empty: it holds {min(others)!r}. Give another --out."
+                    f"{str(path)!r} is neither a run folder nor empty: it holds {min(others)!r}. "
+                    f"Give another {option('out')}."
                 )
         elif os.path.exists(path):
-            raise RunError(f"{str(path)!r} is a file; a run needs a folder. Give another --out.")
+            raise RunError(f"{str(path)!r} is a file; a run needs a folder. Give another {option('out')}.")
 
     def clear_leftovers(self) -> None:
         """Remove half-written files of a process that was killed."""

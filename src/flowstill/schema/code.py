@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowstill.errors import FlowstillError, RecipeError, nearest
+from flowstill.errors import FlowstillError, RecipeError, nearest, option
 
 _RUN: dict[str, tuple[bytes, types.ModuleType]] = {}  # module name -> the file's text when it ran, and the module
 
@@ -65,7 +65,7 @@ def import_code(name: str, *, trust_code: bool) -> types.ModuleType:
         return _import_module(name)
     if not trust_code:
         raise RecipeError(
-            f"{name!r} is a Python file, whose code would run. Allow that with --trust-code (trust_code=True)."
+            f"{name!r} is a Python file, whose code would run. Allow that with {option('trust_code', True)}."
         )
     path = Path(name).expanduser()
     return _imported_already(path) or import_file(path, RecipeError)

@@ -52,7 +52,9 @@ class Problem:
         """The text; for an unknown key, with the nearest of the owner's keys and ``more``."""
         if self.owner is None:
             return self.text
-        return f"{self.text}. {did_you_mean(str(self.loc[-1]), [*field_names(self.owner), *more])}".strip()
+        keys = [*field_names(self.owner), *more]
+        near = did_you_mean(str(self.loc[-1]), keys) or f"Expected one of {', '.join(keys)}."
+        return f"{self.text}. {near}"
 
 
 class Problems(RecipeError):
@@ -154,8 +156,8 @@ def _read(found: list[_Finding], kind: Any, hint: str) -> list[Problem]:
 def _part(part: str | int, found: list[_Finding], kind: Any) -> list[Problem]:
     """The problems of one field, item or key of a ``kind``."""
     first = found[0]
-    if part == "[key]":
-        return [Problem((), f"expected text as the name, got {shown(first.input)}; put it in quotes")]
+    if first.loc == ("[key]",):
+        return [_wrong_key(part, first, kind), *(_part(part, found[1:], kind) if found[1:] else [])]
     if first.type in ("unexpected_keyword_argument", "invalid_key") and not first.loc:
         return [Problem((part,), "unknown key", owner=kind)]
     fields = list(_fields(kind))
@@ -171,6 +173,13 @@ def _part(part: str | int, found: list[_Finding], kind: Any) -> list[Problem]:
         return [Problem((part,), f"expected {name}, got {shown(first.input)}")]
     inner, hint = _inner(kind, part)
     return [replace(p, loc=(part, *p.loc)) for p in _read(found, inner, hint)]
+
+
+def _wrong_key(key: str | int, finding: _Finding, kind: Any) -> Problem:
+    """The problem with a key of a mapping: not text, or text that breaks the rule in its annotation."""
+    if not isinstance(finding.input, str):
+        return Problem((key,), f"expected text as the name, got {shown(finding.input)}; put it in quotes")
+    return Problem((key,), f"expected {_hint(get_args(kind)[0]) or 'a name'}, got {shown(finding.input)}")
 
 
 def _whole(finding: _Finding, kind: Any, hint: str) -> list[Problem]:

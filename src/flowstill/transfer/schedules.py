@@ -143,7 +143,7 @@ class Cosine:
 def _as_schedule(value: Any) -> Any:
     """A number is constant; a mapping whose keys are iterations holds milestones."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return Constant(float(value))
+        return Constant(value)
     if isinstance(value, dict) and value and all(isinstance(key, int) for key in value):
         return {"milestones": value}
     return value

@@ -7,7 +7,7 @@ from typing import ClassVar
 from flowstill.data.reader import Reader, Source, register_reader
 from flowstill.data.splits import Split
 from flowstill.data.tables import find_columns, quiet, table_split
-from flowstill.errors import DataError
+from flowstill.errors import DataError, option
 
 
 @register_reader("hub")
@@ -51,7 +51,7 @@ class Hub(Reader):
 def _hub_failure(source: Source, error: Exception) -> str:
     import datasets
 
-    fix = f"give a local copy with --data-root DIR, as DIR/{source.name}/{{train,test}}.parquet"
+    fix = f"give a local copy with {option('data_root', 'DIR')}, as DIR/{source.name}/{{train,test}}.parquet"
     text = " ".join(str(error).split())[:300].rstrip(".")
     if isinstance(error, datasets.exceptions.DatasetNotFoundError):
         return (
