@@ -51,10 +51,8 @@ def test_a_function_that_loads_its_weights_teaches(mine, tmp_path, capsys):
 
 
 def test_a_trained_teacher_takes_no_file(mine, tmp_path):
-    with pytest.raises(RecipeError, match=r"--teacher-is-trained says .* Give one of them"):
-        distillation(
-            mine, "resnet8", DATA, teacher_is_trained=True, teacher_weights=tmp_path / "w.pth", trust_code=True
-        )
+    with pytest.raises(RecipeError, match=r"teacher_is_trained=True says .* Give one of them"):
+        distillation(mine, "resnet8", DATA, teacher_is_trained=True, teacher_weights=tmp_path / "w.pth")
 
 
 def test_one_network_of_several_teaches_and_the_run_continues(tmp_path):

@@ -41,7 +41,7 @@ def test_a_job_stops_within_fifty_updates_and_names_what_is_not_finite(tmp_path,
     json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail)
     (said,) = [message for message in caplog.messages if "not finite" in message]
     assert said.startswith("job 'student' is stopped: task, update ")
-    assert "--set student.stages.task.lr=0.001" in said
+    assert "set='student.stages.task.lr=0.001'" in said
     assert "--precision 32" not in said
     with pytest.raises(fs.RunError, match="'student' has no network: task, update"):
         run.network()

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import flowstill as fs
+from flowstill.engine import preparing
 from flowstill.engine import stage as engine_stage
-from flowstill.engine import training
 from flowstill.engine.feed import Feed
 from flowstill.engine.player import ActivePlayer
 from flowstill.engine.precision import Precision
@@ -77,7 +77,7 @@ def test_update_without_batchnorm_leaves_its_statistics(tmp_path):
 @pytest.mark.parametrize("precision", ["32", "bf16"])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_every_precision_trains(tmp_path, precision, layout, monkeypatch):
-    monkeypatch.setattr(training, "choose", lambda *_: Precision(precision, layout))
+    monkeypatch.setattr(preparing, "choose", lambda *_: Precision(precision, layout))
     run = fs.train(recipe(steps=2), tmp_path, **PLAIN)
     assert all(torch.isfinite(t).all() for t in weights(run).values())
 

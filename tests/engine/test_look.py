@@ -128,7 +128,7 @@ def test_another_normalisation_is_named_with_what_mends_it(tmp_path, caplog, mea
     if not text:  # it does not mind
         assert fs.Run.open(tmp_path / "run").summary.jobs["teacher"].accuracy > 85
         return
-    (fix,) = re.findall(r"--set '(teacher\.network\.preprocessing=.*?)'", text)
+    (fix,) = re.findall(r"set='(teacher\.network\.preprocessing=.*?)'", text)
     assert f"mean: [{mean:g}]" in fix
     mended = fs.distill(teacher, flat(), "digits", out=tmp_path / "mended", set=fix, strict=True, **TINY)
     network, data = trained(mean, std), digits()

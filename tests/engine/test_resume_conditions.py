@@ -9,8 +9,9 @@ import torch
 import yaml
 
 import flowstill as fs
-from flowstill.engine import conditions, training
+from flowstill.engine import conditions
 from flowstill.engine.conditions import files_of, kept_device, warn_of_changes
+from flowstill.engine.precision import Precision
 from flowstill.recipes.recipe import Job, Recipe, Weights
 from flowstill.transfer.procedures import alone
 from support.compared_runs import PLAIN, assert_same, stop_at
@@ -40,7 +41,7 @@ def noted(path, **facts):
 def test_another_number_of_processes_is_refused(run):
     noted(run, devices=2)
     before = sorted((path, path.stat().st_mtime_ns) for path in run.iterdir() if path.name != ".lock")
-    with pytest.raises(fs.RunError, match=r"started with --devices 2, and keeps it. Give --devices 2"):
+    with pytest.raises(fs.RunError, match=r"started with devices=2, and keeps it. Give devices=2"):
         fs.train(recipe(steps=3), run, resume=True, **PLAIN)
     assert sorted((path, path.stat().st_mtime_ns) for path in run.iterdir() if path.name != ".lock") == before
 
@@ -48,7 +49,7 @@ def test_another_number_of_processes_is_refused(run):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_run_of_a_device_that_is_not_here_is_refused(run):
     noted(run, device="cuda")
-    with pytest.raises(fs.RunError, match=r"started on 'cuda', and keeps it. Give --device cuda"):
+    with pytest.raises(fs.RunError, match=r"started on 'cuda', and keeps it. Give device='cuda'"):
         fs.train(recipe(steps=3), run, resume=True, **PLAIN)
     with pytest.raises(fs.RunError, match=r"started on 'cuda', and cannot continue elsewhere: .*not available"):
         fs.train(recipe(steps=3), run, resume=True, **{**PLAIN, "device": "auto"})
@@ -119,4 +120,4 @@ def test_the_facts_of_a_new_run_are_enough_to_compare(run):
     assert facts["threads"] == torch.get_num_threads()
     assert (facts["device"], facts["devices"], facts["files"]) == ("cpu", 1, {})
     assert facts["versions"]["torch"] == version("torch")
-    assert conditions.kept_precision(fs.Run.open(run)) == training.Precision("32", facts["precision"]["layout"])
+    assert conditions.kept_precision(fs.Run.open(run)) == Precision("32", facts["precision"]["layout"])

@@ -230,7 +230,7 @@ def test_the_ablations_rows_differ_in_nothing_but_the_flows():
     rows = {name: recipe.jobs[name] for name in ("plain", "dense", "sequential", "dense_sequential")}
     for job in rows.values():
         transfer, task = job.stages
-        assert (job.network, job.teacher, job.start, job.seed) == (Net("resnet8"), "teacher", None, 0)
+        assert (job.network, job.teacher, job.start, job.seed) == (Net("resnet8", {"init": "msra"}), "teacher", None, 0)
         assert task == recipe.jobs["student_scratch"].stages[0]
         assert (transfer.steps, transfer.players) == (21_000, rows["plain"].stages[0].players)
     transfers = {

@@ -106,14 +106,14 @@ def test_a_bar_that_one_seed_never_reaches_has_no_mean(run, monkeypatch):
         "task_curves",
         lambda recipe, one, metric: (
             curves.setdefault(id(one), next(ends))
-            and {"teacher": ([10, 20], [50.0, 100.0]), "student": ([10, 20], [10.0, curves[id(one)]])}
+            and {"teacher": ([10, 20], [50.0, 100.0]), "fsp": ([10, 20], [10.0, curves[id(one)]])}
         ),
     )
     other = fs.Run.open(run.path)
     table = reached.reached_table(load_recipe(run.path / "recipe.yaml"), [run, other])
     assert table.at("teacher", "updates_to_80").measured == (16.0, 16.0)
-    assert table.at("student", "updates_to_80").measured == ()
-    assert table.at("student", "updates_to_own_80").measured == pytest.approx((10 + 10 * 67.6 / 87, 10 + 10 * 6 / 10))
+    assert table.at("fsp", "updates_to_80").measured == ()
+    assert table.at("fsp", "updates_to_own_80").measured == pytest.approx((10 + 10 * 67.6 / 87, 10 + 10 * 6 / 10))
 
 
 def test_curves_are_drawn_from_more_evaluations_than_others_have(run, tmp_path):

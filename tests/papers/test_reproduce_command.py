@@ -72,8 +72,8 @@ def test_a_dry_run_runs_and_keeps_nothing(tmp_path, monkeypatch, capsys, command
     [
         (["fsp-tabel3"], "There is no recipe 'fsp-tabel3'. Did you mean 'fsp-table3'"),
         (["digits", "--rows", "studnet"], "digits has no row 'studnet'. Did you mean 'student'"),
-        (["digits", "--seeds", "0"], "--seeds: expected at least 1. Received: 0"),
-        (["digits", "--scale", "0"], "--scale: expected a number above 0"),
+        (["digits", "--seeds", "0"], "--seeds 0: expected at least 1"),
+        (["digits", "--scale", "0"], "--scale 0.0: expected a number above 0"),
         (["fsp-table3", "--data-root", "nowhere"], "Data folder 'nowhere' does not exist"),
         (["digits", "--set", "teacher.network.options.init=mrsa"], "jobs.teacher.network: init 'mrsa': choose 'he'"),
     ],

@@ -75,7 +75,7 @@ def test_a_wrong_schedule_is_one_problem(value: Any, said: str) -> None:
             "Job.start: 'stage' is missing\nJob.start.stgae: unknown key. Did you mean 'stage'?",
         ),
         ({"weights": 3}, "Job.start.weights: expected text, got 3"),
-        ("x", "Job.start: expected a mapping with 'weights' or a mapping with 'job' and 'stage', got 'x'"),
+        ("x", "Job.start: expected a mapping with 'weights' or a mapping with 'job' and 'stage' or 'trained', got 'x'"),
     ],
 )
 def test_a_wrong_start_is_read_as_the_one_that_was_meant(value: Any, said: str) -> None:

@@ -63,7 +63,7 @@ def problems(kind: type, value: Any) -> list[str]:
         ({"names": {1: "a"}}, "Kernel.names[1]: expected text as the name, got 1; put it in quotes"),
         (
             {"jobs": {"a/b": 1}},
-            "Kernel.jobs.a/b: expected a name of letters, digits, spaces, '_', '-' and '.', got 'a/b'",
+            "Kernel.jobs.a/b: expected a name of letters, digits, spaces, '_', '-' and '.', at most 100 characters, got 'a/b'",
         ),
         (
             {"shape": "sqare"},
@@ -95,7 +95,7 @@ def test_all_problems_are_said_at_once() -> None:
 
 def test_a_wrong_key_and_its_wrong_value_are_both_said() -> None:
     assert problems(Kernel, {"jobs": {"a/b": "x"}}) == [
-        "Kernel.jobs.a/b: expected a name of letters, digits, spaces, '_', '-' and '.', got 'a/b'",
+        "Kernel.jobs.a/b: expected a name of letters, digits, spaces, '_', '-' and '.', at most 100 characters, got 'a/b'",
         "Kernel.jobs.a/b: expected a whole number, got 'x'",
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -23,6 +24,7 @@ from flowstill.cli.train import train
 from flowstill.errors import FlowstillError, command_line_words, readable
 
 BAD_INPUT, MACHINE_FAILED, INTERRUPTED = 2, 3, 130
+WRONG_PATHS = {errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL}  # the user's mistakes
 
 app = typer.Typer(
     add_completion=False,
@@ -81,18 +83,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FlowstillError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
-    except OSError as error:
-        if error.filename is None:
-            raise
-        print(f"error: {readable(f'{error.strerror}: {error.filename!r}')}", file=sys.stderr)
-        return BAD_INPUT
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         if failure := failure_of_machine(error):
-            print(f"error: {failure}", file=sys.stderr)
-            return MACHINE_FAILED
+            print(f"error: {readable(failure)}", file=sys.stderr)
+            return BAD_INPUT if isinstance(error, OSError) and error.errno in WRONG_PATHS else MACHINE_FAILED
         usage = getattr(error, "format_message", None)  # typer's errors about a command, option or value have it
         if usage is None:
             raise

@@ -114,9 +114,10 @@ def doubts(
         says += f". With {causes[0].what} it would be {causes[0].accuracy:.1f} %: {_fix(causes[0].fix)}"
     elif not renamed:
         says += (
-            ". No other order of classes or channels, no usual normalisation and no other image size explains it. Its "
-            "weights are fresh, or this is not the network that they were trained in: compare padding, shortcuts, "
-            "activations, and its outputs for one image, with its own code."
+            ". No other order of classes or channels, no usual normalisation and no other image size explains it. "
+            + ("Its weights are fresh, or this" if by_chance else "This")
+            + " is not the network that they were trained in: compare padding, shortcuts, activations, and its outputs for "
+            "one image, with its own code."
         )
     yield says
 

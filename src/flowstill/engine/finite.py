@@ -158,7 +158,7 @@ def advice(job: str, student: Student, bf16: bool) -> str:
             changes.append(option("set", f"{place}.lr={player.lr.value / 10:.3g}"))
         else:
             changes.append(f"a lower {option('set', f'{place}.lr=...')}")
-    wide = ", or --precision 32 with another --out" if bf16 else ""
+    wide = f", or {option('precision', '32')} with another {option('out')}" if bf16 else ""
     return (
         f"Try a lower learning rate: {' '.join(changes)} with {option('resume', True)}, which "
         f"trains this job again{wide}."

@@ -38,6 +38,12 @@ class Interface:
     output: Output = "logits"
 
     @property
+    def differs(self) -> bool:
+        """Whether the network sees other images than the batches', or gives something else than logits."""
+        same = self.own.size == self.data.size and same_scale(self.own, self.data) and self.own.order == self.data.order
+        return not same or self.output != "logits"
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of what the network sees."""
         assert self.own.mean is not None

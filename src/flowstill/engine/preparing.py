@@ -210,7 +210,9 @@ def _say_precision(chosen: Precision, float32: Sequence[str], asked: Asked, *, r
     """Warn where a gradient will be spoiled; note where that decided the precision."""
     names = ", ".join(float32)
     if float32 and chosen.dtype == "bf16":
-        fix = "Give another --out to train at float32." if resumed else "Use --precision 32, or auto."
+        fix = f"Use {option('precision', '32')}, or auto."
+        if resumed:
+            fix = f"Give another {option('out')} to train at float32."
         _log.warning("precision bf16: expected float32 for %s, whose gradients bfloat16 makes noisy. %s", names, fix)
     elif float32 and asked == "auto" and not resumed:
         _log.info("precision: float32 for the whole run, since the gradients of %s need it", names)

@@ -53,8 +53,9 @@ class StageRun:
         self.stage = next(iter(stages.values()))
         lead = recipe.jobs[next(iter(networks))]
         seed = derive(recipe.seed, lead.seed, self.stage.name)
-        interfaces = context.work.interfaces
-        taught_by = interfaces[lead.teacher] if lead.teacher and teacher is not None else None
+        shapes = {name: interface.shape for name, interface in context.work.interfaces.items()}
+        views = {name: interface for name, interface in context.work.interfaces.items() if interface.differs}
+        lead_teacher = lead.teacher if teacher is not None else None
         students, sequences = {}, RandomSequences(fabric)
         for name, network in networks.items():
             torch.manual_seed(seed)  # for each, so that it draws what it would draw alone
@@ -63,18 +64,18 @@ class StageRun:
             setting = Setting(
                 teacher,
                 network,
-                interfaces[name].shape,
+                shapes[name],
                 len(data.classes),
                 seed,
-                teacher_shape=taught_by.shape if taught_by else None,
+                teacher_shape=shapes[lead_teacher] if lead_teacher else None,
             )
             pairs = context.plans[name].pairs
             students[name] = Student(
-                fabric, network, stages[name], pairs, setting, recipe.data.accumulate, interfaces[name]
+                fabric, network, stages[name], pairs, setting, recipe.data.accumulate, views.get(name)
             )
             sequences.add(name)
         start = state["loop"]["step"] if state else 0
-        reader = Teacher(fabric, teacher, context.channels_last, students.values(), taught_by)
+        reader = Teacher(fabric, teacher, context.channels_last, students.values(), views.get(lead_teacher or ""))
         reader.stored = context.stores.open_for(reader, students.values())
         if reader.stored is not None:
             files = (file for name in networks for file in context.plans[name].stored[stages[name].name])

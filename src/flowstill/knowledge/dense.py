@@ -30,7 +30,7 @@ from flowstill.errors import RecipeError
 from flowstill.features.pairs import Pairs
 from flowstill.features.sections import Section
 from flowstill.features.taps import Flow
-from flowstill.knowledge.flows import Shaped, Weighting, check_channels, flow_weights
+from flowstill.knowledge.flows import Factors, Shaped, check_channels, flow_weights
 from flowstill.knowledge.fsp import FSPLoss, build_loss
 from flowstill.knowledge.numbered import end_below
 from flowstill.knowledge.shuffling import Shuffle
@@ -41,7 +41,7 @@ from flowstill.transfer.procedures import alone, cyclic
 from flowstill.transfer.stages import Stage
 
 Anchor = Literal["start", "end"]
-DenseWeighting = Literal["fsp"] | Weighting
+DenseWeighting = Literal["equal", "fsp", "sum", "element_mean"] | Factors
 Span = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
 
 

@@ -10,7 +10,8 @@ from pydantic import Field
 from flowstill.errors import RecipeError, ShapeError
 from flowstill.features.taps import Flow, Tap
 
-Weighting = Literal["equal", "sum", "element_mean"] | tuple[Annotated[float, Field(ge=0)], ...]
+Factors = tuple[Annotated[float, Field(ge=0)], ...]  # one for each flow
+Weighting = Literal["equal", "sum", "element_mean"] | Factors
 Shaped = tuple[Flow, tuple[int, int]]  # a flow, and the shape of its matrix
 
 

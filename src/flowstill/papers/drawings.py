@@ -36,8 +36,11 @@ def draw(recipe: Recipe, runs: Sequence[Run], folder: Path) -> list[Path]:
     figure = _KINDS[recipe.figure](recipe, runs[0] if runs else None)
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / "figure.png", folder / "figure.svg"]
+    import matplotlib
+
     for path in written:
-        figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+        with matplotlib.rc_context({"svg.hashsalt": path.stem}):  # the same bytes for the same numbers
+            figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
     return written
 
 

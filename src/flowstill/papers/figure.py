@@ -73,6 +73,9 @@ def write_figure(table: Table, folder: Path) -> list[Path]:
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=2)
     written = [folder / "table.png", folder / "table.svg"]
+    import matplotlib
+
     for path in written:
-        figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+        with matplotlib.rc_context({"svg.hashsalt": path.stem}):  # the same bytes for the same numbers
+            figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
     return written

@@ -15,7 +15,7 @@ _FLOWS = "'flows: [{teacher: [FRONT, BACK], student: [FRONT, BACK]}]'"
 
 
 def pair_with_notices(
-    teacher: nn.Module, student: nn.Module, example: Sequence[int], student_example: Sequence[int]
+    teacher: nn.Module, student: nn.Module, example: Sequence[int], student_example: Sequence[int] | None = None
 ) -> Pairs:
     """``pair_sections``, with a warning of what a user should know of these pairs before training.
 
@@ -23,11 +23,12 @@ def pair_with_notices(
         teacher: the network to learn from.
         student: the network that learns.
         example: shape of the images that the teacher sees, (B, C, H, W).
-        student_example: likewise, of the student.
+        student_example: likewise, of a student that sees another size; None for ``example``.
 
     Raises:
         NetworkError: a network has no sections, or no two sections fit.
     """
+    student_example = student_example or example
     pairs = pair_sections(teacher, student, example, student_example)
     for notice in _notices(teacher, student, pairs, (example, student_example)):
         _log.warning(notice)
