@@ -107,7 +107,7 @@ def conflicts(recipe: Recipe, out: Path, networks: Mapping[str, nn.Module] | Non
         if not (there.stage in range(len(trained)) and there.step in range(trained[there.stage].steps + 1)):
             yield (
                 f"Cannot resume from the state in {str(out)!r}: {name!r} has no update {there.step} of stage {there.stage}. "
-                "It is of another run. Restore it from a copy, or give another --out."
+                f"It is of another run. Restore it from a copy, or give another {option('out')}."
             )
             return
     for name, job in recipe.jobs.items():

@@ -18,7 +18,7 @@ from flowstill.engine.seeds import RandomSequences, derive, random_states, resto
 from flowstill.engine.step import RunningMeans, Step
 from flowstill.engine.student import Student
 from flowstill.engine.teacher import Teacher
-from flowstill.errors import RunError
+from flowstill.errors import RunError, option
 from flowstill.files import readable_size
 from flowstill.recipes.recipe import Recipe
 from flowstill.recipes.storage import most_bytes
@@ -101,7 +101,7 @@ class StageRun:
                 raise RunError(
                     f"Cannot resume from the state in {str(context.writer.path)!r}: it does not fit {self.title!r} "
                     f"({type(error).__name__}: {reason}). It is of another run or another version of flowstill. Restore it "
-                    "from a copy, or give another --out."
+                    f"from a copy, or give another {option('out')}."
                 ) from error
 
     def run(self, save: Callable[[StageRun], None]) -> None:

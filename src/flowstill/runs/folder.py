@@ -105,7 +105,7 @@ class Run:
                 if (self.path / name).exists():
                     raise RunError(
                         f"{str(self.path / SUMMARY)!r} is missing, which says whether {name!r} is finished. Restore it "
-                        "from a copy, or give another --out."
+                        f"from a copy, or give another {option('out')}."
                     )
         for job in self.summary.jobs:
             self.check_network(job)
@@ -161,7 +161,7 @@ class Run:
         if why := self.summary.failed.get(job):
             raise RunError(
                 f"Job {job!r} has no network: {why}. Change its recipe, for example to a lower learning rate, "
-                "and train it again with --resume."
+                f"and train it again with {option('resume', True)}."
             )
         if not weights.exists():
             raise RunError(

@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import IO, Any, cast
 
-from flowstill.errors import RunError
+from flowstill.errors import RunError, option
 from flowstill.files import atomic_write
 
 STATE, PREVIOUS = "state.pt", "state-previous.pt"
@@ -132,7 +132,7 @@ def check_content(state: dict[str, Any], folder: Path) -> None:
         held = f"of type {type(state[wrong[0]]).__name__}" if wrong[0] in state else "missing"
         raise RunError(
             f"Cannot resume from {str(folder / STATE)!r}: {wrong[0]!r} is {held}. Another version of flowstill wrote it, "
-            "or it is not of a run. Restore it from a copy, or give another --out."
+            f"or it is not of a run. Restore it from a copy, or give another {option('out')}."
         )
 
 

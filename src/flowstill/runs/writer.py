@@ -181,7 +181,7 @@ class RunWriter:
             if lost := [name for name in (SUMMARY, METRICS, STATE) if name in others]:
                 raise RunError(
                     f"{str(path / RECIPE)!r} is missing, but its folder holds a run's {lost[0]!r}. Restore it from a copy, "
-                    "or give another --out."
+                    f"or give another {option('out')}."
                 )
             if others:
                 raise RunError(
