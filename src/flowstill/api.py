@@ -15,6 +15,7 @@ from flowstill.engine.precision import Asked
 from flowstill.errors import DivergedError, RunError, option, warnings_are_errors
 from flowstill.features.modules import unwrapped
 from flowstill.nets import Preprocessing, load_weights
+from flowstill.nets.published import note_preprocessing
 from flowstill.recipes.distillation import Given, distillation
 from flowstill.recipes.recipe import Stage
 from flowstill.runs import Run, folder_of, is_run
@@ -127,6 +128,7 @@ def distill(
     if "student" in networks:
         load_weights(networks["student"], run.path / "student.safetensors")
         objects["student"].eval()
+        note_preprocessing(networks["student"], run.preprocessing("student"))
     for name, network in objects.items():
         run.keep(name, network)
     return run

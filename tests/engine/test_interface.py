@@ -1,5 +1,6 @@
 """Networks with preprocessing of their own, in one run: each sees its own view of the same augmented images."""
 
+import copy
 import json
 
 import numpy as np
@@ -240,3 +241,22 @@ def test_weights_without_a_word_take_the_librarys_scale(tmp_path):
     assert facts["teacher"]["mean"] == pytest.approx([255 * v for v in network.pretrained_cfg["mean"]])
     assert facts["teacher"]["size"] == [32, 32]
     assert facts["student"]["mean"] == pytest.approx([90.0] * 3)
+
+
+def test_a_network_of_a_run_carries_its_preprocessing_to_the_next(tmp_path):
+    """As an object, read back from the run or made from its file; timm's own scale is not taken for it."""
+    spec = Data("synthetic:cifar10", batch=4, classes=("cat", "dog"), mean=[90.0] * 3, std=[60.0] * 3)
+    job = fs.Job("timm:test_resnet", fs.alone(1, 0.1))
+    first = fs.train(fs.Recipe("t", spec, {"teacher": job}), tmp_path / "first", **PLAIN)
+    student = small()
+    for number, teacher in enumerate(
+        [
+            first.network("teacher"),
+            fs.create("timm:test_resnet", 2, weights=first.path / "teacher.safetensors"),
+            copy.deepcopy(first.network("teacher")),
+        ]
+    ):
+        other = Data("synthetic:cifar10", batch=4, classes=("cat", "dog"))
+        run = fs.distill(teacher, student, other, out=tmp_path / str(number), **TINY)
+        assert run.recipe["run"]["preprocessing"]["teacher"]["mean"] == [90.0] * 3
+    assert student.preprocessing.mean == pytest.approx((127.5,) * 3)

@@ -105,6 +105,7 @@ def test_what_the_libraries_say():
     assert library_preprocessing("resnet8") is library_preprocessing("timm:nothing_of_the_kind") is None
     inception = timm.create_model("test_resnet")
     assert own_preprocessing(inception).mean == pytest.approx([255 * v for v in inception.pretrained_cfg["mean"]])
+    assert own_preprocessing(models.squeezenet1_1(num_classes=2)).mean == (123.675, 116.28, 103.53)
     assert own_preprocessing(torch.nn.Linear(1, 1)) is None
 
 

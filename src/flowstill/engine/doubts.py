@@ -15,15 +15,15 @@ from flowstill.engine.interface import Interface, same_scale
 from flowstill.errors import option
 from flowstill.features.modules import logits_in
 from flowstill.nets import Preprocessing
+from flowstill.nets.published import IMAGENET_MEAN, IMAGENET_STD
 
 CLEAR = 5.0  # percentage points
 SIZES = (32, 64, 96, 128, 160, 224, 299)
-_IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 USUAL = {
     "values from 0 to 1": ((0.0,), (255.0,)),
     "values from -1 to 1": ((127.5,), (127.5,)),
     "values from 0 to 255": ((0.0,), (1.0,)),
-    "ImageNet's mean and deviation": _IMAGENET,
+    "ImageNet's mean and deviation": (IMAGENET_MEAN, IMAGENET_STD),
 }
 
 

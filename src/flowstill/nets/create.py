@@ -17,6 +17,8 @@ from torch.utils._pytree import tree_leaves
 
 from flowstill.errors import NetworkError, did_you_mean
 from flowstill.nets import factories, libraries, resnet
+from flowstill.nets.checkpoints import weights_file
+from flowstill.nets.published import note_preprocessing, preprocessing_in
 from flowstill.nets.registry import NETWORKS, Network, no_option, whole_network
 from flowstill.nets.spec import Net, is_object
 from flowstill.nets.weights import head_classes, load_weights
@@ -54,7 +56,8 @@ def create(
         num_classes: None for the number in the weights file, or else the network's default: 10 or 100 for the CIFAR
             networks here, 1000 for most others.
         in_channels: channels of the images.
-        weights: a file to start from, or ``FILE#KEY``; see ``load_weights``. Otherwise the weights are drawn from
+        weights: a file to start from, or ``FILE#KEY``; see ``load_weights``. If it says how images become the network's
+            input, the network gets the attribute ``preprocessing``. Otherwise the weights are drawn from
             PyTorch's generator.
         options: keyword arguments of the constructor, such as ``width=2``. Networks of timm and torchvision also take
             ``pretrained=True``, and ``init="msra"`` for the fresh weights of He et al. (2015).
@@ -83,6 +86,7 @@ def create(
     if classes is not None:
         network = _on_default_device(lambda: make(classes), runs_code)
     load_weights(network, weights)
+    note_preprocessing(network, preprocessing_in(weights_file(weights)[0]))
     return network
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from pathlib import Path
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 METADATA = "preprocessing"  # its key in a safetensors file's metadata
 CONFIG = "preprocessor_config.json"
+IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+_NOTED = "preprocessing"  # an attribute of networks
 _log = logging.getLogger("flowstill")
 
 
@@ -86,12 +89,27 @@ def from_timm(config: dict[str, Any]) -> Preprocessing:
 
 
 def own_preprocessing(network: nn.Module) -> Preprocessing | None:
-    """What a network that was given as an object says of itself, as timm's do; not the size, which it may have left."""
-    config = getattr(network, "pretrained_cfg", None)
-    if not isinstance(config, dict) or "mean" not in config:
-        return None
-    found = from_timm(config)
-    return Preprocessing(mean=found.mean, std=found.std)
+    """What a network that was given as an object says of itself.
+
+    All of it if it comes from a run or from a file that says so; only the scale for networks of timm and torchvision,
+    which may have been trained on images of another size.
+    """
+    noted, config = (getattr(network, name, None) for name in (_NOTED, "pretrained_cfg"))
+    if isinstance(noted, Preprocessing):
+        return noted
+    if isinstance(config, dict) and "mean" in config:
+        found = from_timm(config)
+        return Preprocessing(mean=found.mean, std=found.std)
+    if type(network).__module__.startswith("torchvision.models"):
+        return Preprocessing(mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    return None
+
+
+def note_preprocessing(network: nn.Module, preprocessing: Preprocessing | None) -> None:
+    """Let a network carry its preprocessing, unless it has an attribute of that name already."""
+    if preprocessing is not None and isinstance(getattr(network, _NOTED, preprocessing), Preprocessing):
+        with contextlib.suppress(Exception):  # a TorchScript module takes no attributes
+            setattr(network, _NOTED, preprocessing)
 
 
 def _of_shares(mean: Any, std: Any, size: tuple[int, int] | None, interpolation: str, crop: float) -> Preprocessing:
