@@ -102,6 +102,7 @@ def test_what_a_run_writes_down(tmp_path):
     config = json.loads((tmp_path / "run" / "preprocessor_config.json").read_text())
     assert config["image_mean"] == pytest.approx(data.mean)
     assert config["image_std"] == pytest.approx(data.std)
+    assert config["class_names"] == list(data.classes)
 
 
 def test_a_teachers_file_brings_its_preprocessing_to_the_next_run(tmp_path):

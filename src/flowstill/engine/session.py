@@ -243,7 +243,7 @@ class Session:
         if accuracy is not None:
             metadata |= {"accuracy": f"{accuracy:.2f}", "classes": json.dumps(data.classes)}
         if name == student_of(self.recipe.jobs):
-            self.writer.write_preprocessing(preprocessing)
+            self.writer.write_preprocessing(preprocessing, data.classes)
         return self.writer.save_network(name, network.state_dict(), metadata)
 
     def _facts_of(self, name: str) -> JobSummary:

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -216,11 +216,14 @@ class RunWriter:
         save_weights(state, path, texts)
         return digest_of(path)
 
-    def write_preprocessing(self, preprocessing: Preprocessing) -> None:
-        """Write the student's preprocessing in Hugging Face's form."""
+    def write_preprocessing(self, preprocessing: Preprocessing, classes: Sequence[str]) -> None:
+        """Write the student's preprocessing in Hugging Face's form, with the names of its outputs."""
         from flowstill.nets.published import CONFIG
 
-        text = json.dumps(preprocessing.to_hugging_face(), indent=2, sort_keys=True) + "\n"
+        text = (
+            json.dumps({**preprocessing.to_hugging_face(), "class_names": list(classes)}, indent=2, sort_keys=True)
+            + "\n"
+        )
         atomic_write(self.path / CONFIG, text.encode())
 
     def save_state(self, state: dict[str, Any]) -> None:
