@@ -53,6 +53,16 @@ def test_a_buffer_and_a_student_are_looked_at_too(tmp_path):
         fs.distill(trained(), student, "digits", out=tmp_path / "run", **TINY)
 
 
+def test_a_mask_may_be_infinite(tmp_path):
+    student = flat()
+    student.register_buffer("mask", torch.full((3, 3), -float("inf")).triu(1))
+    run = fs.distill(trained(), student, "digits", out=tmp_path / "run", **TINY)
+    assert not run.summary.failed
+    student.mask[0, 0] = float("nan")
+    with pytest.raises(NetworkError, match="'mask' are not finite"):
+        fs.distill(trained(), student, "digits", out=tmp_path / "again", **TINY)
+
+
 def test_outputs_that_are_not_numbers_are_refused(tmp_path):
     class Divides(nn.Module):
         def __init__(self):

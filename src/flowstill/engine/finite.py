@@ -32,8 +32,9 @@ def all_finite(tensors: Iterable[Tensor | None]) -> Tensor:
 
 
 def weights_of(module: nn.Module) -> dict[str, Tensor]:
-    """Its parameters and buffers, such as BatchNorm's running variance, by name."""
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    """Its parameters and running statistics by name. Other buffers may be infinite, as the masks of attention are."""
+    statistics = {name: one for name, one in module.named_buffers() if name.endswith(("running_mean", "running_var"))}
+    return {**dict(module.named_parameters()), **statistics}
 
 
 def weights_not_finite(module: nn.Module) -> list[str]:
@@ -106,9 +107,14 @@ def _origin(step: Step, student: Student) -> str:
     images = step.batch.images
     if not all_finite([images]):
         return "; the images themselves are not finite"
+    both = (
+        ("", student.network, student.module.interface),
+        ("the teacher's ", step.teacher.network, step.teacher.interface),
+    )
     with step.fabric.autocast():
-        for owner, network in (("", student.network), ("the teacher's ", step.teacher.network)):
-            if network is not None and (module := first_module(network, images)) is not None:
+        for owner, network, interface in both:
+            shown = interface.images(images) if interface else images
+            if network is not None and (module := first_module(network, shown)) is not None:
                 return f"; first in the output of {owner}{module or 'network'!r}"
     return ""
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from flowstill.engine.doubts import Seen, doubts
+from flowstill.engine.finite import weights_of
 from flowstill.engine.interface import Interface, Output
 from flowstill.engine.networks import ready
 from flowstill.errors import NetworkError
@@ -128,14 +129,17 @@ def run(network: nn.Module, interface: Interface, images: Tensor, device: torch.
 
 
 def check_finite_weights(network: nn.Module, whose: str) -> None:
-    """Check that every weight and buffer is a number.
+    """Check that weights and running statistics are finite, and that other buffers are numbers.
 
     Raises:
         NetworkError: naming the first tensor that holds something else.
     """
-    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
-        if tensor.is_floating_point() and not tensor.is_meta and not bool(torch.isfinite(tensor).all()):
-            wrong = int((~torch.isfinite(tensor)).sum())
+    weights = weights_of(network)
+    for name, tensor in {**weights, **dict(network.named_buffers())}.items():
+        if not tensor.is_floating_point() or tensor.is_meta:
+            continue
+        bad = ~tensor.isfinite() if name in weights else tensor.isnan()
+        if wrong := int(bad.sum()):
             raise NetworkError(
                 f"{whose}: {wrong} of {tensor.numel()} values of {name!r} are not finite (NaN or infinite), as in a "
                 "checkpoint of a training that diverged or of a file written in half precision. Use an earlier checkpoint."
