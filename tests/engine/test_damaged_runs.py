@@ -160,3 +160,11 @@ def test_a_state_of_another_run_is_refused(run, tmp_path):
     fs.runs.RunWriter(run).save_state(state)
     with pytest.raises(fs.RunError, match="does not fit 'student'"):
         resume(run)
+
+
+def test_a_run_killed_before_it_cleared_up_is_cleared_up_when_it_is_resumed(whole, interrupted, tmp_path):
+    done = Path(shutil.copytree(whole.path, tmp_path / "done"))
+    for name in (STATE, PREVIOUS):
+        shutil.copy(interrupted / STATE, done / name)
+    assert_same(resume(done), whole)
+    assert not list(done.glob("state*.pt"))

@@ -88,7 +88,8 @@ def train(
     with warnings_are_errors(strict):
         recipe = loaded(recipe, options)
         ready = prepare(recipe, Path(out), networks, resume=resume, device=device, devices=devices, precision=precision)
-    if isinstance(ready, Run):
+    if isinstance(ready, Run):  # finished, though it may have been killed before it had cleared up
+        RunWriter(ready.path).drop_state()
         return ready
     with RunWriter.create(out, resume=resume).alone() as writer:
         writer.clear_leftovers()
