@@ -62,7 +62,7 @@ def test_outputs_that_are_not_numbers_are_refused(tmp_path):
         def forward(self, x):
             return self.inner(x) / (x.flatten(1).std(1, keepdim=True) > 1e9)
 
-    with pytest.raises(NetworkError, match=r"outputs for .* are not finite, though its weights are"):
+    with pytest.raises(NetworkError, match=r"outputs for .* are not finite, though all weights are"):
         fs.distill(Divides(), flat(), "digits", out=tmp_path / "run", **TINY)
 
 
@@ -80,7 +80,7 @@ def test_the_logarithm_of_probabilities_teaches_as_logits_do(tmp_path, caplog):
         student = flat()
         run = fs.distill(teacher, student, "digits", out=tmp_path / name, scale=0.001, **PLAIN)
         learned[name] = student[1].weight.detach()
-    assert "gives probabilities, as from a softmax" in said(caplog)
+    assert "returns probabilities, as from a softmax" in said(caplog)
     torch.testing.assert_close(learned["probabilities"], learned["logits"], rtol=1e-3, atol=1e-4)
     assert run.recipe["run"]["preprocessing"]["teacher"]["output"] == "probabilities"
     again = fs.evaluate(run)  # from its facts
@@ -146,7 +146,7 @@ def test_an_untrained_teacher_is_told_from_a_trained_one(tmp_path, caplog):
         fs.distill(flat(), copy.deepcopy(flat()), "digits", out=tmp_path / "run", strict=True, **TINY)
     assert not (tmp_path / "run").exists()
     fs.distill(flat(), flat(), "digits", out=tmp_path / "run", **TINY)
-    assert "Its weights are fresh" in said(caplog)
+    assert "Its weights are untrained" in said(caplog)
 
 
 def test_a_teacher_far_below_what_its_file_records(tmp_path, caplog):

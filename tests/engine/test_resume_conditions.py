@@ -41,7 +41,7 @@ def noted(path, **facts):
 def test_another_number_of_processes_is_refused(run):
     noted(run, devices=2)
     before = sorted((path, path.stat().st_mtime_ns) for path in run.iterdir() if path.name != ".lock")
-    with pytest.raises(fs.RunError, match=r"started with devices=2, and keeps it. Give devices=2"):
+    with pytest.raises(fs.RunError, match=r"started with devices=2\. Continue with devices=2"):
         fs.train(recipe(steps=3), run, resume=True, **PLAIN)
     assert sorted((path, path.stat().st_mtime_ns) for path in run.iterdir() if path.name != ".lock") == before
 
@@ -49,9 +49,9 @@ def test_another_number_of_processes_is_refused(run):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_run_of_a_device_that_is_not_here_is_refused(run):
     noted(run, device="cuda")
-    with pytest.raises(fs.RunError, match=r"started on 'cuda', and keeps it. Give device='cuda'"):
+    with pytest.raises(fs.RunError, match=r"started on 'cuda'\. Continue with device='cuda'"):
         fs.train(recipe(steps=3), run, resume=True, **PLAIN)
-    with pytest.raises(fs.RunError, match=r"started on 'cuda', and cannot continue elsewhere: .*not available"):
+    with pytest.raises(fs.RunError, match=r"started on 'cuda' and cannot continue on another device: .*not available"):
         fs.train(recipe(steps=3), run, resume=True, **{**PLAIN, "device": "auto"})
 
 
