@@ -83,7 +83,7 @@ def test_no_section_is_found_at_maps_with_channels_last():
 def test_layouts_of_known_networks(name, tap, size):
     with torch.device("meta"):
         net = fs.create(name, num_classes=10)
-        with pytest.raises(ShapeError, match="channels are the last axis"):
+        with pytest.raises(ShapeError, match="channels as the last axis"):
             pairs_by_hand(net, net, (3, size, size), [((tap, tap), (tap, tap))])
 
 

@@ -207,7 +207,7 @@ def test_pretrained_equals_torchvision(name, monkeypatch):
         ("resnext-student", {"branches": 0}, "branches 0: give a whole number from 1"),
         ("resnet8-kr", {"width": 2}, r"width 2: give the channels of the two modules, such as \[28, 56\]"),
         ("resnet8-kr", {"width": [28, 56, 64]}, "two modules"),
-        ("resnet8-kr", {"width": [8, 56]}, r"width \[8, 56\]: .* starting from the first convolution's 16"),
+        ("resnet8-kr", {"width": [8, 56]}, r"width \[8, 56\]: .* at least 16, the first convolution's"),
         ("resnet8-kr", {"width": [64, 32]}, "that do not decrease"),
         ("resnet20-imagenet", {"pretrained": True}, "resnet20-imagenet has no option 'pretrained'"),
         ("resnet34-imagenet", {"zero_init": True}, "no option 'zero_init'. Did you mean 'zero_init_residual'"),
