@@ -1,6 +1,6 @@
 """Where the time of a stage-1 step and of a truncated decomposition goes, beside what memory alone would take.
 
-Not a ratio of its own: it says what bounds the goals that are missed. ``python -m benchmarks.parts``. The floor of a part
+It prints no ratio of its own, but shows what limits the missed goals. ``python -m benchmarks.parts``. The floor of a part
 is the bytes of the maps that it must read and write, over the bandwidth of a plain copy measured here.
 """
 
@@ -67,7 +67,7 @@ def stage_one(asked: Options) -> dict[str, tuple[Way, float]]:
     return {
         "whole step": (step, 0.0),
         "images: crop, flip, normalise": (lambda: step.feed(next(batches)), 0.0),
-        "teacher's forward, as it came": (unfolded, 0.0),
+        "teacher's forward, unfolded": (unfolded, 0.0),
         "teacher's forward, folded": (lambda: teacher.read(batch.images, [loss]), 0.0),
         "teacher's matrices": (lambda: teacher.make_target(loss, reading), size),
         "student's forward and backward": (both, 0.0),

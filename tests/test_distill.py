@@ -32,7 +32,7 @@ def test_the_usual_augmentation_is_used_unless_the_data_say_otherwise():
     assert named.data.augment == Augment(shift=1)
 
 
-def test_without_a_method_the_command_and_python_take_the_same():
+def test_command_and_python_have_the_same_default_method():
     command, called = (inspect.signature(distill).parameters["method"].default for distill in (cli_distill, fs.distill))
     assert command == called == distillation("resnet26", "resnet8", DATA, teacher_weights="none.pt").name
     assert find_method(called).stages(3)
@@ -79,19 +79,19 @@ def test_the_command_trains_and_shows_the_student_beside_itself_alone(tmp_path, 
     assert "already finished" in capsys.readouterr().out
 
 
-def test_a_row_of_stages_is_a_method_too(tmp_path, teacher):
+def test_a_list_of_stages_can_be_the_method(tmp_path, teacher):
     stages = two_stage(fs.SVD(rank=2), transfer_steps=2, transfer_lr=0.01, task_steps=2, task_lr=0.05)
     run = fs.distill("resnet8", "resnet8", DATA, stages, teacher_weights=teacher, out=tmp_path / "run", **PLAIN)
     assert fs.load_recipe(run.path / "recipe.yaml").jobs["student"].stages == stages
     assert run.summary["jobs"]["student"]["steps"] == 4
 
 
-def test_one_stage_is_a_method_too(teacher):
+def test_one_stage_can_be_the_method(teacher):
     (stage,) = alone(3, 0.1)
     assert distillation("resnet8", "resnet8", DATA, stage, teacher_weights=teacher).jobs["student"].stages == (stage,)
 
 
-def test_what_is_transferred_comes_from_all_images_where_labels_are_few(tmp_path, teacher, monkeypatch):
+def test_with_few_labels_the_transfer_still_uses_all_images(tmp_path, teacher, monkeypatch):
     """Also where task and transfer share an update."""
     seen = set()
     plain = Teacher.read
@@ -111,8 +111,8 @@ def test_what_is_transferred_comes_from_all_images_where_labels_are_few(tmp_path
     assert recipe.data.unlabelled == 3  # who says how many gets so many
 
 
-def test_a_fresh_head_is_drawn_before_its_stage(tmp_path, teacher):
-    """The rest goes on from the stage before."""
+def test_a_fresh_head_is_initialised_before_its_stage(tmp_path, teacher):
+    """The other layers continue from the stage before."""
     made = two_stage("fsp", transfer_steps=2, transfer_lr=0.01, task_steps=1, task_lr=0.0)
     kept = {}
     for fresh in (False, True):

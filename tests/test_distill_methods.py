@@ -33,7 +33,7 @@ NAMES = [
 ]
 
 
-def test_the_methods_are_those_that_are_promised_and_each_says_what_it_is(capsys):
+def test_the_documented_methods_exist_and_describe_themselves(capsys):
     assert sorted(METHODS) == sorted(NAMES)
     assert main(["list", "methods"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -64,14 +64,14 @@ def test_joint_methods_of_the_clipping_paper_clip():
     assert clipped == ["fsp-joint", "svd-joint"]
 
 
-def test_sequential_steps_are_as_many_as_the_sections():
+def test_there_are_as_many_sequential_steps_as_sections():
     assert [len(find_method("dense-sequential").stages(n)[0].cycle) for n in (1, 3, 4)] == [1, 3, 4]
     recipe = distillation("resnet26", "resnet8", "cifar10", "dense-sequential", teacher_weights="none.pt")
     steps = [update.transfer[0].knowledge.step for update in recipe.jobs["student"].stages[0].updates]
     assert steps == [1, 2, 3]
 
 
-def test_steps_are_counted_in_the_networks_that_changes_make():
+def test_steps_are_counted_after_changes_to_the_networks():
     flow = "{teacher: [layer1, layer2], student: [layer1, layer2]}"
     by_hand = distillation(
         "resnet26", "resnet8", "cifar10", "dense-sequential", teacher_weights="x", set=[f"student.flows=[{flow}]"]

@@ -120,7 +120,7 @@ TRAINABLE = {
 
 
 @pytest.mark.parametrize("make", TRAINABLE.values(), ids=TRAINABLE)
-def test_it_is_trained_saved_and_loaded_as_it_was(tmp_path, make):
+def test_a_module_is_trained_saved_and_loaded_unchanged(tmp_path, make):
     torch.manual_seed(0)
     student = make()
     run = distilled(tmp_path, linear(), student)
@@ -143,7 +143,7 @@ TEACHERS = {
 
 @pytest.mark.filterwarnings("ignore:.*torch.ao.quantization is deprecated")
 @pytest.mark.parametrize("make", TEACHERS.values(), ids=TEACHERS)
-def test_it_teaches(tmp_path, make):
+def test_a_module_can_teach(tmp_path, make):
     torch.manual_seed(0)
     teacher = make()
     run = distilled(tmp_path, teacher, linear())
@@ -164,7 +164,7 @@ def test_it_teaches(tmp_path, make):
         (Blocks, lambda: Blocks(without_gradient), "at", TapError, "has no gradient in training mode"),
     ],
 )
-def test_what_cannot_work_is_refused_before_the_first_update(tmp_path, teacher, student, method, error, said):
+def test_unsupported_modules_are_refused_before_the_first_update(tmp_path, teacher, student, method, error, said):
     seen = []
     with pytest.raises(error, match=said):
         distilled(tmp_path, teacher(), student(), method, on_step=lambda *step: seen.append(step))
@@ -203,7 +203,7 @@ def test_an_extra_state_survives_interruption(tmp_path):
     assert torch.equal(again[1].weight, whole[1].weight)
 
 
-def test_an_extra_state_that_is_no_plain_data_is_left_out_and_said_before(tmp_path, caplog):
+def test_an_extra_state_that_is_not_plain_data_is_left_out_with_a_warning(tmp_path, caplog):
     student, said = nn.Sequential(nn.Flatten(), Scaled(lambda: 1)), []
     run = distilled(tmp_path, linear(), student, on_step=lambda *step: said.append(caplog.text))
     assert "'1._extra_state' will not be saved: a function is more than tensors" in said[0]
@@ -250,7 +250,7 @@ def hooked(num_classes, in_channels):
 """
 
 
-def test_by_name_two_outputs_that_fit_are_asked_about_and_a_hook_decides(tmp_path):
+def test_by_name_two_candidate_outputs_are_ambiguous_and_a_hook_decides(tmp_path):
     file = tmp_path / "nets.py"
     file.write_text(NETWORKS)
     with pytest.raises(NetworkError, match=r"job 'student': Both returns 2 tensors.*output\[0\], output\[1\]"):

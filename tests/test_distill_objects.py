@@ -1,4 +1,4 @@
-"""`distill` with networks as objects: the same as by name, and they come back as they went in."""
+"""`distill` with networks as objects: the same as by name, and the objects keep their form."""
 
 import copy
 
@@ -18,7 +18,7 @@ def teacher(tmp_path_factory):
     return taught(tmp_path_factory.mktemp("teacher"))
 
 
-def test_objects_train_as_networks_by_name_do(tmp_path, teacher):
+def test_objects_train_like_networks_by_name(tmp_path, teacher):
     """The same weights, whether the networks come by name and file or as objects."""
     student = network()
     save_weights(student.state_dict(), tmp_path / "start.safetensors")
@@ -35,7 +35,7 @@ def test_objects_train_as_networks_by_name_do(tmp_path, teacher):
     assert not student.training
 
 
-def test_the_student_is_the_bare_module_that_went_in_and_the_teacher_stays(tmp_path, teacher):
+def test_the_student_is_the_given_module_and_the_teacher_is_unchanged(tmp_path, teacher):
     master, student = fs.create("resnet8", 10, 1, weights=teacher).train(), network()
     before, start = copy.deepcopy(master.state_dict()), copy.deepcopy(student.state_dict())
     modules = [type(module) for module in student.modules()]
@@ -62,7 +62,7 @@ def test_a_wrapped_student_is_trained_inside_its_wrapper(tmp_path, teacher):
     assert all(torch.equal(value, kept[name]) for name, value in student.module.state_dict().items())
 
 
-def test_compiled_networks_are_taken_for_what_they_are(tmp_path, teacher):
+def test_compiled_networks_are_unwrapped(tmp_path, teacher):
     master, student = torch.compile(fs.create("resnet8", 10, 1, weights=teacher)), torch.compile(network())
     run = fs.distill(master, student, DATA, "kd", out=tmp_path / "run", scale=SHORT, **PLAIN)
     assert run.student is student
@@ -88,7 +88,7 @@ def test_the_student_alone_starts_from_the_same_object(tmp_path, teacher):
     assert (run.path / "student_alone.safetensors").exists()
 
 
-def test_an_interrupted_run_of_objects_goes_on_bit_for_bit(tmp_path, teacher):
+def test_an_interrupted_run_of_objects_continues_bit_for_bit(tmp_path, teacher):
     master = fs.create("resnet8", 10, 1, weights=teacher)
     whole, again, options = network(), network(), {"scale": 2 * SHORT, **PLAIN}
     fs.distill(master, whole, DATA, "fsp", out=tmp_path / "whole", **options)
@@ -110,7 +110,7 @@ def test_another_object_is_not_resumed(tmp_path, teacher):
         fs.distill(master, network(2.0), DATA, "kd", out=tmp_path / "run", scale=SHORT, resume=True, **PLAIN)
 
 
-def test_another_teacher_is_noticed_when_a_run_goes_on(tmp_path, teacher):
+def test_another_teacher_is_detected_on_resume(tmp_path, teacher):
     """The same network with other weights, as an object and in a file, also where all is trained."""
     given = fs.create("resnet8", 10, 1, weights=teacher)
     master, file = copy.deepcopy(given), tmp_path / "teacher.safetensors"
@@ -135,7 +135,7 @@ def test_another_teacher_is_noticed_when_a_run_goes_on(tmp_path, teacher):
     fs.distill(*named, teacher_weights=file, out=tmp_path / "file", resume=True, **options)
 
 
-def test_a_file_beside_an_object_is_what_counts(tmp_path, teacher):
+def test_a_weights_file_beside_an_object_takes_precedence(tmp_path, teacher):
     fresh, options = fs.create("resnet8", 10, 1), {"set": [f"teacher.weights={teacher}"], "scale": SHORT, **PLAIN}
     fs.distill(copy.deepcopy(fresh), network(), DATA, "kd", out=tmp_path, **options)
     fs.distill(fresh, network(), DATA, "kd", out=tmp_path, resume=True, **options)
@@ -148,7 +148,7 @@ def test_a_trained_object_is_not_trained_alone_afterwards(tmp_path, teacher):
         fs.distill(master, student, DATA, "kd", out=tmp_path / "run", scale=SHORT, alone=True, resume=True, **PLAIN)
 
 
-def test_a_run_of_objects_tells_what_it_needs_when_it_is_opened_alone(tmp_path, teacher):
+def test_a_run_of_objects_opened_alone_says_what_it_needs(tmp_path, teacher):
     run = fs.distill(
         fs.create("resnet8", 10, 1, weights=teacher), network(), DATA, "kd", out=tmp_path / "run", scale=SHORT, **PLAIN
     )

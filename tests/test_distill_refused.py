@@ -1,4 +1,4 @@
-"""What `distill` refuses before anything is made, and a teacher of other classes, whom it takes."""
+"""What `distill` refuses before anything is created, and a teacher for other classes, which it accepts."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def test_an_unknown_method_is_refused_with_the_nearest(capsys, tmp_path, teacher
     assert not (tmp_path / "run").exists()
 
 
-def test_a_teacher_that_has_learned_nothing_is_refused(tmp_path, capsys):
+def test_a_teacher_without_trained_weights_is_refused(tmp_path, capsys):
     assert main([*COMMAND, "--out", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err
     assert "teacher" in error
@@ -52,7 +52,7 @@ def frozen():
         ({"labels": 3}, "'labels' is 3, but 'digits' has 10 classes"),
     ],
 )
-def test_bad_input_is_named_before_anything_is_made(tmp_path, teacher, arguments, said):
+def test_bad_input_is_named_before_anything_is_created(tmp_path, teacher, arguments, said):
     given = {"teacher": "resnet8", "student": "resnet8", "data": DATA, "teacher_weights": teacher, **arguments}
     given["student"] = given["student"]() if given["student"] is frozen else given["student"]
     with pytest.raises(FlowstillError, match=said):
@@ -65,13 +65,13 @@ def test_weights_beside_a_teacher_that_is_an_object_are_refused(teacher):
         distillation(network(), "resnet8", DATA, "kd", teacher_weights=teacher)
 
 
-def test_one_object_cannot_be_both(teacher):
+def test_one_object_cannot_be_teacher_and_student(teacher):
     both = network()
     with pytest.raises(RecipeError, match=r"the same object\. Give copy\.deepcopy"):
         distillation(both, both, DATA, "kd")
 
 
-def test_a_student_of_other_classes_is_refused_before_anything_is_made(tmp_path, teacher):
+def test_a_student_for_other_classes_is_refused_before_anything_is_created(tmp_path, teacher):
     student = fs.create("resnet8", 7, 1)
     with pytest.raises(NetworkError, match=r"job 'student': object:ResNet gives .*7.*10 classes.*head of 10"):
         fs.distill(fs.create("resnet8", 10, 1, weights=teacher), student, DATA, "fsp", out=tmp_path / "run", **PLAIN)
@@ -96,7 +96,7 @@ def test_predictions_of_other_classes_are_refused(tmp_path, method):
 
 
 @pytest.mark.parametrize("method", ["fsp", "at"])
-def test_a_teacher_of_other_classes_teaches_what_is_no_prediction(tmp_path, method):
+def test_a_teacher_of_other_classes_can_teach_anything_but_predictions(tmp_path, method):
     """It is not measured on classes that it does not know."""
     save_weights(seven().state_dict(), tmp_path / "seven.safetensors")
     by_name = {"teacher_weights": tmp_path / "seven.safetensors"}

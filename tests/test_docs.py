@@ -61,7 +61,7 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return page
 
 
-def test_check_names_the_stale_pages_and_writes_nothing(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_names_stale_pages_and_writes_nothing(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = page.read_text()
     assert generate.main(["--check"]) == 1
     assert capsys.readouterr().out == "page.md is stale: run `make docs`\nreference/one.md is stale: run `make docs`\n"
@@ -69,7 +69,7 @@ def test_check_names_the_stale_pages_and_writes_nothing(page: Path, capsys: pyte
     assert not (page.parent / "reference").exists()
 
 
-def test_what_is_stale_is_written_once(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stale_pages_are_written_once(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (page.parent / "reference").mkdir()
     (page.parent / "reference" / "gone.md").write_text("of a name that was removed")
     assert generate.main([]) == 0
@@ -83,7 +83,7 @@ def test_what_is_stale_is_written_once(page: Path, capsys: pytest.CaptureFixture
     assert generate.main(["--check"]) == 0
 
 
-def test_every_marker_is_one_that_is_generated() -> None:
+def test_every_marker_is_generated() -> None:
     for path in generate.written_by_hand():
         text = path.read_text(encoding="utf-8")
         found = markdown.PART.findall(text)
@@ -100,7 +100,7 @@ def test_every_public_name_is_in_the_reference(name: str) -> None:
         assert entry.split("```\n", 1)[1].strip(), "no text"
 
 
-def test_the_reference_shows_what_a_docstring_says() -> None:
+def test_the_reference_shows_docstrings() -> None:
     text = reference.reference()["knowledge.md"]
     (entry,) = re.findall(r"^## `fs\.fsp_matrix`\n(.*?)(?=^## )", text, re.MULTILINE | re.DOTALL)
     assert "fs.fsp_matrix(front: Tensor, back: Tensor" in entry
@@ -114,7 +114,7 @@ def test_the_reference_shows_what_a_docstring_says() -> None:
         assert part in entry
 
 
-def test_short_forms_stand_in_the_signature() -> None:
+def test_signatures_show_short_forms() -> None:
     text = reference.reference()["transfer.md"]
     assert "fs.Term(knowledge: Knowledge | str | Mapping[str, Any], weight: ScheduleLike = 1.0)" in text
     assert "### `Stage.needs_teacher`" in text
@@ -169,7 +169,7 @@ def test_meanings_are_read_by_the_docstring_parser() -> None:
         (tuple[tuple[int, int], ...], "list of pairs of whole numbers"),
     ],
 )
-def test_values_are_said_in_words(hint: Any, said: str) -> None:
+def test_values_are_described_in_words(hint: Any, said: str) -> None:
     assert specifications.values(hint) == said
 
 
@@ -200,7 +200,7 @@ def test_every_method_has_a_page_that_names_it(method: str) -> None:
     assert re.search(rf"^Methods?: .*`{method}`", page, re.MULTILINE)
 
 
-def test_a_generated_recipe_is_what_distill_trains(method: str, tmp_path: Path) -> None:
+def test_a_generated_recipe_equals_what_distill_trains(method: str, tmp_path: Path) -> None:
     path = tmp_path / f"{method}.yaml"
     path.write_text(re.sub(r"^```(yaml\n)?", "", recipes.recipe(method), flags=re.MULTILINE))
     recipe = fs.load_recipe(path)
@@ -212,7 +212,7 @@ def test_a_generated_recipe_is_what_distill_trains(method: str, tmp_path: Path) 
     }
 
 
-def test_a_generated_recipe_says_nothing_that_could_be_left_out() -> None:
+def test_a_generated_recipe_has_no_redundant_keys() -> None:
     text = recipes.recipe("fsp-joint")
     for default in ("weight:", "momentum", "mode", "flows", "knowledge", "update_batchnorm", "[]", "null"):
         assert default not in text
@@ -258,7 +258,7 @@ def test_python_makes_recipes(code: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert all(recipe.jobs["student"].stages for recipe in made)
 
 
-def test_an_option_that_is_not_there_is_refused_by_the_commands() -> None:
+def test_commands_refuse_an_unknown_option() -> None:
     with pytest.raises(RecipeError, match="flwos"):
         distillation(
             "resnet26",
@@ -277,7 +277,7 @@ def anchors(text: str) -> set[str]:
 
 
 @pytest.mark.parametrize("page", LINKING, ids=lambda page: str(page.relative_to(ROOT)))
-def test_relative_links_lead_somewhere(page: Path) -> None:
+def test_relative_links_resolve(page: Path) -> None:
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if re.match(r"[a-z]+:", target):

@@ -32,11 +32,11 @@ from flowstill.errors import FlowstillError, RecipeError, command_line_words, di
         ("x" * 10_000, ["teacher"], None),
     ],
 )
-def test_what_is_suggested(name, choices, expected):
+def test_suggestions(name, choices, expected):
     assert nearest(name, choices) == ([expected] if expected else [])
 
 
-def test_edits_come_before_parts_and_nearer_ones_first():
+def test_edits_rank_before_parts_and_nearer_ones_first():
     assert nearest("resnet", ["resnet-wide-deep", "resnet-wide", "resnt", "rxsnxt"], count=4) == [
         "resnt",
         "rxsnxt",
@@ -53,7 +53,7 @@ def test_without_a_suggestion_up_to_twelve_choices_are_listed():
 
 
 @pytest.mark.parametrize("long", ["x" * 10_000, "a b " * 2500, str(list(range(3000)))])
-def test_what_is_too_long_loses_its_middle(long):
+def test_long_messages_are_cut_in_the_middle(long):
     said = str(RecipeError(f"Expected a name. Received: {long!r}. Did you mean 'digits'?"))
     assert said.startswith("Expected a name. Received: ")
     assert said.endswith(". Did you mean 'digits'?")
@@ -61,12 +61,12 @@ def test_what_is_too_long_loses_its_middle(long):
     assert len(said) <= 1200
 
 
-def test_short_messages_stay_as_they_are():
+def test_short_messages_are_unchanged():
     said = f"{'/folder' * 30}/file.yaml: {'a word and ' * 60}"
     assert str(FlowstillError(said)) == said
 
 
-def test_many_lines_are_counted_and_control_characters_escaped():
+def test_extra_lines_are_counted_and_control_characters_escaped():
     said = readable("\n".join(f"line {number}" for number in range(1000)))
     assert said.splitlines()[-1] == "... and 960 more lines"
     assert len(said.splitlines()) == 41

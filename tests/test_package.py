@@ -1,4 +1,4 @@
-"""The package's face: names that are there, loaded late, and quick to start."""
+"""The package's public face: names exist, load lazily, and start quickly."""
 
 import ast
 import re
@@ -38,7 +38,7 @@ def test_python_m_flowstill_is_the_command_line(tmp_path):
     assert run("-m", "flowstill", "--version").stdout == f"flowstill {flowstill.__version__}\n"
 
 
-def test_every_public_name_is_there():
+def test_every_public_name_exists():
     for name in flowstill.__all__:
         assert getattr(flowstill, name) is not None
         assert name in dir(flowstill)
@@ -58,7 +58,7 @@ def test_every_public_name_is_there():
         _ = flowstill.trian
 
 
-def test_type_checkers_see_the_same_names_from_the_same_places():
+def test_type_checkers_see_the_same_names():
     tree = ast.parse(SOURCE.read_text())
     block = next(node for node in tree.body if isinstance(node, ast.If))
     seen = {alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
@@ -75,7 +75,7 @@ def test_all_recipes_go_into_the_wheel():
     assert recipes <= packaged
 
 
-def test_the_version_stands_in_one_place(tmp_path):
+def test_the_version_is_defined_in_one_place(tmp_path):
     project = tomllib.loads((SOURCE.parents[2] / "pyproject.toml").read_text())["project"]
     assert flowstill.__version__ == version("flowstill") == project["version"]
     recipe = flowstill.load_recipe("digits", scale=0.01)

@@ -1,4 +1,4 @@
-"""What the README and CONTRIBUTING show is what works."""
+"""The README and CONTRIBUTING show code that works."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def block(text: str, language: str, part: str) -> str:
 @pytest.mark.parametrize(
     ("text", "metric", "used"), [(README, "train/norms", "norms.py"), (CONTRIBUTING, "train/attention", "mine.py")]
 )
-def test_a_method_of_ones_own_trains_and_is_evaluated(
+def test_a_custom_method_trains_and_is_evaluated(
     text: str, metric: str, used: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -37,14 +37,14 @@ def test_a_method_of_ones_own_trains_and_is_evaluated(
     assert set(fs.evaluate("run", device="cpu", trust_code=True)) == {"teacher", "student"}
 
 
-def test_the_entry_point_of_contributing_is_one_that_is_imported() -> None:
+def test_the_entry_point_in_contributing_is_imported() -> None:
     from flowstill.schema.registry import GROUP
 
     project = tomllib.loads(block(CONTRIBUTING, "toml", "[project]"))
     assert project["project"]["entry-points"][GROUP]["half"] in project["tool"]["setuptools"]["py-modules"]
 
 
-def test_the_import_order_of_contributing_is_the_linted_one() -> None:
+def test_the_import_order_in_contributing_is_the_linted_one() -> None:
     (said,) = re.findall(r"^`(cli > .*)`\.$", CONTRIBUTING, re.MULTILINE)
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
     (layers,) = (contract["layers"] for contract in settings["contracts"] if contract["type"] == "layers")
@@ -65,7 +65,7 @@ def test_every_folder_is_described(text: str) -> None:
 
 
 @pytest.mark.parametrize("number", range(3))
-def test_commands_that_compute_nothing_run(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_without_training_run(number: int, capsys: pytest.CaptureFixture[str]) -> None:
     lines = re.findall(r"^flowstill (list|inspect|check) ([^#\n]*)", README, re.MULTILINE)
     command, rest = lines[number]
     assert main([command, *rest.split("|")[0].split()]) == 0

@@ -59,7 +59,7 @@ def test_short_forms_pass_a_strict_type_check(user: Path) -> None:
     assert result.returncode == 0, result.stdout
 
 
-def test_a_type_check_finds_what_is_wrong(tmp_path: Path) -> None:
+def test_a_type_check_finds_errors(tmp_path: Path) -> None:
     file = tmp_path / "wrong.py"
     file.write_text(WRONG)
     assert mypy(file).stdout.count("error:") == 2

@@ -1,4 +1,4 @@
-"""The wheel and the source archive hold what they must, and an environment without the sources runs the wheel."""
+"""The wheel and the source archive are complete, and the wheel runs in an environment without the sources."""
 
 import json
 import os
@@ -64,7 +64,7 @@ def installed(archives, tmp_path_factory):
     return home
 
 
-def test_the_wheel_holds_the_package_and_nothing_else(archives):
+def test_the_wheel_contains_only_the_package(archives):
     wheel = only(list(archives.glob("*.whl")))
     assert wheel.name == f"flowstill-{__version__}-py3-none-any.whl"
     with zipfile.ZipFile(wheel) as archive:
@@ -85,7 +85,7 @@ def test_the_source_archive_can_be_tested(archives):
         assert {str(p.relative_to(ROOT)) for p in files} <= names
 
 
-def test_the_installed_package_is_the_wheel(installed):
+def test_the_installed_package_matches_the_wheel(installed):
     where = run(installed / "bin" / "python", "-c", "import flowstill; print(flowstill.__file__)", cwd=installed)
     assert Path(where.strip()).is_relative_to(installed)
     assert run(installed / "bin" / "flowstill", "--version", cwd=installed) == f"flowstill {__version__}\n"

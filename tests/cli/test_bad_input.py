@@ -1,4 +1,4 @@
-"""What a user gets wrong: one clear error on standard error, exit code 2, nothing left behind, nothing run."""
+"""Bad input: one clear error on standard error, exit code 2, nothing left behind, nothing run."""
 
 import re
 from pathlib import Path
@@ -149,7 +149,7 @@ TOO_LONG = {
 
 
 @pytest.mark.parametrize("case", TOO_LONG)
-def test_what_is_endless_is_cut(here, capsys, case):
+def test_endless_input_is_cut(here, capsys, case):
     assert main(TOO_LONG[case]) == 2
     shown = capsys.readouterr()
     assert shown.err.startswith("error: ")
@@ -174,14 +174,14 @@ def test_bad_input_gives_one_clear_error_and_leaves_nothing(here, capsys, case):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_a_device_that_is_not_there(here, capsys):
+def test_an_unavailable_device(here, capsys):
     assert main(["train", "digits", "--device", "cuda"]) == 2
     assert re.match("error: .*cuda", capsys.readouterr().err)
     assert everything(here) == []
 
 
 @pytest.mark.parametrize("kind", ["pickle", "noise", "other network"])
-def test_bad_weights_stop_before_anything_is_made(here, capsys, kind):
+def test_bad_weights_stop_before_anything_is_created(here, capsys, kind):
     if kind == "pickle":
         torch.save({"state_dict": Evil(here / "sprung")}, "teacher.pt")
     elif kind == "noise":

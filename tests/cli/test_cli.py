@@ -63,7 +63,7 @@ def test_without_a_command_the_help_is_shown(capsys):
     assert shown.err == ""
 
 
-def test_every_problem_of_a_recipe_is_told_at_once(here, capsys):
+def test_all_problems_of_a_recipe_are_reported_at_once(here, capsys):
     Path("bad.yaml").write_text(TINY.replace("batch: 16", "bach: 16").replace("labels: 100", "labels: many"))
     assert main(["train", "bad.yaml"]) == 2
     shown = capsys.readouterr().err
@@ -134,19 +134,19 @@ def test_a_malicious_state_is_refused(trained, here, capsys):
     assert not Path("sprung").exists()
 
 
-def test_evaluating_gives_the_accuracy_again(trained, capsys):
+def test_evaluate_reproduces_the_accuracy(trained, capsys):
     assert main(["evaluate", str(trained / "run"), "--device", "cpu"]) == 0
     shown = capsys.readouterr().out
     for job, row in Run.open(trained / "run").summary["jobs"].items():
         assert re.search(rf"^ *{job} +{row['accuracy']:.2f} ", shown, re.MULTILINE)
 
 
-def test_a_folder_of_runs_is_no_run_but_names_them(trained, capsys):
+def test_a_folder_of_runs_is_refused_and_its_runs_are_named(trained, capsys):
     assert main(["evaluate", str(trained)]) == 2
     assert str(trained / "run") in capsys.readouterr().err
 
 
-def test_check_says_what_would_happen(here, capsys):
+def test_check_shows_what_would_happen(here, capsys):
     assert main(["check", "digits"]) == 0
     shown = capsys.readouterr().out
     assert re.search(r"^teacher: resnet26, 366,650 parameters", shown, re.MULTILINE)  # 1 channel: 2 * 9 * 16 fewer
@@ -175,7 +175,7 @@ def test_inspect_shows_sections_parameters_and_macs(capsys):
     assert "note:" not in shown
 
 
-def test_inspect_says_where_the_parameters_are(capsys):
+def test_inspect_shows_where_the_parameters_are(capsys):
     """Shares of the 366,938: the third section's eight convolutions 18,432 + 7 * 36,864, and BatchNorm 8 * 128."""
     assert main(["inspect", "resnet26"]) == 0
     shown = capsys.readouterr().out
@@ -185,13 +185,13 @@ def test_inspect_says_where_the_parameters_are(capsys):
     assert f"{stem / 366_938:.1%} before the first section's entry, {classifier / 366_938:.1%} in the class" in shown
 
 
-def test_inspect_says_that_most_of_a_network_is_in_no_section(capsys):
+def test_inspect_notes_that_most_of_a_network_is_in_no_section(capsys):
     assert main(["inspect", "timm:levit_128s"]) == 0
     shown = capsys.readouterr().out
     assert re.search(r"note: 99% of its parameters, classifier aside, are in no section: .*99% beyond the last", shown)
 
 
-def test_inspect_says_which_maps_differ_in_kind(capsys):
+def test_inspect_notes_which_maps_differ_in_kind(capsys):
     assert main(["inspect", "timm:resnet10t", "--against", "timm:mobilenetv2_035", "--image-size", "64"]) == 0
     shown = capsys.readouterr().out
     assert "note: the maps differ in kind, after an activation in the teacher, after a sum without activation" in shown
@@ -201,7 +201,7 @@ def test_inspect_says_which_maps_differ_in_kind(capsys):
 @pytest.mark.parametrize(
     ("net", "what"), [("timm:vit_tiny_patch16_224", "tokens (B, N, D)"), ("torchvision:swin_t", "channels last")]
 )
-def test_inspect_says_why_there_are_no_sections(net, what, capsys):
+def test_inspect_explains_why_there_are_no_sections(net, what, capsys):
     assert main(["inspect", net]) == 2
     said = capsys.readouterr().err
     assert what in said
@@ -217,7 +217,7 @@ def test_inspect_pairs_two_networks(capsys):
     assert "unpaired in timm:resnet18: section" in shown
 
 
-def test_the_lists(capsys):
+def test_list_prints_every_registry(capsys):
     expected = {
         "nets": ["resnet8", "timm:NAME"],
         "methods": ["fsp", "dense-sequential"],
@@ -235,7 +235,7 @@ def test_the_lists(capsys):
         assert "…" not in shown
 
 
-def test_the_demo_leaves_other_runs_alone(trained, here, capsys):
+def test_the_demo_does_not_touch_other_runs(trained, here, capsys):
     shutil.copytree(trained / "run", "run")
     assert main(["demo", "--out", "run"]) == 2
     assert "another recipe" in capsys.readouterr().err
@@ -254,13 +254,13 @@ def test_the_demo_shows_a_finished_run_again(here, capsys):
     assert "report: runs/digits/report.html" in shown
 
 
-def test_a_reader_that_goes_away_is_no_error(here):
+def test_a_closed_pipe_is_not_an_error(here):
     command = f"{sys.executable} -m flowstill list data | true"
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert result.stderr == ""
 
 
-def test_an_interrupt_tells_how_to_go_on(here, capsys, monkeypatch):
+def test_an_interrupt_prints_the_command_to_continue(here, capsys, monkeypatch):
     Path("long.yaml").write_text(TINY.replace("steps: 4", "steps: 5000"))
     command = ["train", "long.yaml", "--out", "a run", *PLAIN]
     monkeypatch.setattr(sys, "argv", ["flowstill", *command])
@@ -285,7 +285,7 @@ def test_an_interrupt_tells_how_to_go_on(here, capsys, monkeypatch):
     assert Path("a run/state.pt").exists()
 
 
-def test_a_job_that_diverged_has_an_exit_code_of_its_own(here, capsys):
+def test_a_diverged_job_has_its_own_exit_code(here, capsys):
     Path("r.yaml").write_text(
         "name: lost\ndata: {name: digits, batch: 32}\njobs:\n"
         "  one: {network: {name: resnet8, options: {width: 0.25}}, stages: [{name: task, steps: 3, lr: 1e30, task: labels}]}\n"

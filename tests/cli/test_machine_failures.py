@@ -1,4 +1,4 @@
-"""What the machine cannot do: one line, exit code 3, nothing half-made, and the run continues once it can."""
+"""Failures of the machine: one line, exit code 3, nothing half-written, and the run continues afterwards."""
 
 import re
 import sys
@@ -33,7 +33,7 @@ def error_of(capsys) -> str:
     return line
 
 
-def test_a_file_that_may_not_grow_and_the_run_that_continues(here, capsys, monkeypatch):
+def test_a_run_stopped_by_a_file_size_limit_continues(here, capsys, monkeypatch):
     monkeypatch.setattr(context, "SAVE_EVERY", 0.0)
     Path("tiny.yaml").write_text(TINY)
     command = ["train", "tiny.yaml", "--out", "run", *PLAIN]
@@ -47,7 +47,7 @@ def test_a_file_that_may_not_grow_and_the_run_that_continues(here, capsys, monke
     assert Run.open("run").finished
 
 
-def test_a_disk_that_is_full_from_the_start_leaves_nothing(here, capsys):
+def test_a_full_disk_at_the_start_leaves_nothing_behind(here, capsys):
     Path("tiny.yaml").write_text(TINY)
     with largest_file(200):
         assert main(["train", "tiny.yaml", "--out", "some/new/run", *PLAIN]) == 3
@@ -77,7 +77,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_written_is_refused_and_leaves_nothing(here, capsys, case):
+def test_an_unwritable_folder_is_refused_and_left_unchanged(here, capsys, case):
     options, code, said = REFUSED[case]
     Path("tiny.yaml").write_text(TINY)
     assert main(["train", "tiny.yaml", *options, *PLAIN]) == code
@@ -86,7 +86,7 @@ def test_what_cannot_be_written_is_refused_and_leaves_nothing(here, capsys, case
     assert not Path("../../x").exists()
 
 
-def test_files_whose_names_are_not_utf_8(here, capsys):
+def test_file_names_that_are_not_utf_8(here, capsys):
     Path("tiny.yaml").write_text(TINY)
     assert main(["train", "tiny.yaml", "--out", "run-\udcff", *PLAIN]) == 2
     assert "is not UTF-8" in error_of(capsys)
@@ -116,7 +116,7 @@ def test_one_class_is_refused(here, capsys):
     assert everything(here) == before
 
 
-def test_lack_of_memory_is_recognised():
+def test_running_out_of_memory_is_recognised():
     import torch
 
     for fill in (lambda: bytearray(1 << 62), lambda: torch.empty(1 << 60)):

@@ -1,4 +1,4 @@
-"""Memory that is freed and taken again costs no new pages."""
+"""Memory that is freed and allocated again needs no new pages."""
 
 import resource
 import subprocess
@@ -24,7 +24,7 @@ print(faults() - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the C library is another")
-def test_the_next_tensor_takes_the_pages_of_the_last():
+def test_the_next_tensor_reuses_the_pages_of_the_last():
     """Ten steps that each make and drop 12 tensors of 8 MB: some 2 000 pages each where the system clears them anew, as
     it does without the call in most processes, though not in all."""
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True)

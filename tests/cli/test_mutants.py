@@ -1,4 +1,4 @@
-"""Recipes, options and names damaged at random: one message and exit code 2, or nothing to complain about."""
+"""Recipes, options and names damaged at random: one message and exit code 2, or a valid recipe."""
 
 import random
 from pathlib import Path

@@ -101,7 +101,7 @@ def here(here: Path) -> Path:
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_python_and_the_command_line_are_told_their_own_words(here: Path, capsys, mistake: str) -> None:
+def test_options_are_named_as_python_or_the_command_line_writes_them(here: Path, capsys, mistake: str) -> None:
     call, arguments, (in_python, in_shell) = MISTAKES[mistake]
     before = everything(here)
     with pytest.raises(fs.FlowstillError) as caught:

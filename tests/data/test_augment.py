@@ -63,7 +63,7 @@ def one_by_one(pixels: torch.Tensor, drawn: Drawn, padding: int) -> torch.Tensor
     ],
 )
 @pytest.mark.parametrize("size", [(9, 12), (8, 8), (7, 5)])
-def test_changes_are_those_made_one_image_at_a_time(augment, size):
+def test_a_batch_is_augmented_like_single_images(augment, size):
     pixels = some_images(60, *size)
     drawn = draw(augment, 3, torch.arange(60), torch.zeros(60, dtype=torch.int64))
     made = changed(pixels, drawn, MEAN, STD)
@@ -86,7 +86,7 @@ def test_without_augmentation_images_are_only_normalised():
     torch.testing.assert_close(changed(pixels, None, MEAN, STD).double(), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_what_comes_in_is_the_mean_colour_not_black():
+def test_borders_are_filled_with_the_mean_colour_not_black():
     drawn = Drawn(torch.tensor([False]), torch.zeros(1, dtype=torch.float64), torch.tensor([[[2, 0], [0, -1]]]))
     made = changed(some_images(1) // 2, drawn, MEAN, STD)
     assert made[:, :, :2].eq(0).all()
@@ -141,7 +141,7 @@ def test_consecutive_epochs_and_images_are_independent():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_the_gpu_makes_the_same_images():
+def test_the_gpu_augments_identically():
     pixels = some_images(256, 32, 32)
     drawn = draw(ALL, 0, torch.arange(256), torch.zeros(256, dtype=torch.int64))
     made = changed(pixels.cuda(), drawn, MEAN.cuda(), STD.cuda()).cpu()

@@ -32,7 +32,7 @@ def equal(first, second) -> bool:
     return all(a.equal(b) for a, b in zip(first, second, strict=True))
 
 
-def test_what_a_batch_holds(digits):
+def test_batch_contents(digits):
     first, second = digits.train_batches("all", batch=32, start=5, steps=2)
     assert isinstance(first, Batch)
     assert (first.images.shape, first.images.dtype) == ((32, 1, 8, 8), torch.float32)
@@ -41,7 +41,7 @@ def test_what_a_batch_holds(digits):
 
 
 @pytest.mark.parametrize("stream", ["labelled", "all"])
-def test_the_same_from_any_start_in_any_batch_by_any_number_of_processes(digits, stream):
+def test_batches_do_not_depend_on_start_batch_size_or_processes(digits, stream):
     whole = together(digits.train_batches(stream, batch=60, steps=30, seed=3))  # 1 800: beyond an epoch
     assert int(whole[3].max()) > 0
     assert equal(together(digits.train_batches(stream, batch=90, steps=20, seed=3)), whole)
@@ -52,7 +52,7 @@ def test_the_same_from_any_start_in_any_batch_by_any_number_of_processes(digits,
     assert not equal(together(digits.train_batches(stream, batch=60, steps=30, seed=4)), whole)
 
 
-def test_an_image_looks_different_in_each_epoch_and_to_each_seed(digits):
+def test_an_image_looks_different_in_each_epoch_and_for_each_seed(digits):
     seen = list(digits.train_batches("labelled", batch=200, steps=3)) + list(
         digits.train_batches("labelled", batch=200, steps=1, seed=1)
     )
@@ -63,7 +63,7 @@ def test_an_image_looks_different_in_each_epoch_and_to_each_seed(digits):
             assert int(same.sum()) < 20  # 162 translations, 2 flips, and rotation
 
 
-def test_the_process_wide_generator_is_left_alone(digits):
+def test_the_global_generator_is_not_used(digits):
     before = torch.get_rng_state()
     list(digits.train_batches("all", batch=8, steps=2))
     list(digits.test_batches(batch=100))
@@ -138,7 +138,7 @@ def test_held_out_images_are_tested_on_and_never_trained_on():
     assert data.mean != whole.mean  # of what is trained on
 
 
-def test_the_fingerprint_is_the_content(tmp_path, monkeypatch):
+def test_the_fingerprint_depends_on_the_content_alone(tmp_path, monkeypatch):
     for place, changed in (("a", 0), ("b", 0), ("c", 1)):
         folder = tmp_path / place
         folder.mkdir()
@@ -172,7 +172,7 @@ def large(tmp_path) -> Data:
     return Data(str(tmp_path), size=16, augment=Augment(crop=2, flip=True), workers=2)
 
 
-def test_streamed_images_are_those_held_in_memory(large, monkeypatch):
+def test_streamed_images_equal_images_in_memory(large, monkeypatch):
     held = open_data(large)
     monkeypatch.setattr(opening, "IN_MEMORY", 0)
     streamed = open_data(large)

@@ -1,4 +1,4 @@
-"""Some of a set's classes: which images are left, what their labels are, and what is said of a class that is not there."""
+"""Some of a set's classes: which images are kept, what their labels are, and the error for an unknown class."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ def labels_of(data):
     return torch.cat([labels for _, labels in data.test_batches(batch=500)])
 
 
-def test_images_of_other_classes_are_left_out():
+def test_images_of_other_classes_are_dropped():
     some = open_data(Data("digits", classes=("7", "3")))
     theirs = torch.cat([batch.labels for batch in ALL.train_batches("all", batch=ALL.train_size, steps=1)])
     assert some.classes == ("7", "3")
@@ -37,7 +37,7 @@ def test_labels_number_the_classes_in_the_order_given():
     assert set(labels_of(some).tolist()) == {0, 1}
 
 
-def test_all_classes_are_the_same_as_none_chosen():
+def test_choosing_all_classes_equals_choosing_none():
     every = open_data(Data("digits", classes=tuple("0123456789"), labels=50, hold_out=100))
     none = open_data(Data("digits", labels=50, hold_out=100))
     assert torch.equal(every.labelled_rows(), none.labelled_rows())
@@ -45,7 +45,7 @@ def test_all_classes_are_the_same_as_none_chosen():
     assert every.mean == none.mean
 
 
-def test_held_out_and_labelled_images_are_of_the_classes():
+def test_held_out_and_labelled_images_belong_to_the_classes():
     some = open_data(Data("digits", classes=("1", "4", "8"), hold_out=60, labels=12))
     held = labels_of(some)
     assert len(held) == 60
@@ -63,14 +63,14 @@ def test_numbers_may_stand_for_names_and_made_up_images_have_the_classes():
     assert data_facts(Data("cifar10", classes=("ship", "truck"))).classes == 2
 
 
-def test_a_class_that_is_not_there_is_named_with_the_nearest():
+def test_an_unknown_class_suggests_the_nearest():
     with pytest.raises(DataError, match=r"Unknown class '70' of 'digits' in 'classes'\. Did you mean"):
         open_data(Data("digits", classes=("70", "1")))
     with pytest.raises(DataError, match=r"Unknown class 'dogg' of 'cifar10' in 'classes'\. Did you mean 'dog'\?"):
         data_facts(Data("cifar10", classes=("cat", "dogg")))  # before any file is opened
 
 
-def test_messages_speak_of_the_chosen_part():
+def test_messages_refer_to_the_chosen_classes():
     with pytest.raises(DataError, match="'labels' is 1, but the chosen part of 'digits' has 2 classes and"):
         open_data(Data("digits", classes=("3", "7"), labels=1))
 

@@ -63,7 +63,7 @@ def error(spec: Data) -> str:
 GOOD = {"train/a/0.png": png(0), "train/b/0.png": png(1), "test/a/0.png": png(2), "test/b/0.png": png(3)}
 
 
-def test_the_good_sets_are_good(tmp_path):
+def test_valid_sets_load(tmp_path):
     (tmp_path / "p").mkdir()
     parquet(tmp_path / "p")
     folder(tmp_path / "f", GOOD)
@@ -184,7 +184,7 @@ def test_empty_sets(tmp_path):
     assert "has no folder for any class" in error(Data(str(tmp_path / "g")))
 
 
-def test_a_file_that_is_no_parquet(tmp_path):
+def test_a_file_that_is_not_parquet(tmp_path):
     parquet(tmp_path)
     (tmp_path / "test.parquet").write_bytes(b"PAR1 and then something else")
     assert f"{str(tmp_path / 'test.parquet')!r} is not a readable parquet file" in error(Data(str(tmp_path)))
@@ -235,7 +235,7 @@ def test_holding_out_too_much():
     assert "leaves no training image of class" in error(Data("digits", hold_out=1297))
 
 
-def test_another_set_under_a_known_name(tmp_path):
+def test_a_different_set_under_a_known_name(tmp_path):
     parquet(tmp_path, labels=tuple(range(10)), test_labels=tuple(range(10)))
     text = error(Data("cifar10", root=str(tmp_path)))
     assert "(3, 8, 8)" in text

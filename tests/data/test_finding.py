@@ -1,4 +1,4 @@
-"""Where data sets are found: under the root, on the hub, and what is said where nothing is found."""
+"""Where data sets are found: under the root, on the hub, and the error if nothing is found."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from flowstill.errors import DataError
 from support.picture_files import TWO_CLASSES, seen_in_testing, write_folder, write_parquet
 
 
-def test_what_names_tell_without_data():
+def test_facts_known_from_a_name_without_data():
     assert {name: data_facts(name) for name in NAMED} == {
         "digits": Facts((1, 8, 8), 10),
         "mnist": Facts((1, 28, 28), 10),
@@ -26,7 +26,7 @@ def test_what_names_tell_without_data():
     assert data_facts("birds") is None
 
 
-def test_known_sets_lie_under_the_root_or_in_it(tmp_path):
+def test_known_sets_are_found_under_the_root_or_in_it(tmp_path):
     for place in (tmp_path / "a" / "mnist", tmp_path / "b"):
         write_parquet(place / "train.parquet", list(range(10)) * 2, size=(28, 28), mode="L")
         write_parquet(place / "test.parquet", list(range(10)), first=50, size=(28, 28), mode="L")
@@ -37,7 +37,7 @@ def test_known_sets_lie_under_the_root_or_in_it(tmp_path):
     assert bigger.shape == (3, 32, 32)
 
 
-def test_a_set_without_test_images_may_hold_some_out(tmp_path):
+def test_a_set_without_test_images_can_hold_some_out(tmp_path):
     write_parquet(tmp_path / "p" / "train.parquet", TWO_CLASSES)
     write_folder(tmp_path / "f" / "train", TWO_CLASSES, ["wolf", "ape"])
     for place in ("p", "f"):
@@ -55,7 +55,7 @@ def test_imagenet_is_tested_on_its_validation_images(tmp_path):
     assert find_source(Data(str(tmp_path / "imagenet"))).test[0].name.startswith("test")
 
 
-def test_names_that_are_not_here_are_sought_on_the_hub():
+def test_names_that_are_not_local_are_looked_up_on_the_hub():
     assert [find_source(Data(name)).place for name in ("cifar10", "cub200", "owner/name", "beans")] == [
         "uoft-cs/cifar10",
         "bentrevett/caltech-ucsd-birds-200-2011",
@@ -81,7 +81,7 @@ def test_names_that_are_not_here_are_sought_on_the_hub():
         (Data("birds/two"), ["several data sets", "'a' and 'b'"]),
     ],
 )
-def test_what_cannot_be_found_is_named_with_its_fix(tmp_path, monkeypatch, spec, words):
+def test_a_missing_set_is_named_with_the_fix(tmp_path, monkeypatch, spec, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     (tmp_path / "birds").mkdir()
@@ -112,7 +112,7 @@ for name in ("cifar10", "owner/name"):
 """
 
 
-def test_in_a_process_of_its_own_without_a_network(tmp_path):
+def test_in_a_separate_process_without_a_network(tmp_path):
     # The hub's client reads a local folder by the code that reads a downloaded one.
     write_parquet(tmp_path / "set" / "data" / "train-00000-of-00001.parquet", TWO_CLASSES)
     write_parquet(tmp_path / "set" / "data" / "test-00000-of-00001.parquet", [1, 0, 1], first=50)

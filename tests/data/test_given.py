@@ -1,4 +1,4 @@
-"""What is given as the data set in Python: a path is as good as its text, and images in memory are refused in words."""
+"""What Python takes as a data set: paths and their text alike; images in memory are refused with a clear error."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def network() -> torch.nn.Module:
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2))
 
 
-def test_paths_are_as_good_as_their_text(pictures: Path) -> None:
+def test_path_objects_equal_their_text(pictures: Path) -> None:
     recipe = distillation(network(), network(), pictures)
     assert recipe.data.name == str(pictures)
     assert find_source(recipe.data).place == str(pictures)
@@ -59,7 +59,7 @@ GIVEN = {
 
 
 @pytest.mark.parametrize("kind", GIVEN)
-def test_images_in_memory_are_refused_with_the_forms_that_are_read(kind: str) -> None:
+def test_images_in_memory_are_refused_with_the_supported_forms(kind: str) -> None:
     with pytest.raises(fs.DataError, match=r"folder of classes \(train/CLASS/\*\.jpg.*parquet files.*owner/name"):
         distillation(network(), network(), GIVEN[kind]())
 
@@ -79,7 +79,7 @@ def test_an_image_folder_names_the_folder_to_give(pictures: Path) -> None:
 
 
 @pytest.mark.parametrize("role", ["teacher", "student"])
-def test_a_file_as_a_network_asks_for_the_function(role: str) -> None:
+def test_a_file_given_as_a_network_asks_for_the_function(role: str) -> None:
     given = {"teacher": network(), "student": network(), role: Path("nets.py")}
     with pytest.raises(fs.RecipeError, match=rf"The {role} 'nets\.py' is a file.*write 'nets\.py:FUNCTION'"):
         distillation(**given, data="digits")

@@ -39,7 +39,7 @@ def error(spec: Data) -> str:
     ("name", "classes", "place"),
     [("cifar10", 10, "cifar-10-batches-py"), ("cifar100", 100, "cifar100/cifar-100-python")],
 )
-def test_cifar_s_python_batches(tmp_path, name, classes, place, written):
+def test_cifar_python_batches(tmp_path, name, classes, place, written):
     images = torch.from_numpy(write_cifar(tmp_path / place, classes, name == "cifar100", written))
     data = open_data(Data(name, root=str(tmp_path)))
     assert data.classes == tuple(f"class {number}" for number in range(classes))
@@ -50,7 +50,7 @@ def test_cifar_s_python_batches(tmp_path, name, classes, place, written):
     assert test_labels == list(range(5))
 
 
-def test_batches_without_names_beside_them_and_as_the_root_itself(tmp_path):
+def test_batches_without_class_names_and_directly_in_the_root(tmp_path):
     write_cifar(tmp_path, 10, fine=False)
     (tmp_path / "batches.meta").unlink()
     assert open_data(Data("cifar10", root=str(tmp_path))).classes[:2] == ("airplane", "automobile")
@@ -117,7 +117,7 @@ def test_a_pickle_that_asks_for_more_than_arrays_runs_nothing(tmp_path, monkeypa
         (b"\x80\x02}(U\x06labels](J\x00\x00\x00\x00eU\x04datacnumpy\nndarray\n(K\x01tbu.", "__setstate__"),
     ],
 )
-def test_a_batch_that_is_none_is_named(tmp_path, content, said):
+def test_an_invalid_batch_file_is_named(tmp_path, content, said):
     write_cifar(tmp_path, 10, fine=False)
     (tmp_path / "data_batch_2").write_bytes(content)
     text = error(Data("cifar10", root=str(tmp_path)))
@@ -138,7 +138,7 @@ def test_a_missing_batch_and_a_wrong_label_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("place", "end", "dot"), [("mnist", ".gz", "-"), ("MNIST/raw", "", "-"), ("mnist/raw", ".gz", "-"), (".", "", ".")]
 )
-def test_mnist_s_idx_files(tmp_path, place, end, dot):
+def test_mnist_idx_files(tmp_path, place, end, dot):
     images = torch.from_numpy(write_mnist(tmp_path / "root" / place, end, dot))
     data = open_data(Data("mnist", root=str(tmp_path / "root")))
     assert data.shape == (1, 28, 28)
@@ -148,7 +148,7 @@ def test_mnist_s_idx_files(tmp_path, place, end, dot):
     assert (labels, test_labels) == (list(range(10)) * 2, list(range(5)))
 
 
-def test_unpacked_idx_files_come_before_packed_ones(tmp_path):
+def test_unpacked_idx_files_are_preferred_to_packed_ones(tmp_path):
     write_mnist(tmp_path / "mnist")
     for name in ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"):
         (tmp_path / "mnist" / f"{name}.gz").write_bytes(b"damaged")
@@ -184,7 +184,7 @@ def test_damaged_gzip_and_missing_idx_files_are_named(tmp_path):
 
 
 @pytest.mark.parametrize(("place", "named"), [("CUB_200_2011", True), ("cub200/CUB_200_2011", True), ("cub200", False)])
-def test_cub_s_own_files(tmp_path, place, named):
+def test_original_cub_files(tmp_path, place, named):
     write_cub(tmp_path / place, named=named)
     data = open_data(Data("cub200", root=str(tmp_path), size=8))
     assert (data.shape, data.train_size, data.test_size) == ((3, 8, 8), 200, 200)
@@ -208,7 +208,7 @@ def test_cub_s_own_files(tmp_path, place, named):
         ("images.txt", "4 002.Bird_1/1.png", "4 002.Bird_1/9.png", "9.png' is not a readable image"),
     ],
 )
-def test_cub_s_files_that_do_not_fit_are_named(tmp_path, file, old, new, said):
+def test_inconsistent_cub_files_are_named(tmp_path, file, old, new, said):
     write_cub(tmp_path / "cub200")
     text = (tmp_path / "cub200" / file).read_text()
     assert old in text
@@ -219,13 +219,13 @@ def test_cub_s_files_that_do_not_fit_are_named(tmp_path, file, old, new, said):
     assert said in error(Data("cub200", root=str(tmp_path), size=8))
 
 
-def test_a_missing_file_of_cub_is_named(tmp_path):
+def test_a_missing_cub_file_is_named(tmp_path):
     write_cub(tmp_path / "CUB_200_2011")
     (tmp_path / "CUB_200_2011" / "train_test_split.txt").unlink()
     assert "has no file 'train_test_split.txt'" in error(Data("cub200", root=str(tmp_path)))
 
 
-def test_imagenet_s_folders_are_tested_on_val(tmp_path):
+def test_imagenet_folders_are_tested_on_val(tmp_path):
     buffer = io.BytesIO()
     Image.new("RGB", (9, 8)).save(buffer, "PNG")
     root = tmp_path / "ILSVRC" / "Data" / "CLS-LOC"
@@ -247,7 +247,7 @@ def test_imagenet_s_folders_are_tested_on_val(tmp_path):
     assert source.place == str(tmp_path / "imagenet")
 
 
-def test_parquet_and_folders_still_come_by_name_beside_archives(tmp_path):
+def test_parquet_files_and_folders_are_still_found_by_name_beside_archives(tmp_path):
     for split in ("train", "test"):
         for number in range(10):
             (tmp_path / "cifar10" / split / str(number)).mkdir(parents=True)
@@ -264,7 +264,7 @@ def test_parquet_and_folders_still_come_by_name_beside_archives(tmp_path):
     assert open_data(Data("tcifar10", root=str(tmp_path))).train_size == 10
 
 
-def test_an_empty_root_says_what_is_looked_for(tmp_path):
+def test_an_empty_root_lists_what_was_looked_for(tmp_path):
     text = error(Data("cifar10", root=str(tmp_path)))
     assert "expected data_batch_1 (cifar), or train.parquet or train-*.parquet (parquet), or train/<class>/" in text
     assert "It holds nothing" in text

@@ -76,7 +76,7 @@ def test_test_images_come_once_and_in_order_whatever_the_number_of_processes():
         assert [int(row) for part in parts for rows in part for row in rows.index] == ROWS.tolist()
 
 
-def test_stratified_takes_equally_many_as_far_as_classes_go():
+def test_stratified_takes_equally_many_per_class_while_they_last():
     labels = torch.cat([torch.full((n,), c) for c, n in enumerate([50, 3, 20, 40])])[torch.arange(113) * 50 % 113]
     for count in (4, 5, 11, 30, 60, 113):
         rows = stratified(labels, count, key=9)
@@ -94,7 +94,7 @@ def test_stratified_in_proportion_keeps_the_shares():
     assert all(abs(g - n / 10) <= 1 for g, n in zip(got, [500, 30, 200, 270], strict=True))
 
 
-def test_stratified_is_nested_keyed_and_not_partial_to_any_class():
+def test_stratified_is_nested_keyed_and_favours_no_class():
     labels = torch.arange(1000) % 10
     small, large = (set(stratified(labels, n, key=4).tolist()) for n in (33, 71))
     assert small < large

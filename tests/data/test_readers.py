@@ -78,7 +78,7 @@ def test_a_reader_from_outside_recognises_its_folder_and_trains(tmp_path, monkey
     assert len(fs.evaluate(tmp_path / "run")) > 0
 
 
-def test_a_reader_of_a_module_of_its_own(tmp_path):
+def test_a_reader_in_its_own_module(tmp_path):
     """In a process of its own, where nothing else has imported the readers."""
     write_list(tmp_path / "zoo")
     (tmp_path / "mine.py").write_text(
@@ -129,7 +129,7 @@ def test_a_reader_is_asked_before_the_built_in_ones(tmp_path):
     assert find_source(Data(str(tmp_path), reader="folder")).reader == "folder"
 
 
-def test_a_reader_may_be_a_class_with_folders_of_its_own(tmp_path):
+def test_a_reader_can_be_a_class_with_its_own_folders(tmp_path):
     @fs.register_reader("deep")
     class Deep(Reader):
         """Lists in a folder of the archive."""
@@ -182,7 +182,7 @@ def test_an_error_in_a_reader_names_its_line(tmp_path):
     assert "KeyError: 'column'" in text
 
 
-def test_readers_that_do_not_fit_are_named(tmp_path):
+def test_invalid_readers_are_named(tmp_path):
     assert "Unknown data reader 'parqet'. Did you mean 'parquet'?" in error(Data(str(tmp_path), reader="parqet"))
     text = error(Data(str(tmp_path), reader="folder"))
     assert f"{str(tmp_path)!r} does not have the layout of reader 'folder': train/<class>/ with images" in text

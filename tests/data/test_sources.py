@@ -19,7 +19,7 @@ from support.picture_files import (
 )
 
 
-def test_parquet_files_are_read_as_they_are(tmp_path):
+def test_parquet_files_are_read_unchanged(tmp_path):
     write_parquet(tmp_path / "train.parquet", TWO_CLASSES)
     write_parquet(tmp_path / "test.parquet", [1, 0, 1], first=50)
     data = open_data(Data(str(tmp_path)))
@@ -46,7 +46,7 @@ def test_mean_and_deviation_are_the_training_images(tmp_path):
     assert (batch.images.std((0, 2, 3), correction=0) - 1).abs().max() < 1e-5
 
 
-def test_shards_in_the_hub_s_layout_with_declared_classes(tmp_path):
+def test_shards_in_the_hub_layout_with_declared_classes(tmp_path):
     features = datasets.Features(
         {
             "image": datasets.Image(),
@@ -97,7 +97,7 @@ def test_channels_and_size_are_converted(tmp_path):
     assert seen_in_testing(data)[0][0, 0].equal(torch.from_numpy(np.array(whole)))
 
 
-def test_palettes_jpeg_orientation_and_grey_are_understood(tmp_path):
+def test_palettes_jpeg_orientation_and_grey_are_handled(tmp_path):
     upright = picture(1, (8, 8))
     exif = Image.Exif()
     exif[0x0112] = 6  # shown after a quarter turn clockwise
@@ -112,7 +112,7 @@ def test_palettes_jpeg_orientation_and_grey_are_understood(tmp_path):
     assert (images[1].int() - turned.int()).abs().float().mean() < 4  # JPEG's loss
 
 
-def test_digits_are_scikit_learn_s(tmp_path):
+def test_digits_equal_scikit_learns(tmp_path):
     data = open_data(Data("digits"))
     assert (data.shape, data.train_size, data.test_size) == ((1, 8, 8), 1297, 500)
     scans = load_digits()

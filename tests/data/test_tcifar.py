@@ -68,7 +68,7 @@ test_images.__test__ = False
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_labels_are_untouched_and_images_always_the_same(photographs, kind):
+def test_labels_are_unchanged_and_images_always_the_same(photographs, kind):
     root, clean = photographs
     data, again = open_data(Data("tcifar10", root=root, **kind)), open_data(Data("tcifar10", root=root, **kind), seed=9)
     images, labels = training_images(data)
@@ -132,7 +132,7 @@ def test_a_half_is_rounded_to_the_even_value(monkeypatch):
     assert noisy.tolist() == [[[0, 2, 0], [2, 2, 0], [255, 255, 252]]]
 
 
-def test_random_areas_are_of_the_distorted_images(grey):
+def test_random_areas_are_cut_from_the_distorted_images(grey):
     spec = Data("tcifar10", root=grey, size=32, augment=Augment(resized_crop=True), workers=0, **KINDS[3])
     streamed, clean = open_data(spec), open_data(Data("cifar10", root=grey, size=32, augment=spec.augment, workers=0))
     assert streamed.fingerprint != clean.fingerprint
@@ -151,14 +151,14 @@ def test_tcifar_in_other_forms(grey):
     assert test_images(held)[0].equal(training_images(whole)[0][rows])
 
 
-def test_the_hub_and_messages_know_the_set_by_its_source(tmp_path):
+def test_the_hub_and_messages_use_the_name_of_the_source_set(tmp_path):
     with pytest.raises(DataError, match=r"holds no data set 'cifar100'.*expected train \(cifar\), or train.parquet"):
         open_data(Data("tcifar100", root=str(tmp_path)))
     assert distortion(Data("cifar100"), 0) is None
     assert distortion(Data("tcifar100", distortion="noise_norm_sigma1"), 1) == Distortion(1, DEVIATIONS["cifar100"])
 
 
-def test_normal_numbers_are_quantiles():
+def test_normal_numbers_are_quantiles_of_uniform_ones():
     least, largest = normal(torch.tensor([0, -1])).tolist()  # as numbers without a sign
     assert -9 < least < -8
     assert least == pytest.approx(-largest)
@@ -181,7 +181,7 @@ def test_normal_numbers_are_quantiles():
         ({"name": "cifar100", "mean": [0.5] * 3, "std": [0.25] * 3}, "multiply shares of 1 by 255"),
     ],
 )
-def test_what_cannot_be_is_refused(fields, said):
+def test_invalid_options_are_refused(fields, said):
     with pytest.raises(RecipeError) as caught:
         Data(**fields)
     assert said in str(caught.value)

@@ -42,7 +42,7 @@ def numbers(augment: Augment, count: int, seed: int = 0) -> tuple[torch.Tensor, 
         (Augment(crop=4), 81),
     ],
 )
-def test_equal_numbers_are_equal_pixels_and_all_numbers_are_met(augment, count):
+def test_equal_numbers_mean_equal_pixels_and_every_number_occurs(augment, count):
     assert augment.view_count == count
     number, seen = numbers(augment, 40 * count)
     assert sorted(set(number.tolist())) == list(range(count))
@@ -66,7 +66,7 @@ def test_crop_and_shift_together_have_a_number_for_each_pair():
 
 
 @pytest.mark.parametrize("augment", [Augment(rotate=5), Augment(resized_crop=True), Augment(crop=1, rotate=5)])
-def test_endless_augmentation_has_no_numbers(augment):
+def test_unbounded_augmentation_has_no_numbers(augment):
     assert augment.view_count is None
     rows = Rows(torch.arange(3), torch.zeros(3, dtype=torch.int64))
     assert view_numbers(augment, rows, draw(augment, 0, rows.index, rows.epoch)) is None
@@ -126,7 +126,7 @@ def test_each_image_has_exactly_its_few_views_the_same_in_every_stage(streamed):
     )
 
 
-def test_the_fixed_views_are_those_of_the_datas_seed():
+def test_the_fixed_views_depend_on_the_seed_of_the_data():
     spec = Data("digits", augment=replace(ENDLESS, views=3))
     first, second = (open_data(spec, seed=seed) for seed in (0, 1))
     (a,), (b,) = (list(data.train_batches("all", batch=50, steps=1, seed=3)) for data in (first, second))
@@ -135,7 +135,7 @@ def test_the_fixed_views_are_those_of_the_datas_seed():
     assert (a.images != b.images).flatten(1).any(1).float().mean() > 0.9
 
 
-def test_without_fixed_views_every_epoch_draws_anew_as_before():
+def test_without_fixed_views_every_epoch_draws_new_ones():
     """The pixels of a batch are those of ``draw`` by the stream's seed and the epoch."""
     data = open_data(Data("digits", augment=Augment(crop=1, flip=True)))
     plain = open_data(Data("digits"))
@@ -147,7 +147,7 @@ def test_without_fixed_views_every_epoch_draws_anew_as_before():
         assert bare.view.eq(0).all()
 
 
-def test_a_feed_of_two_streams_keeps_the_views_of_both():
+def test_a_feed_with_two_streams_keeps_the_views_of_both():
     data = open_data(Data("digits", batch=8, unlabelled=5, labels=20, augment=Augment(crop=1)))
     (both,), fabric = joint("fsp", steps=2, lr=0.1), make_fabric("cpu", 1, Precision())
     batch = Feed(fabric, data, both, seed=3)(0)

@@ -91,7 +91,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_parts_move_the_student_as_the_whole_batch_does(name):
+def test_micro_batches_move_the_student_like_the_whole_batch(name):
     dtype = torch.float32 if name == "kdgan" else torch.float64  # its discriminator is float32
     near = {"rtol": 1e-6, "atol": 1e-8} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-6}
     whole, losses = moved(CASES[name](), 1, dtype=dtype)
@@ -127,7 +127,7 @@ def test_a_rule_of_norms_does_not_see_single_parts():
     assert any(not torch.allclose(start[name] + steps[name], whole[f"student.{name}"], rtol=1e-4) for name in start)
 
 
-def test_pieces_hold_every_image_once_in_order():
+def test_micro_batches_hold_every_image_once_in_order():
     given = batch()
     for count in (1, 2, 3, 7, 9):
         parts = list(TaughtBatch(given).split(count))
@@ -138,18 +138,18 @@ def test_pieces_hold_every_image_once_in_order():
         assert torch.equal(torch.cat([part.batch.index for part in parts]), given.index)
 
 
-def test_more_parts_than_images_are_refused():
+def test_more_micro_batches_than_images_are_refused():
     with pytest.raises(RecipeError, match="accumulate is 33, but a batch has only 32 images"):
         Data("digits", batch=32, accumulate=33)
 
 
-def test_double_backward_is_refused_in_parts():
+def test_double_backward_is_refused_with_micro_batches():
     (made,) = alternating(steps=2, lr=0.1, match_lr=0.01, recode=Recoding(mode="double_backward"))
     with pytest.raises(RecipeError, match=r"data\.accumulate"):
         moved(made, 2)
 
 
-def test_a_recipe_says_how_often(tmp_path):
+def test_a_recipe_sets_the_number_of_micro_batches(tmp_path):
     """The engine hands it on: without BatchNorm in the way, the same losses with and without."""
     file = tmp_path / "plain.py"
     file.write_text(

@@ -1,4 +1,4 @@
-"""Runs whose folder was damaged: noticed, or as good as if it had not been."""
+"""Damaged run folders: the damage is detected, or makes no difference."""
 
 import shutil
 from pathlib import Path
@@ -47,7 +47,7 @@ def resume(path, **options):
     return fs.train(given(), path, resume=True, **PLAIN, **options)
 
 
-def test_the_result_from_the_state_before_the_last_is_the_same(run, whole, caplog):
+def test_the_previous_state_gives_the_same_result(run, whole, caplog):
     flip(run / STATE, 20_000)
     seen = []
     assert_same(resume(run, on_step=lambda *here: seen.append(here)), whole)
@@ -77,7 +77,7 @@ def test_a_damaged_network_stops_the_run_that_needs_it(run, name):
         resume(run)
 
 
-def test_a_damaged_network_is_noticed_wherever_it_is_read(whole, tmp_path):
+def test_a_damaged_network_is_detected_wherever_it_is_read(whole, tmp_path):
     path = Path(shutil.copytree(whole.path, tmp_path / "run"))
     file = path / "student.safetensors"
     size = file.stat().st_size
@@ -106,7 +106,7 @@ def test_a_damaged_network_is_noticed_wherever_it_is_read(whole, tmp_path):
     assert resume(path).finished
 
 
-def test_a_run_of_an_earlier_version_has_no_checksums(whole, tmp_path):
+def test_a_run_from_an_earlier_version_has_no_checksums(whole, tmp_path):
     path = Path(shutil.copytree(whole.path, tmp_path / "run"))
     text = (path / "summary.json").read_text()
     (path / "summary.json").write_text(text.replace('"sha256"', '"other"').replace('"kept"', '"other"'))
@@ -127,7 +127,7 @@ METRICS = {
 
 
 @pytest.mark.parametrize("damage", METRICS)
-def test_a_lost_log_does_not_cost_the_run(run, whole, caplog, damage):
+def test_a_lost_log_does_not_end_the_run(run, whole, caplog, damage):
     path = run / "metrics.csv"
     before = path.read_bytes()
     after = METRICS[damage](before)

@@ -1,4 +1,4 @@
-"""Jobs whose losses or weights are not finite: they stop, say why, and show no result; the others go on unchanged."""
+"""Jobs with losses or weights that are not finite: they stop, say why, and show no result; others continue unchanged."""
 
 import json
 from dataclasses import replace
@@ -79,7 +79,7 @@ def test_a_running_variance_that_is_not_finite_stops_a_job_with_finite_losses(tm
     assert why.endswith(".running_var'")
 
 
-def test_what_builds_on_a_diverged_job_is_not_run_and_the_rest_is(tmp_path):
+def test_jobs_that_build_on_a_diverged_job_are_not_run_and_others_are(tmp_path):
     given = recipe(steps=3)
     jobs = {
         **given.jobs,
@@ -126,7 +126,7 @@ def test_a_job_starts_from_a_stage_that_ended_before_the_other_job_diverged(tmp_
 
 
 @pytest.mark.parametrize("lost", ["a", "b"])
-def test_in_lockstep_the_others_go_on_unchanged(tmp_path, lost):
+def test_in_lockstep_the_others_continue_unchanged(tmp_path, lost):
     """Dropout: the others' masks stay their own, also when the run is interrupted after one of them has stopped."""
     stage = alone(5, 0.05)
     jobs = {name: Job(HALF, alone(5, MUCH) if name == lost else stage) for name in ("a", "b")}
@@ -219,7 +219,7 @@ def test_a_skipped_update_leaves_no_trace(optimizer):
     assert runners[0].lost == ["'labels'"]
 
 
-def test_skipped_updates_are_counted_and_the_job_goes_on(tmp_path):
+def test_skipped_updates_are_counted_and_the_job_continues(tmp_path):
     given, networks = given_object(first=3, steps=8, count=2, on_nonfinite="skip")
     run = fs.train(given, tmp_path, networks=networks, **PLAIN)
     assert not run.summary.failed
@@ -230,7 +230,7 @@ def test_skipped_updates_are_counted_and_the_job_goes_on(tmp_path):
     assert all(tensor.isfinite().all() for tensor in weights(run).values())
 
 
-def test_skipping_changes_nothing_where_all_is_finite(tmp_path):
+def test_skipping_changes_nothing_if_everything_is_finite(tmp_path):
     runs = [fs.train(replace(recipe(), on_nonfinite=what), tmp_path / what, **PLAIN) for what in ("stop", "skip")]
     assert_same(*runs)
 

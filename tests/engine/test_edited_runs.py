@@ -153,7 +153,7 @@ def test_reproduce_names_the_run_folder_that_was_edited(run, tmp_path, case):
         part_of(plan, 0, out, "auto", {})
 
 
-def test_a_missing_summary_is_made_again_from_the_state(tmp_path):
+def test_a_missing_summary_is_restored_from_the_state(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fs.train(recipe(steps=2), tmp_path / "run", on_step=stop_at(("student", "transfer", 1)), **PLAIN)
     (tmp_path / "run" / SUMMARY).write_text("{")

@@ -1,4 +1,4 @@
-"""The loop: what moves, what stays, and what is told of it."""
+"""The loop: what moves, what stays, and what is logged."""
 
 from dataclasses import replace
 
@@ -103,7 +103,7 @@ def test_few_labels_hide_the_rest_from_the_task(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "rmsprop"])
-def test_a_gradient_of_another_memory_layout_moves_the_right_weights(name):
+def test_a_gradient_in_another_memory_layout_moves_the_right_weights(name):
     """The fused kernels walk over memory; a reduced or recoded gradient is contiguous, the weights may not be."""
     start = torch.arange(4.0 * 3 * 9).view(4, 3, 3, 3)
     plain = torch.nn.Parameter(start.clone())
@@ -116,7 +116,7 @@ def test_a_gradient_of_another_memory_layout_moves_the_right_weights(name):
     torch.testing.assert_close(other, plain)
 
 
-def test_a_loss_of_every_other_batch_is_logged_at_its_own_mean():
+def test_a_loss_on_every_other_batch_is_logged_with_its_own_mean():
     meter = RunningMeans()
     for value in (1.0, 3.0):
         meter.add({"rare": torch.tensor(value), "often": torch.tensor(1.0)})

@@ -41,13 +41,13 @@ def test_interrupted_equals_uninterrupted_bit_for_bit(finished, tmp_path, where)
         assert {**run.summary["jobs"][job], "seconds": 0} == {**told, "seconds": 0}
 
 
-def test_a_finished_run_is_returned_as_it_is(finished):
+def test_a_finished_run_is_returned_unchanged(finished):
     before = {path: path.stat().st_mtime_ns for path in finished.path.iterdir()}
     fs.train(recipe(), finished.path, resume=True, **PLAIN)
     assert {path: path.stat().st_mtime_ns for path in finished.path.iterdir()} == before
 
 
-def test_another_recipe_is_not_resumed_nor_is_a_run_overwritten(finished):
+def test_another_recipe_is_not_resumed_and_a_run_not_overwritten(finished):
     with pytest.raises(fs.FlowstillError, match="'seed' differs"):
         fs.train(replace(recipe(), seed=3), finished.path, resume=True, **PLAIN)
     with pytest.raises(fs.FlowstillError, match="resume=True"):
@@ -89,7 +89,7 @@ def test_the_teacher_is_the_same_before_and_after(finished, tmp_path):
     assert run.summary["jobs"]["teacher"]["steps"] == 0
 
 
-def test_a_job_with_weights_does_not_stop_its_group(finished, tmp_path):
+def test_a_job_with_weights_does_not_block_its_group(finished, tmp_path):
     stages = two_stage("fsp", transfer_steps=2, transfer_lr=0.01, task_steps=2, task_lr=0.05)
     second = Job(NET, stages, teacher="teacher", weights=str(finished.path / "student.safetensors"))
     given = recipe(student=stages, b=second)
@@ -124,8 +124,8 @@ def test_jobs_in_lockstep_equal_jobs_one_after_another(tmp_path):
         replace(apart, jobs={**apart.jobs, "b": Job(NET, gram, teacher="teacher")}, together=(("student", "b"),))
 
 
-def test_jobs_in_lockstep_draw_each_for_itself(tmp_path):
-    """Dropout: of other jobs beside it a job's masks do not change, and a killed run goes on in each job's own."""
+def test_jobs_in_lockstep_draw_independently(tmp_path):
+    """Dropout: other jobs do not change a job's masks, and a killed run continues each job's own sequence."""
     jobs = {name: Job(HALF, alone(5, lr)) for name, lr in (("a", 0.05), ("b", 0.1))}
     apart = Recipe("test", DATA, jobs)
     together = replace(apart, together=(("a", "b"),))
@@ -157,7 +157,7 @@ def test_evaluation_and_ensembles_agree_with_plain_torch(tmp_path):
     assert again["student"]["accuracy"] == pytest.approx(run.summary["jobs"]["student"]["accuracy"], abs=1e-4)
 
 
-def test_nothing_global_is_left_behind(tmp_path):
+def test_global_state_is_restored(tmp_path):
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
@@ -187,12 +187,12 @@ def test_a_player_with_nothing_to_move_is_refused(tmp_path):
         (lambda: Player(lr=Milestones({0: 0.1, 5: -1})), "at least 0, got -1"),
     ],
 )
-def test_values_that_would_fail_in_the_middle_are_refused_at_once(change, message):
+def test_values_that_would_fail_midway_are_refused_at_once(change, message):
     with pytest.raises(fs.RecipeError, match=message):
         change()
 
 
-def test_too_many_labels_are_refused_before_anything_is_made(tmp_path):
+def test_too_many_labels_are_refused_before_anything_is_created(tmp_path):
     few = recipe()
     few = replace(few, jobs={**few.jobs, "student": replace(few.jobs["student"], labels=99999)})
     with pytest.raises(fs.DataError, match="'labels' is 99999"):

@@ -1,4 +1,4 @@
-"""BatchNorm folded into convolutions: the same maps, or the network as it is."""
+"""BatchNorm folded into convolutions: the same maps, or the unchanged network."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def norms(module):
         ("mobilenet-student", []),
     ],
 )
-def test_a_folded_network_gives_the_same(name, taps):
+def test_a_folded_network_computes_the_same(name, taps):
     plain = network(name)
     before = {key: tensor.clone() for key, tensor in plain.state_dict().items()}
     taps = [Tap.parse(tap) for tap in taps]
@@ -54,7 +54,7 @@ def test_a_folded_network_gives_the_same(name, taps):
 @pytest.mark.parametrize(
     ("tap", "stays"), [("conv1", True), ("bn1:input", True), ("bn1", False), ("layer1.0.conv1", True)]
 )
-def test_what_is_tapped_between_the_two_stays(tap, stays):
+def test_a_tapped_batchnorm_is_not_folded(tap, stays):
     plain = network("resnet8")
     tap = Tap.parse(tap)
     twin = FoldedNetwork(plain).reader([tap], SHAPE)
@@ -103,7 +103,7 @@ class Between(Net):
 
 
 @pytest.mark.parametrize("kind", [OutsideModules, TwoNorms, Twice, Overwritten, Between])
-def test_what_cannot_be_folded_is_left_as_it_is(kind):
+def test_unfoldable_networks_are_left_unchanged(kind):
     torch.manual_seed(0)
     plain = calibrated(kind(), SHAPE).eval()
     assert FoldedNetwork(plain).reader([], SHAPE) is plain
@@ -137,13 +137,13 @@ def test_agreement_on_the_images_of_the_copy_alone_is_not_enough(kind):
     assert FoldedNetwork(plain).reader([], SHAPE) is plain
 
 
-def test_a_network_that_cannot_be_copied_is_read_as_it_is():
+def test_a_network_that_cannot_be_copied_is_read_unfolded():
     plain = calibrated(nn.Sequential(nn.Conv2d(3, 10, 3), nn.BatchNorm2d(10)), SHAPE).eval()
     plain.__deepcopy__ = lambda memo: 1 / 0
     assert FoldedNetwork(plain).reader([Tap("1")], SHAPE) is plain
 
 
-def test_a_head_that_takes_no_such_images_does_not_matter():
+def test_a_head_that_rejects_the_images_does_not_matter():
     plain = calibrated(nn.Sequential(nn.Conv2d(3, 10, 3), nn.BatchNorm2d(10), nn.Linear(7, 2)), SHAPE).eval()
     assert FoldedNetwork(plain).reader([Tap("1")], SHAPE, "taps") is plain
 
@@ -157,7 +157,7 @@ def test_one_twin_serves_all_readings():
     assert plain not in twins
 
 
-def test_random_numbers_and_statistics_stay_as_they_were():
+def test_random_numbers_and_statistics_are_unchanged():
     class Drops(Net):
         def forward(self, x: Tensor) -> Tensor:
             return nn.functional.dropout(self.norm(self.conv(x)), 0.5, training=True).mean((2, 3))
@@ -173,7 +173,7 @@ def test_random_numbers_and_statistics_stay_as_they_were():
 
 
 @pytest.mark.parametrize("what", ["training", "hook", "no statistics", "compiled", "parametrized"])
-def test_modules_that_are_more_than_their_numbers_are_left_as_they_are(what):
+def test_modules_with_custom_behaviour_are_left_unchanged(what):
     plain = nn.Sequential(
         nn.Conv2d(3, 10, 3), nn.BatchNorm2d(10, track_running_stats=what != "no statistics"), nn.Flatten()
     )

@@ -1,4 +1,4 @@
-"""Recipes that grow or change after their run has begun: what was trained stays, and the rest is trained."""
+"""Recipes that grow or change after their run has started: trained jobs stay, and the others are trained."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ def larger(tmp_path_factory):
     return fs.train(recipe(second=SECOND, third=THIRD), tmp_path_factory.mktemp("runs") / "larger", **PLAIN)
 
 
-def test_a_finished_run_takes_more_jobs(larger, tmp_path):
+def test_a_finished_run_can_be_extended_by_jobs(larger, tmp_path):
     fs.train(recipe(), tmp_path, **PLAIN)
     given = recipe(second=SECOND)
     with pytest.raises(KeyboardInterrupt):
@@ -36,7 +36,7 @@ def test_a_finished_run_takes_more_jobs(larger, tmp_path):
     assert run.finished
 
 
-def test_a_run_that_dies_as_it_grows_is_not_taken_as_finished(larger, tmp_path):
+def test_a_run_killed_while_extended_does_not_count_as_finished(larger, tmp_path):
     fs.train(recipe(second=SECOND), tmp_path, **PLAIN)
     before = rows(fs.Run.open(tmp_path))
 
@@ -51,7 +51,7 @@ def test_a_run_that_dies_as_it_grows_is_not_taken_as_finished(larger, tmp_path):
     assert_same(fs.train(recipe(second=SECOND, third=THIRD), tmp_path, resume=True, **PLAIN), larger)
 
 
-def test_what_is_begun_must_stay_as_it_was_and_the_rest_may_change(larger, tmp_path):
+def test_started_jobs_must_not_change_and_others_may(larger, tmp_path):
     given = recipe(second=replace(SECOND, seed=9), third=THIRD)
     with pytest.raises(KeyboardInterrupt):
         fs.train(given, tmp_path, on_step=stop_at(("student", "task", 2)), **PLAIN)
@@ -90,10 +90,10 @@ def after(stage, steps=2, lr=0.05):
     return Job(NET, alone(steps, lr), start=AfterStage("student", stage))
 
 
-def test_a_new_job_starts_from_a_stage_that_was_kept(tmp_path):
+def test_a_new_job_starts_from_a_saved_stage(tmp_path):
     first = fs.train(recipe(), tmp_path, **PLAIN)
     with pytest.raises(
-        fs.RunError, match="did not keep what 'student' was after its stage 'transfer', where 'new' starts"
+        fs.RunError, match=r"'new' starts from 'student' after stage 'transfer', but .* did not save that network"
     ):
         fs.train(recipe(new=after("transfer")), tmp_path, resume=True, **PLAIN)
     run = fs.train(recipe(new=after("task", 1, 1e-30)), tmp_path, resume=True, **PLAIN)
@@ -103,11 +103,11 @@ def test_a_new_job_starts_from_a_stage_that_was_kept(tmp_path):
 def test_a_job_that_changes_its_start_does_not_get_another(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fs.train(recipe(second=SECOND, new=after("task")), tmp_path, on_step=stop_at(("second", "task", 2)), **PLAIN)
-    with pytest.raises(fs.RunError, match="did not keep"):
+    with pytest.raises(fs.RunError, match="did not save"):
         fs.train(recipe(second=SECOND, new=after("transfer")), tmp_path, resume=True, **PLAIN)
 
 
-def test_a_stage_that_is_not_over_yet_is_kept_for_a_new_job(tmp_path):
+def test_an_unfinished_stage_is_saved_for_a_new_job(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fs.train(recipe(), tmp_path / "run", on_step=stop_at(("student", "transfer", 3)), **PLAIN)
     grown = recipe(new=after("transfer"))
@@ -115,7 +115,7 @@ def test_a_stage_that_is_not_over_yet_is_kept_for_a_new_job(tmp_path):
     assert_same(run, fs.train(grown, tmp_path / "whole", **PLAIN))
 
 
-def test_weights_that_an_earlier_try_kept_are_not_taken(tmp_path):
+def test_weights_left_by_an_earlier_attempt_are_not_used(tmp_path):
     """A process that dies between keeping a stage's weights and saving its state leaves them behind."""
     changed = recipe(second=SECOND)
     changed = replace(changed, jobs={**changed.jobs, "student": replace(changed.jobs["student"], seed=5)})

@@ -18,14 +18,14 @@ def test_an_unknown_device_suggests_the_nearest(typed, meant):
         choose_device(typed)
 
 
-def test_a_device_that_is_not_there_says_what_is(monkeypatch):
+def test_an_unavailable_device_lists_what_is_available(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device("auto") == choose_device("cpu") == "cpu"
     with pytest.raises(RecipeError, match=r"device='cuda': not available .* Use 'cpu'"):
         choose_device("cuda")
 
 
-def test_no_more_devices_than_there_are():
+def test_more_devices_than_available_are_refused():
     most = os.cpu_count() or 1
     assert choose_device("cpu", most) == "cpu"
     for devices in (0, most + 1):

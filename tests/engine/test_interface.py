@@ -63,7 +63,7 @@ def test_another_size_and_crop(pixels):
     assert torch.equal(nearest, images[..., 1::2, 1::2])
 
 
-def test_a_teacher_of_another_scale_teaches_the_same(tmp_path):
+def test_a_teacher_with_another_scale_teaches_the_same(tmp_path):
     """A teacher trained on values from 0 to 1, told so, and the same function of the data's images."""
     teacher = trained(0.0, 255.0)
     data = digits()
@@ -87,7 +87,7 @@ def test_a_teacher_of_another_scale_teaches_the_same(tmp_path):
     torch.testing.assert_close(*learned, rtol=1e-4, atol=1e-5)
 
 
-def test_what_a_run_writes_down(tmp_path):
+def test_a_run_records_preprocessing(tmp_path):
     run = fs.distill(trained(), flat(), "digits", out=tmp_path / "run", **TINY)
     data = digits()
     mean, std = 255 * data.mean[0], 255 * data.std[0]
@@ -105,7 +105,7 @@ def test_what_a_run_writes_down(tmp_path):
     assert config["class_names"] == list(data.classes)
 
 
-def test_a_teachers_file_brings_its_preprocessing_to_the_next_run(tmp_path):
+def test_a_teachers_file_carries_its_preprocessing_to_the_next_run(tmp_path):
     """Also where the next run's own statistics are others, as only some classes are kept."""
     first = fs.train(
         fs.Recipe("t", Data("digits", mean=[10.0], std=[70.0]), {"teacher": fs.Job("resnet8", fs.alone(30, 0.1))}),
@@ -137,7 +137,7 @@ def test_a_student_that_sees_larger_images_than_its_teacher(tmp_path):
     assert run.summary.jobs["student"].macs == 4 * run.summary.jobs["teacher"].macs - 3 * 640
 
 
-def test_a_resumed_run_keeps_what_was_found(tmp_path):
+def test_a_resumed_run_keeps_its_interfaces(tmp_path):
     class Stop(Exception):
         pass
 
@@ -162,7 +162,7 @@ def small():
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 2))
 
 
-def test_numbers_of_another_number_of_channels_are_refused(tmp_path):
+def test_statistics_for_another_number_of_channels_are_refused(tmp_path):
     said = "teacher.network.preprocessing={mean: [1, 2, 3], std: [1, 2, 3]}"
     with pytest.raises(NetworkError, match=r"have 3 number.*1 channel"):
         fs.distill(trained(), flat(), "digits", set=said, out=tmp_path / "run", **TINY)
@@ -196,7 +196,7 @@ def test_the_loaded_student_sees_what_it_was_tested_with(tmp_path, photographs):
     assert data_preprocessing(open_data(spec)).crop == 0.8
 
 
-def test_an_augmentation_leaves_the_test_images_alone(photographs):
+def test_augmentation_does_not_change_the_test_images(photographs):
     plain, augmented = (
         open_data(Data(str(photographs), size=16, augment=augment, workers=0)).test_sample(9)[0]
         for augment in (Augment(), Augment(resized_crop=True, flip=True))
@@ -205,7 +205,7 @@ def test_an_augmentation_leaves_the_test_images_alone(photographs):
     assert (plain - augmented).abs().max() < 1e-4
 
 
-def test_held_out_images_are_tested_by_their_middle(photographs):
+def test_held_out_images_are_tested_on_their_centre_crop(photographs):
     spec = Data(str(photographs), size=16, hold_out=4, test_crop=0.5, workers=0)
     data, whole = open_data(spec), open_data(Data(str(photographs), size=16, hold_out=4, workers=0))
     (images, _), (full, _) = data.test_sample(4), whole.test_sample(4)
@@ -230,7 +230,7 @@ def test_the_reports_snippet_runs(tmp_path, photographs, monkeypatch):
     assert "v2.Normalize" in html
 
 
-def test_weights_without_a_word_take_the_librarys_scale(tmp_path):
+def test_weights_that_record_nothing_take_the_librarys_scale(tmp_path):
     """A file for a timm network: its mean and deviation are timm's, its size the data's."""
     network = fs.create("timm:test_resnet", 2)
     save_weights(network, tmp_path / "t.safetensors")

@@ -1,4 +1,4 @@
-"""Runs killed at random places, and processes whose parent is gone."""
+"""Runs killed at random places, and processes that lost their parent."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Jobs in lockstep: what they have in common is done once."""
+"""Jobs in lockstep: common work is done once."""
 
 from dataclasses import replace
 
@@ -44,7 +44,7 @@ def same_weights(run, other):
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_the_same_target_is_made_once_for_all(tmp_path, made, accumulate):
+def test_a_common_target_is_computed_once(tmp_path, made, accumulate):
     apart, together = group("fsp", "fsp", "fsp", data=replace(CROPS, accumulate=accumulate))
     runs = [fs.train(together, tmp_path / "together", **PLAIN)]
     assert made == [32] * 3

@@ -1,4 +1,4 @@
-"""Kinds of knowledge that bfloat16 spoils: which these are, and the precision that a run with them takes."""
+"""Kinds of knowledge that bfloat16 spoils: which ones, and the precision that a run with them chooses."""
 
 import logging
 
@@ -54,7 +54,7 @@ def cosine(knowledge, maps_in):
 
 
 @pytest.mark.parametrize("rank", [4, 8])
-def test_more_singular_vectors_need_float32(rank):
+def test_several_singular_vectors_need_float32(rank):
     knowledge = parse_knowledge({"name": "svd", "rank": rank})
     assert knowledge.needs_float32
     assert cosine(knowledge, torch.bfloat16) < 0.99
@@ -62,13 +62,13 @@ def test_more_singular_vectors_need_float32(rank):
 
 
 @pytest.mark.parametrize("name", ["fsp", "dense", "attention", "hints", "svd"])
-def test_others_do_not(name):
+def test_other_knowledge_does_not(name):
     knowledge = parse_knowledge(name)
     assert not knowledge.needs_float32
     assert cosine(knowledge, torch.bfloat16) > 0.999
 
 
-def test_what_declares_it():
+def test_knowledge_declares_the_need_for_float32():
     assert [name for name in KNOWLEDGE if KNOWLEDGE.find(name)().needs_float32] == ["nst"]
     assert [fs.SVD(rank=rank).needs_float32 for rank in (1, 2, 3, 16)] == [False, True, True, True]
 
@@ -116,13 +116,13 @@ def test_an_auto_run_takes_float32_says_so_and_keeps_it(tmp_path, caplog):
     assert warnings(caplog) == []
 
 
-def test_bf16_that_is_asked_for_stays_with_a_warning(tmp_path, caplog):
+def test_requested_bf16_is_kept_with_a_warning(tmp_path, caplog):
     run = fs.train(with_svd(2), tmp_path / "two", **HALF)
     assert run.recipe["run"]["precision"]["dtype"] == "bf16"
     assert "float32_for" not in run.recipe["run"]
     (said,) = warnings(caplog)
     assert said.startswith("precision bf16: expected float32 for svd")
-    assert said.endswith("Use --precision 32, or auto.")
+    assert said.endswith("Use precision='32', or auto.")
     caplog.clear()
     fs.train(with_svd(1), tmp_path / "one", **HALF)
     assert warnings(caplog) == []
@@ -135,4 +135,4 @@ def test_a_run_that_grows_keeps_bf16_with_a_warning(tmp_path, caplog):
     run = fs.train(given, tmp_path / "run", resume=True, **AUTO)
     assert run.recipe["run"]["precision"]["dtype"] == "bf16"
     (said,) = warnings(caplog)
-    assert said.endswith("Give another --out to train at float32.")
+    assert said.endswith("Give another out= to train at float32.")

@@ -1,4 +1,4 @@
-"""Runs continued under other conditions: refused where the numbers would be others, said where their last digits may."""
+"""Runs continued under other conditions: refused if the numbers would change, warned about if their last digits may."""
 
 import shutil
 from importlib.metadata import version
@@ -32,7 +32,7 @@ def run(interrupted, tmp_path):
 
 
 def noted(path, **facts):
-    """Change what the run noted; None removes it."""
+    """Change what the run recorded; None removes it."""
     data = yaml.safe_load((path / "recipe.yaml").read_text())
     data["run"] = {name: value for name, value in {**data["run"], **facts}.items() if value is not None}
     (path / "recipe.yaml").write_text(yaml.safe_dump(data))
@@ -41,17 +41,17 @@ def noted(path, **facts):
 def test_another_number_of_processes_is_refused(run):
     noted(run, devices=2)
     before = sorted((path, path.stat().st_mtime_ns) for path in run.iterdir() if path.name != ".lock")
-    with pytest.raises(fs.RunError, match=r"started with devices=2, and keeps it. Give devices=2"):
+    with pytest.raises(fs.RunError, match=r"started with devices=2\. Continue with devices=2"):
         fs.train(recipe(steps=3), run, resume=True, **PLAIN)
     assert sorted((path, path.stat().st_mtime_ns) for path in run.iterdir() if path.name != ".lock") == before
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_a_run_of_a_device_that_is_not_here_is_refused(run):
+def test_a_run_from_an_unavailable_device_is_refused(run):
     noted(run, device="cuda")
-    with pytest.raises(fs.RunError, match=r"started on 'cuda', and keeps it. Give device='cuda'"):
+    with pytest.raises(fs.RunError, match=r"started on 'cuda'\. Continue with device='cuda'"):
         fs.train(recipe(steps=3), run, resume=True, **PLAIN)
-    with pytest.raises(fs.RunError, match=r"started on 'cuda', and cannot continue elsewhere: .*not available"):
+    with pytest.raises(fs.RunError, match=r"started on 'cuda' and cannot continue on another device: .*not available"):
         fs.train(recipe(steps=3), run, resume=True, **{**PLAIN, "device": "auto"})
 
 
@@ -63,14 +63,14 @@ def test_auto_keeps_the_device(run):
         kept_device(opened, "cuda", "cuda", 1)
 
 
-def test_an_old_run_that_noted_less_continues(run, tmp_path, caplog):
+def test_an_old_run_that_recorded_less_continues(run, tmp_path, caplog):
     noted(run, threads=None, files=None, versions=None, device=None, devices=None)
     resumed = fs.train(recipe(steps=3), run, resume=True, **PLAIN)
     assert_same(resumed, fs.train(recipe(steps=3), tmp_path / "whole", **PLAIN))
     assert not caplog.messages
 
 
-def test_other_versions_and_threads_are_said(run, caplog):
+def test_changed_versions_and_threads_are_logged(run, caplog):
     opened = fs.Run.open(run)
     warn_of_changes(opened, recipe(steps=3), "cpu")
     assert not caplog.messages
@@ -88,7 +88,7 @@ def test_other_versions_and_threads_are_said(run, caplog):
     assert not caplog.messages
 
 
-def test_a_file_with_other_content_is_said(tmp_path, caplog):
+def test_a_changed_file_is_logged(tmp_path, caplog):
     for name, seed in (("one", 1), ("two", 2)):
         torch.manual_seed(seed)
         torch.save(fs.create("resnet8", num_classes=10, in_channels=1, width=0.5).state_dict(), tmp_path / f"{name}.pt")

@@ -60,7 +60,7 @@ def test_stored_equals_live_with_random_crops(tmp_path, stages):
         assert float(one[4]) == pytest.approx(float(other[4]), rel=1e-5, abs=1e-6)
 
 
-def test_each_image_and_view_is_read_once_and_nothing_when_all_are_there(tmp_path, read):
+def test_each_image_and_view_is_read_once_and_the_teacher_then_rests(tmp_path, read):
     """30 labelled images in 2 views: after enough epochs all 60 are there, and the teacher rests."""
     given = recipe(joint(["fsp", "soft_logits"], steps=40, lr=0.01), Stored(views=2), FEW)
     seen = []
@@ -100,7 +100,7 @@ def test_jobs_in_lockstep_read_together_and_equal_live(tmp_path, read):
     assert sum(read[9:]) <= 8 * 32  # no image more for three students than for one
 
 
-def test_one_of_a_group_may_be_stored_and_another_live(tmp_path):
+def test_stored_and_live_jobs_can_share_a_group(tmp_path):
     stages = fsp_first(4)
     both = recipe(stages, Live(), FEW, b=Job(NET, stages, teacher="teacher"))
     mixed = replace(both, jobs={**both.jobs, "b": replace(both.jobs["b"], stages=told(stages, Stored(views=2)))})
@@ -169,7 +169,7 @@ def test_half_precision_is_bounded_by_its_rounding(tmp_path, kept):
 
 
 @pytest.mark.parametrize("term", ["fsp", "svd", "soft_logits", "hints", "nst", "attention"])
-def test_numbers_of_an_image_are_those_that_are_kept(tmp_path, term, kept):
+def test_the_predicted_numbers_per_image_match_the_file(tmp_path, term, kept):
     """Counted without data against the file that a run leaves."""
     stages = joint(term, steps=2, lr=0.001)
     (file,) = planned(stages, Stored(views=2), FEW)["student"].stored["joint"]

@@ -1,4 +1,4 @@
-"""The files of stored knowledge: what comes back, what is missing, what is refused, and when they are others."""
+"""The files of stored knowledge: what is read back, what is missing, what is refused, and when their names change."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_number_beyond_half_precision_is_refused(tmp_path):
     torch.testing.assert_close(half.read(np.array([1]), torch.device("cpu")), torch.from_numpy(lost), equal_nan=True)
 
 
-def test_a_store_gives_back_what_was_written_and_says_what_is_missing(tmp_path):
+def test_a_store_returns_what_was_written_and_reports_missing_cells(tmp_path):
     kept = store(tmp_path, shapes=((2, 2), (3,)), single=False)
     target = torch.arange(8.0).view(2, 2, 2), -torch.arange(6.0).view(2, 3)
     cells = np.array([7, 2, 7, 5])
@@ -46,7 +46,7 @@ def test_a_store_gives_back_what_was_written_and_says_what_is_missing(tmp_path):
     assert again.missing(cells).tolist() == [3]
 
 
-def test_cells_that_a_power_cut_damaged_are_missing(tmp_path):
+def test_cells_damaged_by_a_power_cut_count_as_missing(tmp_path):
     kept = store(tmp_path)
     kept.write(np.array([1, 4]), np.ones((2, 3), np.float32))
     with (tmp_path / "store").open("r+b") as file:
@@ -55,7 +55,7 @@ def test_cells_that_a_power_cut_damaged_are_missing(tmp_path):
     assert store(tmp_path).missing(np.array([1, 4])).tolist() == [1]
 
 
-def test_a_full_disk_is_said(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported(tmp_path, monkeypatch):
     kept = store(tmp_path)
 
     class Full:
@@ -85,7 +85,7 @@ def test_only_float_tensors_can_be_stored(target):
         TargetLayout.of(target)
 
 
-def test_the_name_of_a_store_changes_with_whatever_decides_its_content():
+def test_the_name_of_a_store_depends_on_everything_that_decides_its_content():
     data = open_data(CROPS)
     torch.manual_seed(0)
     network = fs.create("resnet8", num_classes=10, in_channels=1, width=0.25).eval()

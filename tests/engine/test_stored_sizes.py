@@ -1,4 +1,4 @@
-"""What stored knowledge comes to, and where it is refused before anything runs."""
+"""The size of stored knowledge, and when it is refused before anything runs."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_too_many_views_are_refused(data, knowledge, message):
         check(given, (3, 32, 32), 10, images=50_000)
 
 
-def test_too_many_views_are_refused_before_anything_is_made(tmp_path):
+def test_too_many_views_are_refused_before_anything_is_created(tmp_path):
     with pytest.raises(fs.RecipeError, match="shows 18 views"):
         fs.train(recipe(fsp_first(), Stored(views=17)), tmp_path / "run", **PLAIN)
     assert not (tmp_path / "run").exists()
@@ -71,7 +71,7 @@ def test_too_many_views_are_refused_before_anything_is_made(tmp_path):
     ("stages", "term"),
     [(alternating(steps=2, lr=0.01, match_lr=0.01), "aggregated"), (adversarial(steps=2, lr=0.01), "kdgan")],
 )
-def test_what_depends_on_more_than_the_image_is_refused(stages, term):
+def test_targets_that_depend_on_more_than_the_image_are_refused(stages, term):
     with pytest.raises(
         fs.RecipeError, match=rf"job 'student': stage '\w+': '{term}' cannot be stored.*Use 'knowledge: live'"
     ):
@@ -87,7 +87,7 @@ class Odd(Loss):
         return {"logits": teacher.logits}
 
 
-def test_a_target_that_is_no_tensor_is_refused(monkeypatch):
+def test_a_target_that_is_not_a_tensor_is_refused(monkeypatch):
     monkeypatch.setattr(SoftLogits, "build", lambda *_: Odd())
     with pytest.raises(fs.RecipeError, match=r"stage 'joint', 'soft_logits': expected a float tensor.*got dict"):
         planned(joint("soft_logits", steps=1, lr=0.1), ALL_VIEWS)
@@ -125,7 +125,7 @@ def test_the_bound_follows_steps_labels_and_sharing():
     assert planned(fsp_first(), Live())["student"].stored["transfer"] == ()
 
 
-def test_a_disk_with_too_little_room_is_refused_before_anything_is_made(tmp_path, monkeypatch):
+def test_a_disk_that_is_too_small_is_refused_before_anything_is_created(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=200_000))
     with pytest.raises(fs.RunError, match=r"may take \d+ kB, but .* has room for 200 kB\. Make room"):
         fs.train(recipe(fsp_first(), ALL_VIEWS), tmp_path / "run", **PLAIN)
@@ -133,14 +133,14 @@ def test_a_disk_with_too_little_room_is_refused_before_anything_is_made(tmp_path
     refuse_if_full([], tmp_path / "run")
 
 
-def test_what_is_trained_needs_no_room_any_more(tmp_path, monkeypatch):
+def test_trained_jobs_need_no_more_room(tmp_path, monkeypatch):
     fs.train(recipe(fsp_first(), ALL_VIEWS), tmp_path / "run", **PLAIN)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     grown = recipe(fsp_first(), ALL_VIEWS, second=Job(NET, alone(2, 0.05)))
     assert fs.train(grown, tmp_path / "run", resume=True, **PLAIN).finished
 
 
-def test_what_a_killed_run_left_on_the_disk_counts_as_room(tmp_path, monkeypatch):
+def test_files_of_a_killed_run_count_as_room(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     file = StoredFile("a", numbers=1000, dtype="fp32", shown=1000, cells=100)
     with pytest.raises(fs.RunError, match=r"may take 400 kB, but .* has room for 0 kB"):

@@ -1,4 +1,4 @@
-"""What would fail after training, or train nothing, is found before it."""
+"""Whatever would fail after training, or train nothing, is found before training."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ class Forgetful(nn.Linear):
 
 
 @pytest.mark.parametrize(("reads", "lost"), [(True, "bias"), (False, "weight")])
-def test_weights_that_a_state_dict_loses(tmp_path, reads, lost):
+def test_weights_lost_by_a_state_dict(tmp_path, reads, lost):
     with pytest.raises(NetworkError, match=rf"job 'student': Sequential loses '1\.{lost}' when it is saved"):
         distilled(tmp_path, nn.Sequential(nn.Flatten(), Forgetful(reads)))
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""Networks are copied whatever they hold beside their parameters."""
+"""Networks are copied, whatever else they hold beside parameters."""
 
 import copy
 import logging
@@ -42,7 +42,7 @@ def test_kept_maps_are_copied_without_their_graph(wrap):
     assert all(p.requires_grad and p.is_leaf for p in twin.parameters())
 
 
-def test_what_cannot_be_copied_is_shared_and_the_rest_is_not():
+def test_uncopyable_attributes_are_shared_and_others_are_not():
     lock, values = threading.Lock(), iter(range(3))
     network = Holding(options={"lock": lock, "sizes": [1, 2]}, values=(v for v in values), log=logging.getLogger("any"))
     twin = copied(network)
@@ -69,7 +69,7 @@ def test_a_copy_that_shares_the_weights_is_refused():
         copied(Single())
 
 
-def test_a_copy_that_fails_names_what_is_in_the_way():
+def test_a_failing_copy_names_the_cause():
     class Stubborn:
         def __deepcopy__(self, memo):
             raise ValueError("not me")
@@ -97,7 +97,7 @@ def test_torchscript_is_copied_with_parameters_that_train():
     assert frozen.training is False
 
 
-def test_an_exported_module_is_given_modes():
+def test_an_exported_module_gets_training_and_eval_modes():
     exported = torch.export.export(Holding().eval(), (torch.rand(2, 4),)).module()
     assert copied(exported).train().eval().training is False
     with pytest.raises(NotImplementedError):

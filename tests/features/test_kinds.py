@@ -31,7 +31,7 @@ def ways(x):
 
 
 @pytest.mark.parametrize("kind", ["convolution", "normalisation", "activation", "sum", "concatenation", "linear layer"])
-def test_what_made_a_map(kind):
+def test_the_kind_of_a_map(kind):
     made = ways(torch.rand(1, 4, 8, 8, requires_grad=True))[kind]
     assert kind_of(made.grad_fn) == kind
     for kept in (
@@ -44,7 +44,7 @@ def test_what_made_a_map(kind):
         assert kind_of(kept.grad_fn) == kind
 
 
-def test_a_gate_keeps_what_it_gates_and_sums_of_activations_are_activated():
+def test_a_gate_keeps_the_kind_and_sums_of_activations_are_activated():
     maps = ways(torch.rand(1, 4, 8, 8, requires_grad=True))
     one, other = maps["normalisation"], F.silu(maps["convolution"])
     assert kind_of((one * torch.sigmoid(one.mean((2, 3), keepdim=True))).grad_fn) == "normalisation"
@@ -93,7 +93,7 @@ def sections(finish):
     return find_sections(Plain(finish), SHAPE)
 
 
-def test_an_exit_before_an_activation_that_no_tap_reads_is_told():
+def test_an_exit_before_an_unreadable_activation_is_noted():
     assert [s.activated_later for s in sections(modules)] == [False, False]
     assert [s.kinds[2] for s in sections(modules)] == ["activation", "activation"]
     for finish, exits, kind in (
@@ -107,7 +107,7 @@ def test_an_exit_before_an_activation_that_no_tap_reads_is_told():
     assert not any(s.activated_later for s in sections(without))
 
 
-def test_an_activation_that_opens_the_next_block_is_that_block_s():
+def test_an_activation_at_the_start_of_a_block_belongs_to_that_block():
     with torch.device("meta"):
         found = find_sections(fs.create("timm:resnetv2_18", num_classes=10), (3, 64, 64))
     assert [s.activated_later for s in found] == [False] * 4
@@ -126,7 +126,7 @@ def test_maps_of_one_kind_are_paired(finish, tap):
         assert (reading[pair.teacher.exit] < 0).any()
 
 
-def test_networks_of_one_kind_are_paired_as_they_are_found():
+def test_networks_of_one_kind_keep_their_taps():
     networks = [fs.create(name) for name in ("resnet14", "resnet8")]
     found = [find_sections(network, SHAPE) for network in networks]
     assert alike(align_sections(*found)) == align_sections(*found)
@@ -159,7 +159,7 @@ class Block(nn.Module):
         return F.relu(x) if self.last else x
 
 
-def test_where_nothing_reads_alike_it_is_said_before_training(caplog):
+def test_pairs_of_different_kinds_are_warned_about_before_training(caplog):
     caplog.set_level(logging.WARNING, logger="flowstill")
     pair_with_notices(Reused(True), Reused(True), (1, *SHAPE))
     assert caplog.messages == []

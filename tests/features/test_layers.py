@@ -41,7 +41,7 @@ def test_resnet26_groups_merge_to_the_layers_of_resnet8():
     assert counts("resnet26", "resnet8", (3, 32, 32), size=4) == [([4, 4], [0, 1])] * 3
 
 
-def test_resnet32_groups_are_as_many_as_the_layers_of_resnet14():
+def test_resnet32_has_as_many_groups_as_resnet14_has_layers():
     assert counts("resnet32", "resnet14", (3, 32, 32)) == [([3, 3, 3, 1], [0, 1, 2, 3])] * 3
 
 
@@ -117,7 +117,7 @@ def test_a_block_with_one_convolution_beside_a_projection():
     assert paths(make, (3, 16, 16)) == ["3.conv", "4.conv"]
 
 
-def test_what_a_layer_hands_on_is_read_after_its_activation():
+def test_a_layers_output_is_read_after_its_activation():
     teacher = calibrated(fs.create("resnet14", width=0.25), (3, 16, 16))
     (section, *_) = find_sections(teacher, (3, 16, 16))
     layers = find_layers(teacher, [section], (3, 16, 16))[0]
@@ -129,7 +129,7 @@ def test_what_a_layer_hands_on_is_read_after_its_activation():
     assert [layer.before.tap for layer in layers[1:]] == taps[:-1]
 
 
-def test_layers_leave_the_network_as_it_was():
+def test_finding_layers_leaves_the_network_unchanged():
     teacher = fs.create("resnet8", width=0.25).train()
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     random = torch.get_rng_state()

@@ -1,4 +1,4 @@
-"""Taps named by hand that read no map (B, D, H, W): tokens, windows, maps with their channels last."""
+"""Taps named by hand that do not read a map (B, D, H, W): tokens, windows, maps with channels last."""
 
 import pytest
 import torch
@@ -58,7 +58,7 @@ def test_channels_first_are_read():
         assert read(Mixed(), tap)[0].student.exit_shape[0] == 8
 
 
-def test_tokens_and_parts_of_images_are_told():
+def test_tokens_and_parts_of_images_are_recognised():
     with pytest.raises(ShapeError, match=r"Tap 'flat' .*\(1, 8, 16\), most likely tokens \(B, N, D\)"):
         read(Mixed(), "flat")
     with pytest.raises(ShapeError, match=r"Tap 'windows' .*\(2, 8, 4, 2\).*windows or heads"):
@@ -80,10 +80,10 @@ def test_no_section_is_found_at_maps_with_channels_last():
         ("torchvision:convnext_tiny", "features.3.0.block.3", 64),
     ],
 )
-def test_of_known_networks(name, tap, size):
+def test_layouts_of_known_networks(name, tap, size):
     with torch.device("meta"):
         net = fs.create(name, num_classes=10)
-        with pytest.raises(ShapeError, match="channels are the last axis"):
+        with pytest.raises(ShapeError, match="channels as the last axis"):
             pairs_by_hand(net, net, (3, size, size), [((tap, tap), (tap, tap))])
 
 

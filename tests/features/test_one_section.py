@@ -30,7 +30,7 @@ def part_of(name):
     [(lambda number: fs.FSP(sections=(number,)), 0.02), (lambda number: Hints(layers=(number,), sum=False), 0.1)],
     ids=["fsp", "hints"],
 )
-def test_one_section_by_its_own_knowledge_leaves_all_above_it(kind, lr, number):
+def test_training_one_section_leaves_everything_above_it_unchanged(kind, lr, number):
     """Later sections and the head stay to the bit, BatchNorm's statistics included, through decay and momentum."""
     torch.manual_seed(0)
     teacher = calibrated(fs.create("resnet14", width=0.25), SHAPE).requires_grad_(False)

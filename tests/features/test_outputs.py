@@ -92,12 +92,12 @@ def test_a_plain_network_is_left_alone():
         ),
     ],
 )
-def test_two_that_fit_are_asked_about(wrap, places, last):
+def test_two_candidates_are_ambiguous(wrap, places, last):
     with pytest.raises(NetworkError, match=rf"Returns returns 2 tensors of shape \(images, 10\): {places}.*{last}"):
         settled(wrap)
 
 
-def test_the_hook_that_the_error_advises_decides():
+def test_the_hook_suggested_by_the_error_resolves_it():
     network = Returns(lambda net, maps, logits: (maps.mean((2, 3)), logits)).eval()
     network.register_forward_hook(lambda module, images, output: output[1])
     settle_logits(network, SHAPE, CLASSES)
@@ -116,7 +116,7 @@ def test_other_classes_are_left_for_the_check_to_judge():
     assert isinstance(network(images), tuple)
 
 
-def test_neither_statistics_nor_random_numbers_nor_modes_change():
+def test_statistics_random_numbers_and_modes_are_unchanged():
     network = Returns(lambda net, maps, logits: (maps, logits)).train()
     before, random = network.state_dict(), torch.get_rng_state()
     before = {name: value.clone() for name, value in before.items()}

@@ -11,7 +11,7 @@ from support.section_networks import Net, Residual, conv, tail, taps
 
 
 @pytest.mark.parametrize("deep", [False, True])
-def test_what_enters_the_first_section_is_the_pooled_map(deep):
+def test_the_first_section_starts_at_the_pooled_map(deep):
     """As in He et al. (2016): 7x7 convolution, 3x3 pooling by 2, then the blocks; deep stems are a section themselves."""
     stem = nn.Sequential(*conv(3, 8, stride=2), *(conv(8, 8) if deep else ()))
     net = Net(stem=stem, pool=nn.MaxPool2d(3, 2, 1), one=Residual(8), two=conv(8, 16, stride=2), tail=tail(16))
@@ -23,14 +23,14 @@ def test_what_enters_the_first_section_is_the_pooled_map(deep):
     assert torch.equal(net.one(reading[one.entry]), reading[one.exit])
 
 
-def test_what_pooling_as_a_function_makes_is_read_where_it_goes_in():
+def test_functional_pooling_is_read_at_the_next_input():
     net = Net(
         {"act": lambda x: F.max_pool2d(x, 3, 2, 1)}, conv=conv(3, 8), act=nn.ReLU(), one=Residual(8), tail=tail(8)
     )
     assert taps(find_sections(net, (3, 16, 16))) == [("one:input", "one", "one")]
 
 
-def test_what_linear_layers_make_of_the_pooled_map_does_not_enter():
+def test_linear_layers_after_the_pooling_are_not_the_entry():
     class Mix(nn.Linear):
         """A linear layer over each position's channels, as in a transformer."""
 

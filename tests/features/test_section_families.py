@@ -138,7 +138,7 @@ SAME_AS_TIMM += ["rexnet_100", "ese_vovnet19b_slim", "fasternet_t0", "mobilenetv
 
 
 @pytest.mark.parametrize("name", SAME_AS_TIMM)
-def test_exits_are_where_timm_says_that_features_are_taken(name):
+def test_exits_are_timms_feature_taps(name):
     import timm
 
     with torch.device("meta"):

@@ -46,7 +46,7 @@ def test_sections_pair_by_order_and_relative_size(teacher, student, expected):
     assert len(unpaired(student, pairs)) == len(student) - len(expected)
 
 
-def test_the_size_counts_relative_to_each_network_image():
+def test_sizes_are_relative_to_each_networks_image():
     pairs = align_sections([section(56, 224), section(28, 224)], [section(16, 64), section(8, 64)])
     assert paired(pairs) == [(56, 16), (28, 8)]
 
@@ -76,7 +76,7 @@ def test_the_alignment_is_the_best_of_all():
         assert sum(gap((p.teacher, p.student)) for p in pairs) == pytest.approx(min(ways)[1])
 
 
-def test_what_cannot_be_paired_is_said():
+def test_unpairable_sections_are_an_error():
     with pytest.raises(NetworkError, match=r"Teacher: at28 28x28, at14 14x14\. Student: at112 112x112\..*by hand"):
         align_sections([section(28, 224), section(14, 224)], [section(112, 224)])
 
@@ -98,7 +98,7 @@ def test_pairs_by_hand():
     assert [p.student.scale for p in pairs] == [(1 / 2, 1 / 2), (1 / 4, 1 / 4)]
 
 
-def test_pairs_by_hand_refuse_what_is_no_map():
+def test_pairs_by_hand_refuse_tensors_that_are_not_maps():
     net = create("resnet8")
     with pytest.raises(TapError, match="layer4"):
         pairs_by_hand(net, net, (3, 32, 32), [(("layer3", "layer4"), ("layer2", "layer3"))])

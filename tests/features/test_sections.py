@@ -77,7 +77,7 @@ def test_plain_vgg_gives_the_last_activation_of_each_block():
 
 
 @pytest.mark.parametrize(("padding", "expected"), [(0, [7, 3, 1]), (1, [8, 4, 2])])
-def test_strided_vgg_pairs_block_by_block_with_the_pooling_one(padding, expected):
+def test_strided_vgg_pairs_block_by_block_with_the_pooled_vgg(padding, expected):
     teacher, student = vgg((2, 2, 3, 3)), vgg((1, 1, 1, 1), stride=True, padding=padding)
     pairs = pair_sections(teacher, student, (3, 32, 32))
     assert [p.student.size[0] for p in pairs] == expected
@@ -96,7 +96,7 @@ def test_mobilenet_ends_each_section_with_a_whole_separable_block():
     assert [s.entry_shape for s in flat] == [s.entry_shape for s in sections]
 
 
-def test_stem_pooling_and_head_are_no_sections():
+def test_stem_pooling_and_head_are_not_sections():
     stem = nn.Sequential(conv(3, 8, stride=2), nn.MaxPool2d(2))
     net = Net(
         stem=stem,
@@ -112,7 +112,7 @@ def test_stem_pooling_and_head_are_no_sections():
     assert sizes(find_sections(fully_connected, (3, 32, 32))) == [32]
 
 
-def test_what_a_strided_block_does_before_its_stride_is_not_the_exit():
+def test_layers_of_a_strided_block_before_its_stride_are_not_the_exit():
     net = Net(
         stem=conv(3, 8),
         one=Gated(8, 16, 1),
@@ -132,7 +132,7 @@ def test_overwritten_maps_are_never_named():
     assert taps(find_sections(net, (3, 8, 8))) == [("2", "3", "3")]
 
 
-def test_functional_activations_are_read_where_they_go_in():
+def test_functional_activations_are_read_at_the_next_input():
     conv1, conv2, between = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), {"bn1": F.relu, "bn2": F.relu}
     bn1, bn2 = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
     net = Net(between, conv1=conv1, bn1=bn1, conv2=conv2, bn2=bn2, layer=Residual(8), tail=tail(8))
@@ -163,7 +163,7 @@ def test_unpadded_convolutions_stay_in_one_section():
 @pytest.mark.parametrize(
     "name", ["resnet18", "mobilenet_v3_small", "densenet121", "shufflenet_v2_x0_5", "squeezenet1_1"]
 )
-def test_all_that_the_logits_know_of_the_image_passes_each_tap(name):
+def test_the_logits_depend_on_the_image_only_through_each_tap(name):
     import torchvision
 
     net = torchvision.models.get_model(name).eval()

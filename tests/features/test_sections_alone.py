@@ -1,4 +1,4 @@
-"""One section trained by itself: what lies below it stays as it began, and what lies above is not reached."""
+"""One section trained by itself: layers below it keep their initial weights, and layers above get no gradient."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def one(knowledge, section):
     return knowledge(**{"sections" if knowledge is FSP else "layers": (section,)}, freeze_below=True)
 
 
-def test_several_sections_keep_what_is_below_the_first_of_them():
+def test_several_sections_leave_everything_below_the_first_unchanged():
     network = ResNet(8, width=(4, 6, 8))
     pairs = pair_sections(network, network, (3, 8, 8))
     for loss in (
@@ -67,7 +67,7 @@ def test_nothing_lies_below_the_first_section(knowledge, sections):
         knowledge(**given, freeze_below=True)
 
 
-def test_the_papers_claim_has_rows_for_both():
+def test_the_table_of_the_papers_claim_has_rows_for_both():
     jobs = load_recipe("fsp-modules").jobs
     frozen = {
         name

@@ -63,7 +63,7 @@ def test_every_parameter_is_counted_where_it_is(frozen):
     assert all(p.grad is None for p in net.parameters())
 
 
-def test_sections_left_out_lie_between():
+def test_sections_left_out_count_as_between():
     net = fs.create("resnet8")
     sections = find_sections(net, (3, 32, 32))
     found = find_shares(net, [sections[0], sections[2]], (3, 32, 32))
@@ -71,7 +71,7 @@ def test_sections_left_out_lie_between():
     assert found.between == size(net.layer2)
 
 
-def test_the_classifier_is_all_that_sees_one_vector_of_an_image():
+def test_the_classifier_is_everything_after_one_vector_per_image():
     """A VGG's fully connected layers, and the 1x1 convolution after MobileNetV3's pooling."""
     net = fs.create("vgg-student")
     assert shares(net, (1, 3, 32, 32)).head == sum(size(m) for name, m in net.named_children() if name.startswith("fc"))
@@ -87,7 +87,7 @@ def test_most_of_a_network_is_more_than_half_of_its_body(outside, said):
     assert bool(Shares((400, 1000 - 400 - outside), 0, 0, outside, 9999, 0).mostly_outside()) == said
 
 
-def test_sections_that_hold_little_are_told_before_training(caplog):
+def test_sections_that_hold_little_are_warned_about_before_training(caplog):
     caplog.set_level(logging.WARNING, logger="flowstill")
     pair_with_notices(Net(), Net(), SHAPE)
     assert caplog.messages == []

@@ -21,7 +21,7 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-def test_maps_are_those_of_torchvisions_feature_extractor():
+def test_maps_equal_torchvisions_feature_extractor():
     network = torchvision.models.resnet18(num_classes=7).eval()
     x = images(64)
     nodes = {"layer2": "layer2", "layer1.0.conv1": "layer1.0.conv1", "flatten": "fc:input", "fc": "logits"}
@@ -113,7 +113,7 @@ class Answer:
         lambda y: (None, {"out": y}),
     ],
 )
-def test_logits_are_found_in_what_the_forward_gives(wrap):
+def test_logits_are_found_in_the_output(wrap):
     network, x = Steps(wrap), images()
     plain = Steps()
     plain.load_state_dict(network.state_dict())
@@ -141,7 +141,7 @@ def test_a_forward_without_tensors_is_refused():
         (lambda x: None, False),
     ],
 )
-def test_the_first_map_is_taken_of_a_module_that_gives_several_tensors(give, ok):
+def test_the_first_map_is_taken_from_a_module_with_several_outputs(give, ok):
     class Give(nn.Module):
         def forward(self, x: Tensor):
             return give(x)

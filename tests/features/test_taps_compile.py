@@ -56,7 +56,7 @@ def test_a_compiled_reading_is_one_graph(graphs, taps, until, convolutions):
 
 
 @pytest.mark.parametrize("until", ["logits", "taps"])
-def test_within_with_the_whole_reading_compiles_without_a_break(graphs, until):
+def test_inside_with_the_whole_reading_compiles_without_a_break(graphs, until):
     tapped, x = Tapped(Steps(), TAPS, until), images()
     expected = tapped(x)
     compiled = torch.compile(tapped, backend=graphs, fullgraph=True)
@@ -77,7 +77,7 @@ def test_a_compiled_network_is_read(graphs, until):
 
 
 @pytest.mark.parametrize("inside", [False, True])
-def test_several_over_one_network_are_compiled(graphs, inside):
+def test_several_taps_objects_on_one_network_compile(graphs, inside):
     network, x = Steps(), images()
     shared = torch.compile(network, backend=graphs)
     choices = [["steps.0", "steps.1"], ["steps.1", "steps.2"], ["steps.2", "steps.1"]]

@@ -28,7 +28,7 @@ def test_a_wrong_path_gets_the_three_nearest_names():
         Tapped(nn.Tanh(), ["x"])
 
 
-def test_names_are_those_within_the_wrappers():
+def test_names_are_relative_to_the_unwrapped_network():
     network = nn.Sequential(nn.Tanh(), nn.Sequential(nn.ReLU()))
     assert module_names(DataParallel(torch.compile(network, backend="eager"))) == ["0", "1", "1.0"]
 
@@ -45,7 +45,7 @@ def test_a_list_of_modules_is_never_called():
         Tapped(Steps(), ["steps"])(images())
 
 
-def test_a_tap_behind_the_stop():
+def test_a_tap_after_the_stop():
     with pytest.raises(TapError, match=r"Tap 'd' was not reached: the forward stopped at 'b' before it.*until='d'"):
         Tapped(counted(), ["a", "d"], until="b")(images())
 
@@ -80,7 +80,7 @@ def test_a_map_that_is_overwritten_is_named(tap, by, instead, grad):
         assert_same(Tapped(network, [tap], "taps")(x := images(32)), Tapped(network, [tap], tap)(x))
 
 
-def test_what_overwrites_may_be_tapped():
+def test_an_overwriting_module_can_be_tapped():
     network, x = inplace_network().eval(), images()
     reading = Tapped(network, ["bn1", "relu"])(x)
     torch.testing.assert_close(reading["relu"], network.bn2(reading["bn1"]).relu())

@@ -45,7 +45,7 @@ def test_nothing_runs_after_the_stop(taps, until, ran):
 
 
 @pytest.mark.parametrize("until", ["taps", "logits"])
-def test_contexts_that_the_network_enters_are_left(until):
+def test_contexts_entered_by_the_network_are_exited(until):
     class Contexts(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -62,7 +62,7 @@ def test_contexts_that_the_network_enters_are_left(until):
     assert not torch.is_autocast_enabled("cpu")
 
 
-def test_always_called_hooks_of_others_run_at_a_stop():
+def test_always_called_hooks_still_run_at_a_stop():
     network, seen = counted(), []
     network.register_forward_hook(lambda *_: seen.append("whole"), always_call=True)
     network.b.register_forward_hook(lambda *_: seen.append("b"))
@@ -70,7 +70,7 @@ def test_always_called_hooks_of_others_run_at_a_stop():
     assert seen == ["b", "whole"]
 
 
-def test_a_hook_that_changes_an_output_is_read_after():
+def test_an_output_is_read_after_hooks_that_change_it():
     network, x = counted(), images()
     network.b.register_forward_hook(lambda module, args, output: -output)
     torch.testing.assert_close(Tapped(network, ["b"])(x)["b"], -4 * x)
@@ -137,7 +137,7 @@ def test_a_replaced_module_is_read():
     torch.testing.assert_close(tapped(x := images())["b"], 2 * x)
 
 
-def test_several_share_one_network():
+def test_several_tapped_share_one_network():
     network, x = counted(), images()
     first, second = Tapped(network, ["a", "d"]), Tapped(network, ["d:input"], until="taps")
     with first, second:
@@ -151,7 +151,7 @@ def test_several_share_one_network():
     assert hook_count(network) == 0
 
 
-def test_one_may_read_another():
+def test_one_tapped_can_read_another():
     network, x = counted(), images()
     reading = Tapped(Tapped(network, ["d"]), ["network.a", "network.b"], until="taps")(x)
     torch.testing.assert_close(reading["network.b"], 4 * x)

@@ -34,7 +34,7 @@ class Restless(nn.Module):
         return x
 
 
-def test_the_network_is_left_as_it_was():
+def test_the_network_is_unchanged():
     net = nn.Sequential(Restless(), nn.Dropout2d(), create("resnet8")).train()
     net[2].bn1.eval()
     net[2].conv1.requires_grad_(False)
@@ -55,7 +55,7 @@ def test_the_network_is_left_as_it_was():
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
 
 
-def test_the_network_is_left_as_it_was_when_it_fails():
+def test_the_network_is_unchanged_after_a_failure():
     net = create("resnet8").train()
     with pytest.raises(NetworkError, match=r"ResNet cannot take images of shape \(5, 32, 32\).*RuntimeError.*channels"):
         find_sections(net, (5, 32, 32))

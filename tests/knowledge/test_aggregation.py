@@ -33,7 +33,7 @@ def test_cost_has_a_gradient_of_zero_where_nothing_differs():
     assert not gradient.any()
 
 
-def test_measures_average_one_and_none_are_of_zeros():
+def test_measures_average_one_and_ignore_zeros():
     assert measures(draw(5).abs()).mean() == pytest.approx(1.0)
     assert measures(torch.zeros(3)).tolist() == [0.0, 0.0, 0.0]
 
@@ -66,7 +66,7 @@ def test_psi_equals_the_loops(width, options):
         )
 
 
-def test_the_first_weights_spread_as_asked():
+def test_initial_weights_have_the_requested_spread():
     torch.manual_seed(0)
     pairs, setting = pairing(fs.create("resnet14"), fs.create("resnet8"), (3, 32, 32))
     for layer in Aggregation(std=0.5).build(pairs, setting).aggregate.layers:
@@ -175,7 +175,7 @@ def test_float32_out_of_bfloat16_autocast():
         assert float(b) == pytest.approx(float(a), rel=0.03)
 
 
-def test_what_cannot_be_built_is_said():
+def test_invalid_layers_are_an_error():
     with torch.device("meta"):
         pairs, setting = pairing(fs.create("resnet14"), fs.create("resnet8"), (3, 32, 32))
     with pytest.raises(fs.RecipeError, match="earlier update of the same stage"):

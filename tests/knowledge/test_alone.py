@@ -78,7 +78,7 @@ def readings(loss, teacher, student, images):
 
 
 @pytest.mark.parametrize("name", KNOWLEDGE)
-def test_a_few_steps_of_a_plain_loop_lower_it(name, teacher, student, batch):
+def test_a_few_steps_of_a_plain_loop_lower_the_loss(name, teacher, student, batch):
     loss = build(name, teacher, student)
     moving = [*student.parameters(), *(p for part in loss.parts().values() for p in part.parameters())]
     optimizer = torch.optim.Adam(moving, lr=LR.get(name, 0.01))
@@ -96,7 +96,7 @@ def test_a_few_steps_of_a_plain_loop_lower_it(name, teacher, student, batch):
 
 
 @pytest.mark.parametrize("name", KNOWLEDGE)
-def test_it_is_what_the_engine_computes_and_survives_a_deep_copy(name, teacher, student, batch):
+def test_the_loss_is_what_the_engine_computes_and_survives_a_deep_copy(name, teacher, student, batch):
     loss = build(name, teacher, student)
     reading_t, reading_s = readings(loss, teacher, student, batch.images)
     expected = loss.compare(reading_s, loss.target(reading_t, batch))
@@ -105,7 +105,7 @@ def test_it_is_what_the_engine_computes_and_survives_a_deep_copy(name, teacher, 
 
 
 @pytest.mark.parametrize("name", [name for name in KNOWLEDGE if name not in NEEDS_BATCH])
-def test_it_can_be_compiled(name, teacher, student, batch):
+def test_the_loss_can_be_compiled(name, teacher, student, batch):
     loss = build(name, teacher, student)
     reading_t, reading_s = readings(loss, teacher, student, batch.images)
     torch.compiler.reset()
@@ -125,7 +125,7 @@ def test_swapped_readings_are_refused(name, teacher, student, batch):
 
 
 @pytest.mark.parametrize("name", ["labels", "soft_logits", "aggregation"])
-def test_what_is_missing_is_named_where_swapping_cannot_be_told(name, teacher, student, batch):
+def test_missing_maps_are_named_if_swapping_cannot_be_detected(name, teacher, student, batch):
     """Logits look the same from both networks; readings without them do not."""
     loss = build(name, teacher, student)
     bare = fs.Reading(batch.images)
@@ -138,7 +138,7 @@ def test_what_is_missing_is_named_where_swapping_cannot_be_told(name, teacher, s
 
 @pytest.mark.parametrize("name", KNOWLEDGE)
 @pytest.mark.parametrize("wrong", [torch.zeros(2, 4), "a network", 3])
-def test_what_is_not_a_reading_is_refused(name, wrong, teacher, student, batch):
+def test_arguments_that_are_not_readings_are_refused(name, wrong, teacher, student, batch):
     loss = build(name, teacher, student)
     reading_t, reading_s = readings(loss, teacher, student, batch.images)
     kind = type(wrong).__name__
@@ -195,7 +195,7 @@ def test_losses_are_built_without_a_specification(teacher, student, batch):
 
 
 @pytest.mark.parametrize("name", KNOWLEDGE)
-def test_without_pairs_of_sections(name, teacher, student):
+def test_losses_without_pairs_of_sections(name, teacher, student):
     kind = KNOWLEDGE[name]
     for setting in (None, fs.Setting(teacher, student, SHAPE, CLASSES)):
         if not kind.reads_sections:
@@ -206,7 +206,7 @@ def test_without_pairs_of_sections(name, teacher, student):
 
 
 @pytest.mark.parametrize("name", ["hints", "kdgan", "aggregation", "aggregated"])
-def test_without_a_teacher(name, teacher, student):
+def test_losses_without_a_teacher(name, teacher, student):
     pairs, kind = pair_sections(teacher, student, SHAPE), KNOWLEDGE[name]
     said = rf"^{name} needs a setting with a teacher. Received (.*)\. Give the job a teacher"
     for setting, received in (
@@ -220,11 +220,11 @@ def test_without_a_teacher(name, teacher, student):
 @pytest.mark.parametrize(
     "name", [name for name in KNOWLEDGE if name not in ("hints", "kdgan", "aggregation", "aggregated")]
 )
-def test_others_need_the_pairs_alone(name, teacher, student):
+def test_other_losses_need_only_the_pairs(name, teacher, student):
     assert isinstance(KNOWLEDGE[name]().build(pair_sections(teacher, student, SHAPE)), fs.Loss)
 
 
-def test_a_subclass_that_forgets_a_method_is_told_which():
+def test_a_subclass_that_lacks_a_method_is_told_which():
     class Empty(fs.Loss):
         pass
 
@@ -245,6 +245,6 @@ def test_a_subclass_that_forgets_a_method_is_told_which():
         Rules().meet((), (), step=0, decayed=list)
 
 
-def test_the_errors_are_of_the_kinds_that_callers_catch():
+def test_errors_have_the_types_that_callers_catch():
     assert issubclass(ShapeError, NetworkError)
     assert issubclass(TapError, NetworkError)

@@ -34,7 +34,7 @@ def step(runner, teacher, number, given, t=0):
     return runner.update(number, given, read_teacher(runner, teacher, given.images, [0, 1]), t)
 
 
-def test_step_a_moves_student_and_w_and_step_b_the_student_alone():
+def test_step_a_moves_student_and_w_and_step_b_only_the_student():
     (stage,) = alternating(steps=4, lr=0.05, match_lr=0.05)
     runner, teacher, student = start(stage)
     aggregate = runner.module.losses[1].aggregate
@@ -83,7 +83,7 @@ def test_step_b_follows_w_as_step_a_left_it():
     assert float(value) == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_gamma_of_zero_leaves_w_where_it_is():
+def test_a_gamma_of_zero_leaves_w_unchanged():
     for gamma, expected in ((0.0, set()), (1.0, None)):
         (stage,) = alternating(steps=4, lr=0.05, match_lr=0.05, gamma=gamma, optimizer=Optimizer(weight_decay=0.0))
         runner, teacher, _ = start(stage)
@@ -105,7 +105,7 @@ def test_gamma_and_w_do_not_reach_the_student_in_step_a():
     assert all(torch.equal(students[0][name], students[1][name]) for name in students[0])
 
 
-def test_without_w_or_recoding_the_student_goes_elsewhere():
+def test_without_w_or_recoding_the_student_differs():
     ways = {}
     for name, options in {
         "kr": {},
@@ -160,7 +160,7 @@ def test_each_loss_falls_on_a_fixed_batch_for_any_sectioned_network(teacher, stu
         assert values[-1] < 0.9 * values[0]
 
 
-def test_the_match_falls_where_w_stands_still():
+def test_the_match_falls_while_w_is_fixed():
     (stage,) = alternating(steps=30, lr=0.05, match_lr=0.1, recode=Recoding())
     runner, teacher, _ = start(stage)
     values = [float(step(runner, teacher, 1, batch(), t)["aggregated"]) for t in range(25)]
@@ -193,7 +193,7 @@ def test_a_batch_decays_the_students_weights_once_or_twice(twice):
         assert parameter.detach().flatten().tolist() == pytest.approx(weights, rel=1e-5), name
 
 
-def test_a_batch_decays_as_much_as_one_of_the_student_alone():
+def test_a_batch_decays_weights_as_in_training_alone():
     """Whatever the optimiser: step B's has no term of the weights, L2 or L1, and is step A's otherwise."""
     for optimizer in (Optimizer(weight_decay=0.1, l1=0.2, nesterov=True), Optimizer("adamw", weight_decay=0.1)):
         (stage,) = alternating(steps=4, lr=0.1, match_lr=0.1, optimizer=optimizer)
@@ -207,7 +207,7 @@ def test_posterior_knowledge_joins_step_a():
     assert set(step(runner, teacher, 0, batch())) == {"labels", "soft_logits", "nst", "aggregation"}
 
 
-def test_stage_is_that_of_the_paper():
+def test_the_stage_is_the_papers():
     (stage,) = alternating(steps=64_000, lr=0.1, match_lr=0.01)
     (cycle,) = stage.cycle
     assert [update.player for update in cycle] == ["aggregate", "student"]

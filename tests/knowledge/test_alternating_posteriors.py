@@ -131,7 +131,7 @@ def added_by_hand(name, course, images, reading_t, reading_s):
 
 
 @pytest.mark.parametrize("name", ["soft labels", "nst", "kdgan"])
-def test_step_a_is_that_on_the_labels_and_the_posterior_together(name):
+def test_step_a_is_the_step_on_labels_plus_posterior(name):
     """The student's step by hand: cross-entropy plus the posterior's formula, then SGD with its L2 term."""
     course = Course(**WAYS[name])
     twin = fs.create("resnet8", num_classes=10, in_channels=1, width=0.5).train()

@@ -30,7 +30,7 @@ def test_soft_logits_equal_the_loops(divergence, squared, temperature):
     )
 
 
-def test_equal_predictions_cost_nothing_and_the_soft_part_is_the_entropy():
+def test_equal_predictions_have_zero_loss_and_the_soft_part_is_the_entropy():
     logits = draw(4, 6)
     assert float(soft_logits_loss(logits, logits)) == pytest.approx(0, abs=1e-15)
     entropy = torch.distributions.Categorical(logits=logits / 3).entropy().mean()
@@ -41,7 +41,7 @@ def test_equal_predictions_cost_nothing_and_the_soft_part_is_the_entropy():
 
 @pytest.mark.parametrize("masked", [False, True], ids=["teacher", "both"])
 @pytest.mark.parametrize("divergence", ["kl", "cross_entropy"])
-def test_a_class_that_the_teacher_rules_out_counts_nothing(divergence, masked):
+def test_a_class_that_the_teacher_rules_out_does_not_count(divergence, masked):
     """Against the formula over the other classes: 0 log 0 = 0. The gradient is (P_S - P_T) / temperature."""
     student = torch.tensor([[0.5, 0.1, -math.inf if masked else 3.0]], dtype=torch.float64, requires_grad=True)
     teacher = torch.tensor([[1.0, 2.0, -math.inf]], dtype=torch.float64)
@@ -56,7 +56,7 @@ def test_a_class_that_the_teacher_rules_out_counts_nothing(divergence, masked):
     assert gradient[0].tolist() == pytest.approx([(s - t) / 2 for s, t in zip(p_s, p_t, strict=True)])
 
 
-def test_hot_limit_is_matching_centred_logits():
+def test_the_high_temperature_limit_matches_centred_logits():
     student, teacher = draw(1, 6).requires_grad_(), draw(1, 6, seed=1)
     (gradient,) = torch.autograd.grad(soft_logits_loss(student, teacher, 1e6), student)
     expected = ((student - student.mean()) - (teacher - teacher.mean())) / 6
@@ -93,7 +93,7 @@ def test_map_losses_gradients(function):
 
 
 @pytest.mark.parametrize("function", [attention_loss, nst_loss])
-def test_equal_or_permuted_channels_cost_nothing(function):
+def test_equal_or_permuted_channels_have_zero_loss(function):
     maps = draw(2, 6, 3, 3)
     assert float(function(maps, maps)) == pytest.approx(0, abs=1e-14)
     assert float(function(maps[:, torch.tensor([3, 0, 5, 1, 2, 4])], maps)) == pytest.approx(0, abs=1e-14)
@@ -148,7 +148,7 @@ def test_nst_of_the_chosen_sections_equals_the_loops(sections, names, strength, 
 
 
 @pytest.mark.parametrize("sections", ["last", "all"])
-def test_nst_of_a_network_with_itself_is_nothing_in_any_order_of_channels(sections):
+def test_nst_of_a_network_with_itself_is_zero_in_any_order_of_channels(sections):
     loss, reading_t, _ = nst_pair((2, 3, 4), sections=sections)
     orders = {"layer1": [1, 0], "layer2": [2, 0, 1], "layer3": [3, 1, 0, 2]}
     permuted = Reading(reading_t.images, None, {tap: reading_t[tap][:, orders[str(tap)]] for tap in loss.student_taps})

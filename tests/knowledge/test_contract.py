@@ -1,4 +1,4 @@
-"""What every knowledge owes every procedure and every network: all of them crossed, some real steps each."""
+"""The contract of every knowledge with every procedure and network: all combinations, a few real steps each."""
 
 import copy
 import itertools
@@ -112,7 +112,7 @@ def run(made: Stage, teacher, student, given, dtype="32"):
     return losses
 
 
-def test_the_special_cases_are_knowledge():
+def test_the_special_cases_are_registered_knowledge():
     assert {*PLAYED, *BESIDE} < {*KNOWLEDGE}
     assert {*NAIVE} <= {*COMPARED}
 
@@ -228,7 +228,7 @@ def test_under_bfloat16_losses_are_float32_and_near_the_loops(name, family):
 
 
 @pytest.mark.parametrize("name", [*COMPARED, *PLAYED])
-def test_in_the_engine_bfloat16_rounds_the_forward_alone(name, monkeypatch):
+def test_in_the_engine_bfloat16_rounds_only_the_forward(name, monkeypatch):
     """What a loss is held against reaches it as it was made: no rounding on the way into the wrapped module."""
     teacher, student = networks("resnet")
     twin, given, seen = copy.deepcopy(student), batch("resnet"), {}
@@ -263,7 +263,7 @@ def test_in_the_engine_bfloat16_rounds_the_forward_alone(name, monkeypatch):
         assert losses[0][name] == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_several_terms_with_weights_meet_in_one_stage():
+def test_several_weighted_terms_in_one_stage():
     teacher, student = networks("resnet")
     transfer = (Term("dense", 2.0), Term("soft_logits", {"linear": [4, 1]}), Term("attention", 0.5))
     (made,) = joint(transfer, steps=8, lr=0.02, rule=AdaptiveClip(), optimizer=PLAIN)
@@ -272,7 +272,7 @@ def test_several_terms_with_weights_meet_in_one_stage():
     assert losses[-1]["labels"] < losses[0]["labels"]
 
 
-def test_knowledge_representing_takes_neuron_selectivity_beside_the_labels():
+def test_knowledge_representing_combines_with_neuron_selectivity():
     """KR + NST: the loss on predictions in step A."""
     teacher, student = networks("resnet")
     (made,) = alternating(steps=4, lr=0.02, match_lr=0.02, posterior="nst")
@@ -280,8 +280,8 @@ def test_knowledge_representing_takes_neuron_selectivity_beside_the_labels():
     assert set(losses[0]) == {"labels", "nst", "aggregation", "aggregated"}
 
 
-def test_aggregation_beside_a_task_in_one_update_moves_no_student_without_its_update():
-    """What would need two updates says so."""
+def test_aggregation_and_task_in_one_update_are_refused():
+    """They need two updates, and the error says so."""
     teacher, student = networks("resnet")
     with pytest.raises(RecipeError, match="aggregated needs the layers that 'aggregation' trains"):
         run(joint("aggregated", steps=2, lr=0.1)[0], teacher, student, batch("resnet"))

@@ -121,13 +121,13 @@ def test_steps_sum_to_the_dense_loss(pairs, weighting, anchor):
     assert all(step > 0 for step in steps)
 
 
-def test_neighbours_alone_are_fsp(pairs):
+def test_adjacent_flows_alone_are_fsp(pairs):
     teacher, student = readings()
     neighbours = Dense(weighting="sum", spans=tuple(pairwise(range(4))))
     assert torch.equal(value(neighbours, pairs, teacher, student), value(FSP(weighting="sum"), pairs, teacher, student))
 
 
-def test_flows_of_a_cifar_resnet_are_the_specifications():
+def test_flows_of_a_cifar_resnet_match_the_specification():
     network = ResNet(8)
     loss = Dense().build(pair_sections(network, network, (3, 32, 32)))
     reading = Tapped(network, loss.teacher_taps, until="taps")(torch.zeros(1, 3, 32, 32))
@@ -155,14 +155,14 @@ def gradients(options, seed=0):
 
 
 @pytest.mark.parametrize("step", [1, 2, 3])
-def test_end_anchored_steps_leave_what_comes_later(step):
+def test_end_anchored_steps_leave_later_sections_unchanged(step):
     found = gradients({"step": step, "anchor": "end"})
     assert set(found) == {"conv1", "bn1", *(f"layer{s}" for s in range(1, step + 1))}
     assert all(norm > 0 for norm in found.values())
 
 
 @pytest.mark.parametrize("step", [1, 2, 3])
-def test_start_anchored_steps_reach_what_comes_before(step):
+def test_start_anchored_steps_reach_earlier_sections(step):
     found = gradients({"step": step})
     assert set(found) == {"conv1", "bn1", "layer1", "layer2", "layer3"}
     assert all(norm > 0 for norm in found.values())
@@ -189,14 +189,14 @@ def section(name, entry, channels):
     return Section(Tap(entry), Tap(f"{name}.0"), Tap(name), *shapes, scale=(1, 1))
 
 
-def test_taps_are_ends_of_sections_also_where_the_next_begins_elsewhere():
+def test_taps_are_section_ends_even_if_the_next_section_starts_later():
     chain = [section("a", "in", (2, 3, 3)), section("c", "b", (9, 9, 5))]
     loss = Dense().build(tuple(SectionPair(s, s) for s in chain))
     assert [(f.front.path, f.back.path) for f in loss.student_flows] == [("in", "a"), ("in", "c"), ("a", "c")]
     assert loss.alphas == (pytest.approx(1 / (2 * 3 + 2 * 5 + 3 * 5)),) * 3
 
 
-def test_frozen_below_is_where_the_step_begins(pairs):
+def test_frozen_below_is_the_start_of_the_step(pairs):
     for anchor in ("start", "end"):
         below = [Dense(step=s, anchor=anchor, freeze_below=True).build(pairs).frozen_below for s in (1, 2, 3)]
         assert below == [None, Tap("layer1"), Tap("layer2")]
@@ -257,6 +257,6 @@ def test_counts_are_checked_when_the_loss_is_built(pairs, given, said):
         ({"steps": 1}, "Did you mean 'step'?"),
     ],
 )
-def test_specification_refuses_what_cannot_be(given, said):
+def test_specification_refuses_invalid_options(given, said):
     with pytest.raises(RecipeError, match=re.escape(said)):
         Dense(**given)

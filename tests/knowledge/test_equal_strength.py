@@ -115,7 +115,7 @@ def test_equal_leaves_a_step_an_uneven_share():
 
 
 @pytest.mark.parametrize(("anchor", "counts"), [("start", (3, 2, 1)), ("end", (1, 2, 3))])
-def test_the_alphas_are_those_of_the_page(anchor, counts):
+def test_the_alphas_are_the_documented_ones(anchor, counts):
     network = ResNet(8, width=WIDTHS)
     pairs = pair_sections(network, network, (3, 32, 32))
     assert Dense(weighting="fsp").build(pairs).alphas == (pytest.approx(1 / 2816),) * 6

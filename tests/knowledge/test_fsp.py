@@ -187,7 +187,7 @@ def test_oracle_13_times_are_those_of_the_paper():
     assert teachers / (NETWORKS * transfer * stored + task) == pytest.approx(1.39, abs=0.005)
 
 
-def test_checks_accept_what_is_right(teachers):
+def test_checks_accept_the_right_implementation(teachers):
     assert sorted(CHECKS) == [f"{number:02d}" for number in range(1, 11)]
     checks.equals_the_loops(RIGHT)
     for number in range(1, 11):
@@ -195,13 +195,13 @@ def test_checks_accept_what_is_right(teachers):
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_loops_refuse_what_is_wrong(wrong):
+def test_loops_refuse_wrong_variants(wrong):
     with pytest.raises(AssertionError):
         checks.equals_the_loops(WRONG[wrong])
 
 
 @pytest.mark.parametrize("wrong", SEEN_BY)
-def test_numbered_checks_refuse_what_is_wrong(wrong, teachers):
+def test_numbered_checks_refuse_wrong_variants(wrong, teachers):
     for number in SEEN_BY[wrong]:
         with pytest.raises(AssertionError):
             run(number, WRONG[wrong], teachers)

@@ -291,6 +291,6 @@ def test_counts_are_checked_when_the_loss_is_built(given, kind, said):
         ({"section": (0,)}, "Did you mean 'sections'?"),
     ],
 )
-def test_specification_refuses_what_cannot_be(given, said):
+def test_specification_refuses_invalid_options(given, said):
     with pytest.raises(RecipeError, match=re.escape(said)):
         FSP(**given)

@@ -68,13 +68,13 @@ def test_a_map_with_itself_gets_both_parts():
 
 
 @pytest.mark.parametrize("wanted", [(True, False), (False, True)])
-def test_a_map_without_gradient_costs_none(wanted):
+def test_no_gradient_is_computed_for_a_map_without_one(wanted):
     maps = [draw(2, 3, 4, 4, seed=n).requires_grad_(wants) for n, wants in enumerate(wanted)]
     fsp_matrix(*maps).sum().backward()
     assert [one.grad is not None for one in maps] == list(wanted)
 
 
-def test_nothing_is_kept_but_the_maps():
+def test_only_the_maps_are_kept():
     front, back = (draw(2, 3, 4, 4, seed=n).bfloat16().requires_grad_() for n in (0, 1))
     kept = []
     with saved_tensors_hooks(lambda tensor: kept.append(tensor.data_ptr()) or tensor, lambda tensor: tensor):
@@ -82,7 +82,7 @@ def test_nothing_is_kept_but_the_maps():
     assert set(kept) == {front.data_ptr(), back.data_ptr()}
 
 
-def test_transforms_of_functions():
+def test_function_transforms():
     """Per-image gradients by vmap are those of each image alone."""
     front, back = draw(4, 2, 3, 3), draw(4, 3, 3, 3, seed=1)
 
@@ -96,7 +96,7 @@ def test_transforms_of_functions():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 0, 4, 4)])
-def test_nothing_gives_nothing(shape, dtype):
+def test_empty_inputs_give_empty_outputs(shape, dtype):
     """No images: a matrix each of none. No channels: no rows."""
     front, back = torch.zeros(shape, dtype=dtype).requires_grad_(), torch.ones(shape[0], 5, 4, 4, dtype=dtype)
     matrix = fsp_matrix(front, back)

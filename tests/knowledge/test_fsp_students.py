@@ -71,7 +71,7 @@ def test_a_continued_teacher_starts_where_the_teacher_ended(run):
     assert near < far / 2
 
 
-def test_separate_students_have_shuffles_of_their_own(run):
+def test_separate_students_have_their_own_shuffles(run):
     losses = {}
     for row in run.metrics():
         if row.metric == "train/fsp":

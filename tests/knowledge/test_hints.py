@@ -76,7 +76,7 @@ def test_a_convolution_of_one_pixel_at_the_end_belongs_to_the_block_before():
         ("timm:densenet121", 1, ["features.denseblock2"]),
     ],
 )
-def test_blocks_of_other_peoples_networks(name, section, expected):
+def test_blocks_of_library_networks(name, section, expected):
     with torch.device("meta"):
         network = fs.create(name, num_classes=10)
     found = blocks(network, find_sections(network, (3, 64, 64))[section], (3, 64, 64))
@@ -84,7 +84,7 @@ def test_blocks_of_other_peoples_networks(name, section, expected):
 
 
 @pytest.mark.parametrize("name", ["resnet20", "timm:resnet26", "timm:densenet121", "timm:mobilenetv2_035"])
-def test_blocks_can_be_read_with_the_shapes_told_and_end_with_their_section(name):
+def test_blocks_have_the_reported_shapes_and_end_with_their_section(name):
     network, shape = fs.create(name, num_classes=10).eval(), (3, 64, 64)
     for section in find_sections(network, shape):
         found = blocks(network, section, shape)
@@ -95,7 +95,7 @@ def test_blocks_can_be_read_with_the_shapes_told_and_end_with_their_section(name
         assert len({tap for tap, _ in found}) == len(found)
 
 
-def test_taps_by_hand_are_taken_as_they_are():
+def test_taps_by_hand_are_used_unchanged():
     teacher, student = fs.create("resnet20"), fs.create("resnet8")
     pairs = pairs_by_hand(teacher, student, (3, 16, 16), [(("layer2.0", "layer2.2.bn1"), ("layer1", "layer2"))])
     loss = Hints().build(pairs, Setting(teacher, student, (3, 16, 16), 10))
@@ -121,7 +121,7 @@ def test_loss_equals_the_loops(summed, shape_s, shape_t):
     )
 
 
-def test_three_losses_are_summed_and_equal_networks_cost_nothing():
+def test_three_losses_are_summed_and_equal_networks_have_zero_loss():
     torch.manual_seed(0)
     network, other = (fs.create("resnet8", width=0.5).eval() for _ in range(2))
     loss, images = build(network, network, layers="sections"), torch.randn(3, 3, 16, 16)
@@ -173,7 +173,7 @@ def test_float32_out_of_bfloat16_autocast():
     assert float(half) == pytest.approx(float(exact), rel=0.02)
 
 
-def test_what_cannot_be_built_is_said():
+def test_invalid_layers_are_an_error():
     with torch.device("meta"):
         pairs = pair_sections(fs.create("resnet14"), fs.create("resnet8"), (3, 32, 32))
     assert len(Hints(layers="sections").build(pairs).student_taps) == 3
@@ -195,12 +195,12 @@ def test_what_cannot_be_built_is_said():
         ("section", "Did you mean 'sections'"),
     ],
 )
-def test_layers_that_are_none_are_refused(layers, said):
+def test_invalid_layer_names_are_refused(layers, said):
     with pytest.raises(fs.RecipeError, match=said):
         Hints(layers=layers)
 
 
-def test_chosen_sections_are_written_in_a_recipe():
+def test_a_recipe_can_choose_sections():
     assert parse_knowledge({"name": "hints", "layers": [1]}) == Hints(layers=(1,))
 
 
@@ -217,7 +217,7 @@ def test_chosen_sections_are_written_in_a_recipe():
         ),
     ],
 )
-def test_it_falls_on_a_fixed_batch_and_the_regressor_moves_with_the_student(layers, teacher, student, side):
+def test_the_loss_falls_on_a_fixed_batch_and_the_regressor_moves_too(layers, teacher, student, side):
     torch.manual_seed(0)
     teacher, student = teacher().requires_grad_(False).eval(), student()
     hints = Hints(layers=layers, sum=False)  # one rate for maps of any size
@@ -249,7 +249,7 @@ def test_regressors_move_under_a_clipping_rule():
 
 
 @pytest.mark.parametrize(("step", "weight"), [(0, 4.0), (50, 2.5), (100, 1.0)])
-def test_second_stage_is_ce_plus_lambda_h_with_lambda_from_4_to_1(step, weight):
+def test_the_second_stage_is_ce_plus_lambda_h_with_lambda_from_4_to_1(step, weight):
     """The student's step is that on CE + lambda H(P_T, P_S) at temperature 3, with lambda 4, 2.5 and 1."""
     torch.manual_seed(0)
     teacher, student, twin = (fs.create("resnet8", width=0.25) for _ in range(3))

@@ -1,4 +1,4 @@
-"""Hints are summed over a map's entries where the papers' learning rate is, and averaged beside a task."""
+"""Hints are summed over a map's entries at the papers' learning rate, and averaged beside a task."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def test_the_methods_sum(name):
     assert term.knowledge.sum
 
 
-def test_the_papers_tables_sum_and_what_stands_beside_a_task_does_not():
+def test_the_papers_tables_sum_and_joint_training_averages():
     found = {
         (beside.task != (), term.knowledge.sum, term.weight.at(0, 1) * (50 if recipe == "kr-table3" else 1))
         for recipe in recipe_names()

@@ -101,7 +101,7 @@ def test_samples_are_on_the_simplex_and_sharpen_along_the_line():
     )
 
 
-def test_a_blind_discriminator_costs_two_log_two():
+def test_a_blind_discriminator_has_a_loss_of_two_log_two():
     zeros = torch.zeros(3)
     torch.testing.assert_close(
         discrimination_loss(zeros, zeros, zeros, 0.3), torch.full((3,), 2 * torch.tensor(2.0).log())
@@ -146,7 +146,7 @@ def test_each_side_equals_the_loops(side, alpha):
 
 
 @pytest.mark.parametrize(("alpha", "matters"), [(1.0, {"student"}), (0.0, {"teacher"}), (0.5, {"student", "teacher"})])
-def test_alpha_says_whose_samples_the_discriminator_sees(alpha, matters):
+def test_alpha_decides_whose_samples_the_discriminator_sees(alpha, matters):
     """With alpha = 1 nothing of T reaches D's loss and gradient, with 0 nothing of C."""
     teacher, student, losses, shared = built(alpha=alpha)
     loss, given = losses["discriminator"], batch()
@@ -171,7 +171,7 @@ def test_alpha_says_whose_samples_the_discriminator_sees(alpha, matters):
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.3])
-def test_with_alpha_one_the_teachers_copy_deceives_nobody(gamma):
+def test_with_alpha_one_the_teachers_copy_has_no_adversarial_loss(gamma):
     """What is left of its side is gamma L_DS^T, and the labels."""
     teacher, student, losses, shared = built(alpha=1.0, gamma=gamma, teacher_labels=0.0)
     loss, given = losses["teacher"], batch()
@@ -194,7 +194,7 @@ def test_a_batch_without_labels_leaves_the_discriminator_alone():
     assert all(float(p.grad.abs().sum()) == 0.0 for p in shared["discriminator"].parameters())
 
 
-def test_gradients_reach_the_sides_own_player():
+def test_gradients_reach_only_each_sides_own_player():
     for side, reached in (("discriminator", {"d"}), ("teacher", {"d", "t"}), ("student", {"d", "c"})):
         teacher, student, losses, shared = built()
         loss, given = losses[side], batch()
@@ -236,7 +236,7 @@ def test_float32_out_of_bfloat16_autocast():
         assert float(b) == pytest.approx(float(a), rel=0.05, abs=0.01)
 
 
-def test_what_cannot_be_is_said():
+def test_invalid_options_are_an_error():
     with pytest.raises(fs.RecipeError, match="side"):
         KDGAN(side="judge")
     teacher, student = networks()
@@ -250,7 +250,7 @@ def test_what_cannot_be_is_said():
         loss.compare(read(student, given.images), loss.target(read(other, given.images, loss.teacher_taps), given))
 
 
-def test_a_batch_has_three_moves_each_at_its_rate():
+def test_a_batch_has_three_updates_each_with_its_own_rate():
     (stage,) = adversarial(steps=100, lr=Milestones({0: 0.1, 50: 0.01}))
     (cycle,) = stage.cycle
     assert [update.player for update in cycle] == ["discriminator", "teacher_copy", "student"]
@@ -279,7 +279,7 @@ def test_a_stage_without_the_game_has_no_adversaries():
         with_adversaries(alternating(steps=2, lr=0.1, match_lr=0.1)[0])
 
 
-def test_only_batches_with_the_game_are_joined():
+def test_games_are_only_played_in_their_own_batches():
     (stage,) = adversarial(steps=4, lr=0.1)
     ((*_, student),) = stage.cycle
     plain = replace(student, transfer=())

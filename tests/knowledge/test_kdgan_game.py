@@ -87,7 +87,7 @@ def test_without_any_part_the_students_next_weights_differ():
     assert not any(torch.equal(a, b) for i, a in enumerate(found) for b in found[:i])
 
 
-def test_the_game_depends_on_the_seed_and_on_nothing_else_that_is_random():
+def test_the_games_only_randomness_is_the_seed():
     states = []
     for seed, generator in ((0, 1), (0, 2), (1, 1)):
         teacher, student = networks()
@@ -186,7 +186,7 @@ def test_the_discriminator_sees_through_a_poor_classifier():
     assert ahead(real, wrong) > 0.9
 
 
-def test_labels_keep_what_the_copy_knows_beside_a_student_that_knows_nothing():
+def test_labels_keep_the_copy_accurate_against_an_untrained_student():
     """Half of them: the student's predictions alone would teach the copy to know nothing."""
     new, truth = prototypes(400, seed=1)
     knows = {}
@@ -200,7 +200,7 @@ def test_labels_keep_what_the_copy_knows_beside_a_student_that_knows_nothing():
     assert knows[0.0] < 0.5
 
 
-def test_knowledge_representing_plays_it_too():
+def test_knowledge_representing_can_use_kdgan():
     """KR + KDGAN: D and T move before step A, whose prediction loss holds the student's side."""
     teacher, student = networks()
     (stage,) = alternating(steps=10, lr=0.05, match_lr=0.01, posterior="kdgan")

@@ -46,7 +46,7 @@ def test_loss_equals_the_loops(smoothing, unknown):
     )
 
 
-def test_even_logits_cost_the_logarithm_of_the_classes():
+def test_equal_logits_have_the_log_of_the_classes_as_loss():
     assert Labels().build(()).compare(reading(torch.zeros(4, 10)), torch.arange(4)).item() == pytest.approx(
         math.log(10)
     )
@@ -61,7 +61,7 @@ def test_images_without_a_label_get_no_gradient():
     assert (logits.grad[labels != -1].norm(dim=1) > 0).all()
 
 
-def test_batch_without_any_label_costs_nothing():
+def test_a_batch_without_labels_has_zero_loss():
     logits, labels = draw()
     logits.requires_grad_()
     loss = Labels().build(()).compare(reading(logits), torch.full_like(labels, -1))
@@ -70,7 +70,7 @@ def test_batch_without_any_label_costs_nothing():
     assert torch.count_nonzero(logits.grad) == 0  # NaN would count
 
 
-def test_gradient_is_probability_less_target():
+def test_gradient_is_probability_minus_target():
     logits, labels = draw()
     labels[0] = -1
     logits.requires_grad_()
@@ -92,7 +92,7 @@ def test_loss_is_float32_for_half_precision_logits():
     assert value.item() == pytest.approx(cross_entropy(low, labels, 0.0), rel=1e-5)
 
 
-def test_target_is_the_labels_of_the_batch():
+def test_the_target_is_the_batchs_labels():
     _, labels = draw()
     loss = Labels().build(())
     batch = Batch(torch.zeros(6, 3, 4, 4), labels, torch.arange(6), torch.zeros(6, dtype=torch.int64))

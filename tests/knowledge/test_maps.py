@@ -80,7 +80,7 @@ def test_a_loss_between_maps_sums_its_pairs():
         ((), True, "'freeze_below' needs section numbers above 0"),
     ],
 )
-def test_section_numbers_that_cannot_be_are_refused(numbers, freeze_below, said):
+def test_invalid_section_numbers_are_refused(numbers, freeze_below, said):
     with pytest.raises(ValueError, match=re.escape(said)):
         check_numbers("sections", numbers, freeze_below, "leave it out")
     check_numbers("sections", (2, 1), True, "leave it out")

@@ -17,7 +17,7 @@ def network():
 
 @pytest.mark.parametrize("decay", ["all", "weights"])
 def test_the_l1_term_is_the_gradient_of_the_sum_of_sizes(decay):
-    """Two steps against autograd of |w| summed over what is decayed."""
+    """Two steps against autograd of the sum of |w| over the decayed parameters."""
     stepped, plain = network(), network()
     with torch.no_grad():
         for one in (stepped, plain):
@@ -48,7 +48,7 @@ def test_rules_that_look_at_decay_see_it():
     assert player.decayed([None, *zero[1:]])[0] is None
 
 
-def test_a_gradient_that_is_handed_in_stays_as_it_was():
+def test_given_gradients_are_not_modified():
     net = network()
     given = [torch.ones_like(p) for p in net.parameters()]
     ActivePlayer(Player(optimizer=Optimizer(l1=0.3)), list(net.parameters())).step(given, 0.1)

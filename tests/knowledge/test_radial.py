@@ -59,7 +59,7 @@ def test_gradient(front, back):
     torch.autograd.gradgradcheck(lambda *ends: dfv_loss(ends, teacher), student)
 
 
-def test_float32_loses_less_than_by_way_of_the_vectors():
+def test_float32_loses_less_than_through_the_vectors():
     """Students near their teacher: the distance is small compared with the vectors' entries, all near 1."""
     student, teacher = networks(200, 300, noise=0.01)
     errors = []
@@ -98,7 +98,7 @@ def test_autocast_changes_nothing():
         assert torch.equal(dfv_loss(student, teacher), plain)
 
 
-def test_equal_vectors_have_no_distance_and_no_gradient():
+def test_equal_vectors_have_zero_distance_and_gradient():
     (front, back), _ = networks(128, 256)
     ends_s = (front.clone().requires_grad_(), back.clone().requires_grad_())
     loss = dfv_loss(ends_s, (front, back))

@@ -40,7 +40,7 @@ def test_psi_equals_the_loops():
         torch.testing.assert_close(computed[0], torch.tensor(by_loops, dtype=torch.float64))
 
 
-def test_identity_mappings_are_there_and_move_in_step_a_alone():
+def test_identity_mappings_exist_and_move_only_in_step_a():
     teacher, student = networks()
     (stage,) = alternating(steps=8, lr=0.05, match_lr=0.05)
     pairs, setting = pairing(teacher, student, SHAPE)

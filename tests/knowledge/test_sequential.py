@@ -69,7 +69,7 @@ OPTIMIZERS = [
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda optimizer: optimizer.name)
 @pytest.mark.parametrize("anchor", ["start", "end"])
-def test_a_frozen_step_leaves_what_is_below_bit_for_bit(optimizer, anchor):
+def test_a_frozen_step_leaves_layers_below_bit_identical(optimizer, anchor):
     """With momentum from the steps before, and decay; in its own update each step moves all that is not below it."""
     steps = [Dense(step=s, anchor=anchor, freeze_below=True) for s in (1, 2, 3)]
     (row,) = cyclic(steps, steps=9, lr=0.01, optimizer=optimizer)
@@ -82,13 +82,13 @@ def test_a_frozen_step_leaves_what_is_below_bit_for_bit(optimizer, anchor):
         assert moved == 3 * [[above], [{"layer2"}], [{"layer3"}]]
 
 
-def test_steps_that_freeze_nothing_move_what_is_below():
+def test_steps_that_freeze_nothing_move_layers_below():
     (row,) = cyclic(STEPS, steps=6, lr=0.01)
     runner, teacher, _ = start(row)
     assert [advance(runner, teacher, t) for t in range(6)] == 6 * [[PARTS]]
 
 
-def test_a_frozen_term_freezes_for_all_terms_of_its_update():
+def test_a_frozen_term_applies_to_all_terms_of_its_update():
     """The labels would move everything: with step 2 not what lies below, with steps 2 and 3 what lies below either."""
     updates = [
         Update(task="labels", transfer=FROZEN[1]),
@@ -102,14 +102,14 @@ def test_a_frozen_term_freezes_for_all_terms_of_its_update():
     assert [advance(runner, teacher, t) for t in range(8)] == 2 * expected
 
 
-def test_each_player_moves_its_own_less_what_is_frozen():
+def test_each_player_moves_its_own_unfrozen_parameters():
     players = {"a": Player(lr=0.01), "b": Player(lr=0.01)}
     row = Stage("two", 4, players, ((Update("a", transfer=FROZEN[1]), Update("b", transfer=STEPS[1])),))
     runner, teacher, _ = start(row)
     assert [advance(runner, teacher, t) for t in range(2)] == 2 * [[PARTS - BELOW[2], PARTS]]
 
 
-def test_frozen_parameters_have_no_gradient_and_go_on_afterwards():
+def test_frozen_parameters_have_no_gradient_and_train_again_afterwards():
     (row,) = cyclic([FROZEN[2]], steps=2, lr=0.01)
     student = ResNet(8, width=WIDTHS)
     student.layer3[0].bn2.bias.requires_grad_(False)  # as its maker wanted it
@@ -146,7 +146,7 @@ def test_cyclic_counts_all_updates():
     assert [ran.count(s) for s in (1, 2, 3)] == [7000] * 3
 
 
-def test_blocks_go_through_the_steps_one_after_another():
+def test_blocks_run_the_steps_in_order():
     lr = Milestones({0: 1e-3, 11_000: 1e-4, 16_000: 1e-5})
     rows = blocks(STEPS, steps=21_000, lr=lr, optimizer=Optimizer(momentum=0.5))
     assert [row.name for row in rows] == ["transfer-1", "transfer-2", "transfer-3"]
@@ -159,7 +159,7 @@ def test_blocks_go_through_the_steps_one_after_another():
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 @pytest.mark.parametrize("steps", [7, 20, 21, 100, 32_000])
-def test_blocks_share_all_steps_and_none_goes_short(count, steps):
+def test_blocks_divide_all_steps_evenly(count, steps):
     rows = blocks(["fsp"] * count, steps=steps, lr=0.1)
     shares = [row.steps for row in rows]
     assert sum(shares) == steps
@@ -180,7 +180,7 @@ def test_blocks_of_a_line_have_its_ends():
 
 
 @pytest.mark.parametrize(("transfers", "steps"), [(STEPS, 2), ([], 5)])
-def test_blocks_without_a_step_for_each_are_refused(transfers, steps):
+def test_fewer_updates_than_blocks_are_refused(transfers, steps):
     with pytest.raises(RecipeError, match=re.escape(f"{len(transfers)} transfers cannot share {steps} steps")):
         blocks(transfers, steps=steps, lr=0.1)
 
@@ -220,7 +220,7 @@ def test_two_processes_equal_one(tmp_path):
     assert_near(*runs)
 
 
-def test_the_ablations_rows_differ_in_nothing_but_the_flows():
+def test_the_ablations_rows_differ_only_in_the_flows():
     recipe = load_recipe("dense-ablation")
     table3 = load_recipe("fsp-table3")
     assert recipe.data == table3.data

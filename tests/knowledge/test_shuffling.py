@@ -74,7 +74,7 @@ def test_shuffled_matrices_equal_the_loops():
 
 
 @pytest.mark.parametrize("shuffle", SHUFFLES)
-def test_orders_are_permutations_that_the_seed_alone_decides(teacher, shuffle):
+def test_orders_are_permutations_that_depend_only_on_the_seed(teacher, shuffle):
     state = torch.get_rng_state()
     orders = built(teacher, seed=3, shuffle=shuffle).orders
     assert torch.equal(torch.get_rng_state(), state)
@@ -88,7 +88,7 @@ def test_orders_are_permutations_that_the_seed_alone_decides(teacher, shuffle):
     assert len({str(other) for other in others}) == len(others)
 
 
-def test_realisable_orders_go_on_along_the_chain(teacher):
+def test_realisable_orders_continue_along_the_chain(teacher):
     for seed in range(10):
         loss = built(teacher, seed=seed, shuffle="realisable")
         orders = [order.tolist() for order in chained(loss)]
@@ -102,7 +102,7 @@ def test_realisable_orders_go_on_along_the_chain(teacher):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_realisable_orders_are_those_of_a_network_with_permuted_weights(teacher, seed):
+def test_realisable_orders_equal_a_network_with_permuted_weights(teacher, seed):
     """Oracle (a) 8 with the orders that are drawn: the same logits, and exactly the shuffled matrices."""
     loss, plain = built(teacher, seed=seed, shuffle="realisable"), built(teacher)
     twin, given = permuted(teacher, chained(loss)), images()
@@ -134,7 +134,7 @@ def test_per_matrix_orders_do_not_agree_at_a_tap(teacher):
 
 
 @pytest.mark.parametrize("shuffle", SHUFFLES)
-def test_orders_are_of_the_whole_network_whatever_is_trained(teacher, shuffle):
+def test_orders_cover_the_whole_network_whatever_is_trained(teacher, shuffle):
     """So that the steps of one stage, and dense flows, are consistent."""
     whole = listed(built(teacher, shuffle=shuffle).orders)
     assert listed(built(teacher, shuffle=shuffle, sections=(2,)).orders) == [whole[2]]
@@ -153,7 +153,7 @@ def test_first_block_and_exit_have_one_realisable_order(teacher):
         assert torch.equal(rows, columns)
 
 
-def test_a_narrower_map_is_ordered_anew_and_a_gap_is_bridged():
+def test_a_narrower_map_gets_a_new_order_and_gaps_are_bridged():
     chain = [section("a", "in", (6, 8, 8)), section("b", "a", (8, 4, 4)), section("d", "c", (7, 7, 9))]
     flows = [Flow(Tap("in"), Tap("a")), Flow(Tap("a"), Tap("b")), Flow(Tap("c"), Tap("d"))]
     narrowed = set()
@@ -174,7 +174,7 @@ def test_no_shuffle_draws_nothing(teacher):
     assert drawn_orders(None, find_sections(teacher, (3, 16, 16)), [], 0) == ()
 
 
-def test_target_stays_as_the_teacher_gives_it_and_the_loss_is_of_the_shuffled(teacher):
+def test_the_target_is_unshuffled_and_the_loss_shuffles_it(teacher):
     loss, plain, student = built(teacher, shuffle="realisable"), built(teacher), calibrated(8, WIDTHS, size=16).double()
     reading_t, reading_s = (
         Tapped(network, plain.teacher_taps, until="taps")(images()) for network in (teacher, student)
@@ -225,7 +225,7 @@ def test_training_on_shuffled_matrices_is_training_on_the_permuted_teacher(teach
         torch.testing.assert_close(one[name], other[name], rtol=1e-9, atol=1e-12)
 
 
-def test_orders_differ_for_seeds_and_go_without_a_setting(teacher):
+def test_orders_differ_between_seeds_and_need_no_setting(teacher):
     pairs = (SectionPair(section("a", "in", (30, 30, 30)), section("a", "in", (30, 30, 30))),)
     plain = FSP(shuffle="independent").build(pairs)
     assert listed(plain.orders) == listed(FSP(shuffle="independent").build(pairs, setting(teacher, teacher, 0)).orders)

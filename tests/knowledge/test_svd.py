@@ -91,7 +91,7 @@ def test_loss_is_the_papers(options):
     ],
     ids=["student's size", "teacher's size", "channels"],
 )
-def test_small_maps_lower_the_rank_of_their_modules_alone(teacher, student):
+def test_small_maps_lower_only_their_own_rank(teacher, student):
     maps_t, maps_s = ([m - 0.3 for m in maps] for maps in networks(teacher=teacher, student=student))
     arrays = [[m.numpy() for m in maps] for maps in (maps_t, maps_s)]
     expected = oracle.transfer_loss(*arrays, [(0, 1), (1, 2)], 4)
@@ -120,7 +120,7 @@ def scramble(monkeypatch):
 
 @pytest.mark.parametrize("rank", [1, 3])
 @pytest.mark.parametrize("alignment", ["greedy", "hungarian"])
-def test_8_no_loss_where_the_student_is_the_teacher(scramble, rank, alignment):
+def test_8_no_loss_if_the_student_is_the_teacher(scramble, rank, alignment):
     maps_t, _ = networks()
     maps_t = [m - 0.3 for m in maps_t]
     assert loss_of(maps_t, maps_t, rank=rank, alignment=alignment).item() < 1e-24
@@ -166,13 +166,13 @@ def test_11_loss_of_hopeless_maps_is_finite_and_zero_without_energy():
 
 
 @pytest.mark.parametrize("alignment", ["greedy", "hungarian"])
-def test_a_student_that_diverged_gives_a_loss_that_is_not_a_number(alignment):
+def test_a_diverged_student_has_a_nan_loss(alignment):
     maps_t, maps_s = networks()
     maps_s[1][0, 0, 0, 0] = torch.nan
     assert loss_of(maps_t, maps_s, rank=2, alignment=alignment).isnan()
 
 
-def test_autocast_does_not_touch_it():
+def test_autocast_does_not_change_the_loss():
     maps_t, maps_s = networks(dtype=torch.float32)
     maps_s = [m.requires_grad_() for m in maps_s]
     plain = loss_of(maps_t, maps_s, rank=2)
@@ -204,7 +204,7 @@ def test_a_tap_of_two_sections_is_decomposed_once(monkeypatch):
     assert len(calls) == len({id(m) for m in calls}) == 6
 
 
-def test_target_is_the_teachers_alone_without_gradient_and_may_be_stored_in_half_precision():
+def test_the_target_has_no_gradient_and_can_be_stored_in_half_precision():
     maps_t, maps_s = networks(8, dtype=torch.float32)
     maps_t = [m.requires_grad_() for m in maps_t]
     loss = SVD(rank=2).build(pairs_of(TEACHER, STUDENT))
@@ -249,7 +249,7 @@ def test_gradient_of_the_loss_by_finite_differences():
     assert gradcheck(lambda *maps_s: loss_of(maps_t, maps_s, rank=2), leaf, fast_mode=True)
 
 
-def test_errors_say_what_is_wrong():
+def test_errors_name_the_problem():
     with pytest.raises(ShapeError, match=r"same images and channels.*teacher \(2, 3, 1\), student \(2, 4, 2\)"):
         align(torch.zeros(2, 3, 1), torch.zeros(2, 4, 2))
     with pytest.raises(ShapeError, match="at least as many"):
@@ -259,7 +259,7 @@ def test_errors_say_what_is_wrong():
         SVD().build(pairs_of(TEACHER, narrow))
 
 
-def test_as_a_recipe_says_it():
+def test_options_in_a_recipe():
     assert parse_knowledge("svd") == SVD(rank=1, beta=8.0, reduction="sum", alignment="greedy", sqrt_rank=False)
     assert parse_knowledge({"name": "svd", "rank": 4, "signs": "official"}).rank == 4
     for wrong in ({"rank": 0}, {"beta": 0}, {"alignment": "hungary"}, {"reduction": "avg"}):

@@ -30,7 +30,7 @@ gradient = partial(svd_maps.gradient, truncated_svd)
 
 @ranks
 @shapes
-def test_values_and_vectors_are_those_of_the_svd(shape, rank):
+def test_values_and_vectors_match_torchs_svd(shape, rank):
     maps = random_maps(3, *shape)
     sigma, vectors = truncated_svd(maps, rank)
     for b in range(3):
@@ -149,7 +149,7 @@ def test_12_equations_1_and_2_as_printed(shape, rank):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", [(16, 16, 16), (64, 8, 8), (128, 4, 8)], ids=str)
-def test_float32_and_half_inputs_are_as_good_as_float32_can_be(shape, dtype):
+def test_float32_and_half_inputs_are_as_accurate_as_float32_allows(shape, dtype):
     maps = random_maps(16, *shape, seed=3, dtype=dtype)  # half precision is the input, not an error
     sigma, vectors = truncated_svd(maps, 2)
     assert sigma.dtype == vectors.dtype == torch.float32
@@ -180,7 +180,7 @@ def test_memory_layout_does_not_matter():
 
 @ranks
 @pytest.mark.parametrize("factor", [1e-25, 1e25])
-def test_small_and_large_gradients_pass(factor, rank):
+def test_small_and_large_gradients_do_not_vanish_or_overflow(factor, rank):
     maps = random_maps(3, 30, 6, 6, dtype=torch.float32)
     grads = torch.randn(3, 30, rank, generator=torch.Generator().manual_seed(1))
     plain = gradient(maps, rank, grads)
@@ -188,14 +188,14 @@ def test_small_and_large_gradients_pass(factor, rank):
 
 
 @pytest.mark.parametrize("depth", [5, 30])
-def test_a_batch_of_no_images(depth):
+def test_an_empty_batch(depth):
     maps = torch.zeros(0, depth, 6, 6, requires_grad=True)
     sigma, vectors = truncated_svd(maps, 2)
     vectors.sum().backward()
     assert (sigma.shape, vectors.shape, maps.grad.shape) == ((0, 2), (0, depth, 2), maps.shape)
 
 
-def test_errors_say_what_is_wrong():
+def test_errors_name_the_problem():
     with pytest.raises(ShapeError, match=r"Received: \(2, 3, 4\)"):
         truncated_svd(torch.zeros(2, 3, 4), 1)
     with pytest.raises(ShapeError, match=r"\(2, 3, 0, 4\)"):

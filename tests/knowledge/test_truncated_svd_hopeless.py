@@ -36,7 +36,7 @@ def test_11_hopeless_maps_have_finite_values_and_gradients(shape, dtype, rank):
 
 @ranks
 @pytest.mark.parametrize("shape", [(6, 4, 4), (40, 5, 6)], ids=str)
-def test_11_hopeless_company_does_no_harm(shape, rank):
+def test_11_hopeless_maps_do_not_affect_others_in_the_batch(shape, rank):
     good = random_maps(8, *shape)
     everyone = torch.cat([*hopeless(*shape, torch.float64).values(), good])
     grads = torch.randn(len(everyone), shape[0], rank, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -66,7 +66,7 @@ def test_11_the_span_of_repeated_singular_values_has_its_gradient(shape):
 
 
 @pytest.mark.parametrize("shape", [(6, 4, 4), (12, 3, 2), (40, 5, 6)], ids=str)
-def test_11_only_what_squares_to_nothing_counts_as_a_map_of_zeros(shape):
+def test_11_only_maps_with_zero_squares_count_as_zero(shape):
     for dtype, small in ((torch.float32, 1e-12), (torch.float64, 1e-25)):
         maps = random_maps(3, *shape, dtype=dtype)
         sigma, vectors = truncated_svd(maps, 2)
@@ -76,7 +76,7 @@ def test_11_only_what_squares_to_nothing_counts_as_a_map_of_zeros(shape):
     assert (truncated_svd(maps.float() * 1e-25, 2)[1] == 0).all()
 
 
-def test_not_a_number_stays_in_its_image():
+def test_nans_stay_in_their_image():
     for shape in [(6, 4, 4), (40, 5, 6)]:
         maps = random_maps(3, *shape, dtype=torch.float32)
         maps[1, 2, 0, 0] = torch.nan
@@ -133,7 +133,7 @@ def test_damped_inverse_is_the_inverse_on_the_rest():
         torch.testing.assert_close(solved[:, j], expected[..., 0], rtol=1e-8, atol=1e-8)
 
 
-def test_where_single_precision_gives_up_double_precision_finds_the_pairs(monkeypatch):
+def test_double_precision_takes_over_if_single_precision_fails(monkeypatch):
     gram = random_maps(3, 6, 2, 2).flatten(2)
     gram = (gram @ gram.mT).float()
     plain = torch.linalg.eigh

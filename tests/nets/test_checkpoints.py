@@ -1,4 +1,4 @@
-"""Checkpoints as training scripts and hubs write them: what is read, and which network is meant."""
+"""Checkpoints as training scripts and hubs write them: what is read, and which network is chosen."""
 
 import argparse
 import collections
@@ -84,14 +84,14 @@ def test_what_the_user_allowed_before_stays_allowed(tmp_path):
         assert argparse.Namespace in torch.serialization.get_safe_globals()
 
 
-def test_other_pickle_protocols_are_refused_with_the_way_out(tmp_path):
+def test_other_pickle_protocols_are_refused_with_the_fix(tmp_path):
     torch.save({"model": ResNet(8).state_dict()}, tmp_path / "w.pth", pickle_protocol=5)
     with pytest.raises(NetworkError, match=r"was not loaded: .*pickle protocol.*save_weights"):
         read_weights(tmp_path / "w.pth")
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_whole_networks_are_refused_with_the_way_out(tmp_path):
+def test_whole_networks_are_refused_with_the_fix(tmp_path):
     torch.save(nn.Linear(3, 2), tmp_path / "w.pth")
     with pytest.raises(NetworkError, match=r"it holds torch.nn.modules.linear.Linear.*torch.load.*save_weights"):
         read_weights(tmp_path / "w.pth")
@@ -100,7 +100,7 @@ def test_whole_networks_are_refused_with_the_way_out(tmp_path):
         read_weights(tmp_path / "w.pt")
 
 
-def test_arrays_of_numpy_as_weights(tmp_path):
+def test_numpy_arrays_as_weights(tmp_path):
     state = nn.Linear(3, 2).state_dict()
     swapped = {name: tensor.numpy().astype(">f4") for name, tensor in state.items()}
     torch.save({"model": swapped}, tmp_path / "w.pth")
@@ -122,14 +122,14 @@ def test_places_of_the_only_network(key, tmp_path, caplog):
     assert not caplog.records
 
 
-def test_parameters_that_are_no_network(tmp_path, caplog):
+def test_parameters_that_are_not_a_network(tmp_path, caplog):
     state = ResNet(8).state_dict()
     torch.save({"model": state, "params": {"lr": torch.tensor(0.1)}}, tmp_path / "w.pth")
     assert same(read_weights(tmp_path / "w.pth"), state)
     assert not caplog.records
 
 
-def test_states_of_modules_that_are_not_tensors_are_left_out_with_a_notice(tmp_path, caplog):
+def test_non_tensor_module_states_are_left_out_with_a_warning(tmp_path, caplog):
     state = ResNet(8).state_dict()
     torch.save({**state, "fc._extra_state": {"amax": 1.0}}, tmp_path / "w.pth")
     assert same(read_weights(tmp_path / "w.pth"), state)
@@ -147,7 +147,7 @@ def test_numbers_beside_the_weights_in_one_dict(tmp_path):
 @pytest.mark.parametrize(
     ("raw", "ema"), [("state_dict", "state_dict_ema"), ("model", "model_ema"), ("params", "params_ema")]
 )
-def test_the_network_comes_before_its_averaged_copy(raw, ema, tmp_path, caplog):
+def test_the_network_is_preferred_to_its_averaged_copy(raw, ema, tmp_path, caplog):
     first, second = ResNet(8).state_dict(), ResNet(8).state_dict()
     averaged = {"n_averaged": torch.tensor(3)} | {f"module.{name}": tensor for name, tensor in second.items()}
     torch.save({ema: averaged, raw: first}, tmp_path / "w.pth")

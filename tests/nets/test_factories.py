@@ -77,7 +77,7 @@ def test_factory_gets_what_its_signature_takes(mine, factory, arguments, channel
     assert network.fc.out_features == classes
 
 
-def test_the_file_is_read_anew_and_leaves_nothing_beside_it(mine):
+def test_the_file_is_read_again_each_time_and_leaves_no_cache(mine):
     assert create(f"{mine}:make_plain").fc.out_features == 10
     mine.write_text(mine.read_text().replace("Net(10)", "Net(11)"))
     assert create(f"{mine}:make_plain").fc.out_features == 11
@@ -189,7 +189,7 @@ def test_factories_that_load_their_own_weights_first_on_meta(factory, tmp_path):
         ("leave", {}, f"mine.py:{line_of('def leave')}: SystemExit: bye"),
     ],
 )
-def test_bad_factories_get_one_clear_error(mine, factory, arguments, what):
+def test_bad_factories_give_one_clear_error(mine, factory, arguments, what):
     with pytest.raises(NetworkError, match=what):
         create(f"{mine}:{factory}", **arguments)
 
@@ -221,7 +221,7 @@ def test_only_names_with_a_file_need_trust():
     assert not any(map(needs_trust, ("resnet8", "timm:resnet18", "torchvision:vgg11", "a/b.py")))
 
 
-def test_atomic_write_replaces_or_leaves_alone(tmp_path):
+def test_atomic_write_replaces_the_file_or_leaves_it_unchanged(tmp_path):
     file = tmp_path / "file"
     atomic_write(file, b"one")
     atomic_write(str(file), lambda path: path.write_text("two"))

@@ -1,4 +1,4 @@
-"""Checkpoints whose names, heads or types are not quite the network's."""
+"""Checkpoints with names, heads or types that differ slightly from the network's."""
 
 import logging
 
@@ -37,7 +37,7 @@ def test_a_common_prefix_is_dropped_with_a_notice(prefix, save, tmp_path, caplog
     assert same(target.state_dict(), source.state_dict())
 
 
-def test_a_prefix_that_the_network_has_too_stays(tmp_path):
+def test_a_prefix_that_the_network_also_has_is_kept(tmp_path):
     source, target = (nn.Sequential() for _ in range(2))
     for network in (source, target):
         network.add_module("model", ResNet(8))
@@ -111,7 +111,7 @@ def test_shortcuts_under_another_name(tmp_path):
     assert same(target.state_dict(), source.state_dict())
 
 
-def test_a_head_of_other_classes_under_another_name_stays_fresh(tmp_path):
+def test_a_head_for_other_classes_under_another_name_stays_fresh(tmp_path):
     source, target = ResNet(8, num_classes=7), ResNet(8)
     save_weights(renamed(source.state_dict(), fc="linear"), tmp_path / "w")
     head = target.fc.weight.clone()

@@ -52,7 +52,7 @@ def test_init_msra_draws_all_layers_by_fan_in(name):
 
 
 @pytest.mark.parametrize("in_channels", [1, 3])
-def test_other_channels_are_drawn_alike(in_channels):
+def test_other_channel_counts_are_drawn_the_same_way(in_channels):
     torch.manual_seed(0)
     for name in ("resnet8", "resnet20-imagenet", "torchvision:resnet18"):
         assert_msra(create(name, 10, in_channels, init="msra"))
@@ -91,7 +91,7 @@ def test_without_the_option_nothing_changes(name):
         ("timm:resnet18", {"init": "msra", "pretrained": True}, "Drop 'init' or 'pretrained'"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused(name, options, said):
+def test_unsupported_layers_are_refused(name, options, said):
     with pytest.raises(NetworkError, match=said):
         create(name, 10, **options)
 

@@ -41,7 +41,7 @@ def parameters(network):
         ("resnet14", 100, {"width": (15, 30, 60)}, 157_225),
     ],
 )
-def test_parameters_are_those_of_the_specification(name, classes, options, expected):
+def test_parameters_match_the_specification(name, classes, options, expected):
     with torch.device("meta"):
         assert parameters(create(name, classes, **options)) == expected
 
@@ -50,7 +50,7 @@ def test_parameters_are_those_of_the_specification(name, classes, options, expec
     ("name", "classes", "millions"),
     [("resnet8", 10, 12.24), ("resnet26", 10, 54.71), ("resnet14", 100, 26.40), ("resnet32", 100, 68.87)],
 )
-def test_macs_are_those_of_the_specification(name, classes, millions):
+def test_macs_match_the_specification(name, classes, millions):
     on_cpu = count(create(name, classes), (3, 32, 32))
     with torch.device("meta"):
         assert count(create(name, classes), (3, 32, 32)) == on_cpu
@@ -87,7 +87,7 @@ def forward_by_hand(state, depth, x):
 
 
 @pytest.mark.parametrize(("depth", "size"), [(8, (12, 12)), (14, (9, 7))])
-def test_forward_is_that_of_the_paper(depth, size):
+def test_the_forward_is_the_papers(depth, size):
     network = ResNet(depth, num_classes=5, in_channels=2, width=0.25).double()
     for name, value in network.state_dict().items():
         if "bn" in name and value.is_floating_point():  # not the start's 0 and 1, which hide mistakes
@@ -185,7 +185,7 @@ def test_count_counts_groups_attention_and_frozen_networks_rightly():
         assert count(Attention().requires_grad_(False), (8, 3, 4)).macs == expected
 
 
-def test_count_leaves_the_network_as_it_was():
+def test_counting_leaves_the_network_unchanged():
     network = create("resnet8")
     network.layer2.eval()
     modes = [m.training for m in network.modules()]
@@ -203,7 +203,7 @@ def test_count_leaves_the_network_as_it_was():
 
 
 @pytest.mark.parametrize("name", known_nets())
-def test_every_listed_network_can_be_had_on_meta(name):
+def test_every_listed_network_can_be_built_on_meta(name):
     with torch.device("meta"):
         network = create(name, num_classes=3)
         assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
@@ -239,7 +239,7 @@ def test_every_listed_network_can_be_had_on_meta(name):
         ("torchvision:resnet18", {"zero_init": 1}, "Did you mean 'zero_init_residual'"),
     ],
 )
-def test_bad_names_and_options_get_one_clear_error(name, options, what):
+def test_bad_names_and_options_give_one_clear_error(name, options, what):
     with pytest.raises(NetworkError, match=what):
         create(name, **options)
 

@@ -45,7 +45,7 @@ def map_sizes(network, kind, shape):
         ("resnet8-kr", 10, {"width": [28, 56]}, 90_242, None),
     ],
 )
-def test_sizes_are_those_of_the_specification(name, classes, options, parameters, mega):
+def test_sizes_match_the_specification(name, classes, options, parameters, mega):
     counts = count(on_meta(name, classes, **options), CIFAR)
     assert counts.parameters == parameters
     assert mega in (None, round(2 * counts.macs / 1e6, 2))
@@ -64,7 +64,7 @@ def test_sizes_are_those_of_the_specification(name, classes, options, parameters
         ("resnext-student", None, 0.34),
     ],
 )
-def test_sizes_are_those_that_the_paper_prints(name, mega, millions):
+def test_sizes_match_the_paper(name, mega, millions):
     counts = count(on_meta(name), CIFAR)
     assert counts.parameters / 1e6 == pytest.approx(millions, rel=0.03)
     if mega is not None:
@@ -72,13 +72,13 @@ def test_sizes_are_those_that_the_paper_prints(name, mega, millions):
 
 
 @pytest.mark.parametrize(("name", "paper"), [("mobilenet-teacher", 98.4), ("mobilenet-student", 37.8)])
-def test_mobilenet_has_the_paper_s_operations_with_those_of_norms_and_pooling(name, paper):
+def test_mobilenet_has_the_papers_operations_including_norms_and_pooling(name, paper):
     macs = count(on_meta(name), CIFAR).macs
     norms = 4 * sum(map_sizes(on_meta(name), nn.BatchNorm2d, CIFAR))
     assert round((2 * macs + norms + 1024 * 4 * 4) / 1e6, 1) == paper
 
 
-def test_strided_vgg_has_the_paper_s_operations_without_the_fully_connected_layers():
+def test_strided_vgg_has_the_papers_operations_without_fully_connected_layers():
     network = on_meta("vgg-student-strided")
     connected = sum(layer.weight.numel() for layer in modules(network, nn.Linear))
     macs = count(network, CIFAR).macs - connected
@@ -87,7 +87,7 @@ def test_strided_vgg_has_the_paper_s_operations_without_the_fully_connected_laye
     assert round((2 * macs - sums) / 1e6, 2) == 15.65
 
 
-def test_inception_bn_has_the_size_and_the_maps_of_the_paper():
+def test_inception_bn_has_the_papers_size_and_maps():
     network = on_meta("inception-bn", 1000)
     biases = sum(conv.out_channels for conv in modules(network, nn.Conv2d))  # the published network has them
     assert count(network, IMAGENET).parameters + biases == 11_295_240
@@ -106,7 +106,7 @@ def test_inception_bn_has_the_size_and_the_maps_of_the_paper():
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_an_odd_batch_goes_forward_and_trains(name):
+def test_odd_image_sizes_run_forward_and_train(name):
     torch.manual_seed(0)
     network = create(name, 5, in_channels=1)
     side = 64 if name in ("resnet20-imagenet", "inception-bn") else 32
@@ -122,7 +122,7 @@ def test_an_odd_batch_goes_forward_and_trains(name):
 
 
 @pytest.mark.parametrize("name", [*STUDENTS, "inception-bn"])
-def test_initialisation_is_he_s(name):
+def test_initialisation_is_hes(name):
     torch.manual_seed(0)
     for module in modules(create(name, 100), (nn.Conv2d, nn.Linear)):
         n, fan_in = module.weight.numel(), module.weight[0].numel()
@@ -173,7 +173,7 @@ def test_the_pooled_shortcut_rounds_up_as_the_convolution_beside_it():
     assert on_meta("resnext-student")(torch.zeros(2, 3, 27, 31, device="meta")).shape == (2, 100)
 
 
-def test_imagenet_resnets_have_torchvision_s_names(tmp_path):
+def test_imagenet_resnets_have_torchvisions_names(tmp_path):
     theirs = torchvision.models.resnet34(num_classes=3)
     file = tmp_path / "resnet34.safetensors"
     fs.nets.save_weights(theirs, file)
@@ -187,7 +187,7 @@ def test_imagenet_resnets_have_torchvision_s_names(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["resnet34", "resnet101"])
-def test_pretrained_is_torchvision_s(name, monkeypatch):
+def test_pretrained_equals_torchvision(name, monkeypatch):
     asked = []
     monkeypatch.setattr(libraries, "make", lambda *arguments: asked.append(arguments) or nn.Identity())
     create(f"{name}-imagenet", 200, pretrained=True)
@@ -207,18 +207,18 @@ def test_pretrained_is_torchvision_s(name, monkeypatch):
         ("resnext-student", {"branches": 0}, "branches 0: give a whole number from 1"),
         ("resnet8-kr", {"width": 2}, r"width 2: give the channels of the two modules, such as \[28, 56\]"),
         ("resnet8-kr", {"width": [28, 56, 64]}, "two modules"),
-        ("resnet8-kr", {"width": [8, 56]}, r"width \[8, 56\]: .* starting from the first convolution's 16"),
-        ("resnet8-kr", {"width": [64, 32]}, "Let the widths not decrease"),
+        ("resnet8-kr", {"width": [8, 56]}, r"width \[8, 56\]: .* at least 16, the first convolution's"),
+        ("resnet8-kr", {"width": [64, 32]}, "that do not decrease"),
         ("resnet20-imagenet", {"pretrained": True}, "resnet20-imagenet has no option 'pretrained'"),
         ("resnet34-imagenet", {"zero_init": True}, "no option 'zero_init'. Did you mean 'zero_init_residual'"),
         ("inception-bn", {"num_classes": 0}, "Expected a whole number from 1 for num_classes"),
     ],
 )
-def test_bad_names_and_options_get_one_clear_error(name, options, what):
+def test_bad_names_and_options_give_one_clear_error(name, options, what):
     with pytest.raises(NetworkError, match=what):
         create(name, **options)
 
 
-def test_a_vgg_tells_of_a_wrong_image_size():
+def test_a_vgg_refuses_a_wrong_image_size():
     with pytest.raises(NetworkError, match=r"VGG cannot take an image of shape \(3, 28, 28\)"):
         count(on_meta("vgg-student"), (3, 28, 28))

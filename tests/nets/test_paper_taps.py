@@ -21,7 +21,7 @@ TEACHERS = {  # of each student, and the image they see
 
 
 @pytest.mark.parametrize("student", TEACHERS)
-def test_sections_of_teacher_and_student_answer_to_each_other(student):
+def test_sections_of_teacher_and_student_correspond(student):
     teacher, shape = TEACHERS[student]
     networks = on_meta(teacher), on_meta(student)
     pairs = fs.pair_sections(*networks, shape)
@@ -48,7 +48,7 @@ def test_sections_of_teacher_and_student_answer_to_each_other(student):
     assert student in narrower or all(p.teacher.exit_shape[0] == p.student.exit_shape[0] for p in pairs)
 
 
-def test_what_enters_the_first_section_of_a_resnet_for_224_pixels_is_pooled():
+def test_the_first_section_of_a_224_pixel_resnet_starts_at_the_pooled_map():
     """Of CUB's ResNet-34 and ResNet-20 as of ResNet-101: the blocks are given the pooled map, 64 channels of 56 pixels."""
     for name in ("resnet34-imagenet", "resnet20-imagenet", "resnet101-imagenet"):
         sections = find_sections(on_meta(name), IMAGENET)
@@ -86,7 +86,7 @@ def test_vgg_can_be_tapped_after_each_pooling(name, options, sizes):
         ("resnext", ["conv0", "block1", "block2", "block3"], [(64, 32), (64, 32), (128, 16), (256, 8)]),
     ],
 )
-def test_taps_of_the_paper_have_equal_shapes_in_both_networks(family, points, shapes):
+def test_the_papers_taps_have_equal_shapes_in_both_networks(family, points, shapes):
     pairs = paper_pairs(on_meta(f"{family}-teacher"), on_meta(f"{family}-student"), points)
     for side in ("teacher", "student"):
         found = [getattr(pair, side) for pair in pairs]

@@ -1,4 +1,4 @@
-"""How images become a network's input, and how that is written and found again."""
+"""How images become a network's input, and how that is saved and loaded."""
 
 import json
 
@@ -39,7 +39,7 @@ def test_pixels_by_hand():
 
 @pytest.mark.parametrize("crop", [1.0, 0.875])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_it_is_what_torchvision_does(photograph, crop, interpolation):
+def test_preprocessing_matches_torchvision(photograph, crop, interpolation):
     """On a square, where torchvision, which resizes and then crops, rounds no side; up to a grey level, and the rim."""
     photograph = Image.open(photograph).crop((0, 0, 64, 64))
     own = fs.Preprocessing([120.0, 110.0, 100.0], [60.0, 50.0, 40.0], 28, interpolation, crop)(photograph)
@@ -79,7 +79,7 @@ def test_hugging_faces_form_reads_back(order, size):
     assert config["image_mean"][0] == pytest.approx(0.485 if order == "rgb" else 0.406)
 
 
-def test_configurations_as_the_hub_has_them():
+def test_configurations_from_the_hub():
     vit = {"do_resize": True, "size": 224, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 2}
     found = fs.Preprocessing.from_hugging_face(vit)
     assert (found.mean, found.std, found.size, found.crop) == ((127.5,) * 3, (127.5,) * 3, (224, 224), None)
@@ -92,7 +92,7 @@ def test_configurations_as_the_hub_has_them():
         fs.Preprocessing.from_hugging_face({"image_mean": "grey", "image_std": 3})
 
 
-def test_what_the_libraries_say():
+def test_preprocessing_of_library_networks():
     config = timm.get_pretrained_cfg("resnet18")
     found = library_preprocessing("timm:resnet18")
     assert found.mean == pytest.approx([255 * value for value in config.mean])
@@ -109,7 +109,7 @@ def test_what_the_libraries_say():
     assert own_preprocessing(torch.nn.Linear(1, 1)) is None
 
 
-def test_a_file_says_it_in_its_metadata_or_beside_it(tmp_path):
+def test_a_file_records_it_in_its_metadata_or_beside_it(tmp_path):
     network = torch.nn.Linear(2, 2)
     save_weights(
         network, tmp_path / "own.safetensors", {"preprocessing": json.dumps({"mean": [1, 2, 3], "std": [4, 5, 6]})}
@@ -137,7 +137,7 @@ def test_a_file_says_it_in_its_metadata_or_beside_it(tmp_path):
         ({"order": "brg"}, "bgr"),
     ],
 )
-def test_what_is_refused(values, says):
+def test_invalid_preprocessing_is_refused(values, says):
     with pytest.raises(RecipeError, match=says):
         fs.Preprocessing(**values)
 

@@ -35,7 +35,7 @@ def test_a_network_from_outside_is_built_and_trained_by_name(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["resnet14x2", "resnet15"])
-def test_the_form_of_our_resnets_names_is_theirs(name):
+def test_the_form_of_our_resnet_names_is_reserved(name):
     with pytest.raises(NetworkError, match="names of this form are CIFAR ResNets"):
         fs.register_network(name)(tiny)
 

@@ -70,7 +70,7 @@ def test_tied_and_sliced_tensors_are_saved(tmp_path):
     assert same(other.state_dict(), network.state_dict())
 
 
-def test_what_cannot_be_saved(tmp_path):
+def test_unsavable_values_are_refused(tmp_path):
     with torch.device("meta"):
         network = ResNet(8)
     with pytest.raises(NetworkError, match=r"'conv1.weight' is a meta tensor"):
@@ -78,7 +78,7 @@ def test_what_cannot_be_saved(tmp_path):
     assert not os.listdir(tmp_path)
 
 
-def test_what_is_no_tensor_is_saved_beside_the_tensors_or_left_out(tmp_path, caplog):
+def test_non_tensors_are_saved_beside_the_tensors_or_left_out(tmp_path, caplog):
     class Extra(nn.Linear):
         def get_extra_state(self):
             return self.extra
@@ -214,7 +214,7 @@ def test_weights_of_another_network(tmp_path):
         load_weights(linears, file)
 
 
-def test_old_checkpoints_that_count_no_batches(tmp_path):
+def test_old_checkpoints_without_batch_counts(tmp_path):
     state = ResNet(8).state_dict()
     save_weights({k: v for k, v in state.items() if "num_batches" not in k}, tmp_path / "w")
     network = ResNet(8)
@@ -231,7 +231,7 @@ def test_on_meta_names_and_shapes_are_checked(save, tmp_path):
             create("resnet14", weights=tmp_path / "w")
 
 
-def test_weights_file_spares_the_fetch(tmp_path):
+def test_a_weights_file_replaces_the_download(tmp_path):
     source = create("timm:mobilenetv3_small_050", 3)
     save_weights(source, tmp_path / "w")
     network = create("timm:mobilenetv3_small_050", 3, weights=tmp_path / "w", pretrained=True)

@@ -1,4 +1,4 @@
-"""What an update costs, measured and beside the paper's seconds."""
+"""The cost of an update, measured beside the paper's seconds."""
 
 import csv
 from pathlib import Path
@@ -49,7 +49,7 @@ def test_the_papers_seconds_give_the_papers_speedups():
     assert table.at("plain", "speedup").measured == ()
 
 
-def test_printed_costs_are_those_of_the_specification():
+def test_printed_costs_match_the_specification():
     listed = Path(__file__).parents[3] / "shared" / "spec" / "targets.yaml"
     if not listed.exists():
         pytest.skip("the papers' list is not here")

@@ -48,7 +48,7 @@ def recipe_of(run):
     return load_recipe(run.path / "recipe.yaml")
 
 
-def test_curves_are_those_of_the_rows_in_their_order(run):
+def test_curves_follow_the_order_of_the_rows(run):
     recipe = recipe_of(run)
     fewer = replace(recipe, jobs={"teacher": recipe.jobs["teacher"]})
     assert list(task_curves(fewer, run, "test/accuracy")) == ["teacher"]
@@ -81,7 +81,7 @@ def test_a_figure_comes_with_its_table(tmp_path):
     assert {"figure.png", "figure.svg", "table.md", "reached.md", "reached.csv"} <= written
 
 
-def test_how_soon_is_counted_against_the_first_jobs_end(run):
+def test_updates_are_counted_until_the_first_jobs_final_accuracy(run):
     """By hand: the first evaluation at or above the bar, brought back to where the line to it crosses the bar."""
     table = reached_table(load_recipe(run.path / "recipe.yaml"), [run])
     curves = task_curves(recipe_of(run), run, "test/accuracy")
@@ -126,7 +126,7 @@ def test_curves_are_drawn_from_more_evaluations_than_others_have(run, tmp_path):
     assert points == {"plain": 1, "drawn": 3}  # 20 updates of 32 images, three forwards each, on 500 test images: 3.8
 
 
-def test_a_figure_without_training(tmp_path, capsys, monkeypatch):
+def test_figures_that_need_no_training(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["reproduce", "kr-figure2"]) == 0
     assert (tmp_path / "runs" / "kr-figure2" / "figure.svg").exists()

@@ -25,7 +25,7 @@ ROWS = {
 
 
 @pytest.mark.parametrize(("table", "rows"), ROWS.items(), ids=ROWS)
-def test_the_rows_of_a_table_that_are_marked(table, rows):
+def test_marked_rows_of_a_table(table, rows):
     plan = plan_table(table)
     assert marked(table) & set(plan.rows) == rows
 
@@ -50,6 +50,6 @@ def test_the_strided_vgg_and_sparse_recoding_are_named():
     assert left_open(load_recipe("kr-figure5"), "l2") == ()
 
 
-def test_the_legend_says_what_and_where():
+def test_the_legend_names_points_and_rows():
     said = "\n".join(legend(make_table(plan_table("kr-table1"), {})))
     assert "- the networks and weights of KDGAN (kdgan, kr_kdgan)" in said

@@ -23,7 +23,7 @@ def summaries(**accuracies):
     }
 
 
-def test_a_taught_network_is_held_against_the_same_network_alone():
+def test_a_taught_network_is_compared_with_the_same_network_alone():
     assert baselines(RECIPE, "fsp", tuple(RECIPE.jobs)) == ("student_scratch", "student_scratch_total")
     assert baselines(RECIPE, "fsp", ("teacher", "student_scratch", "fsp")) == ("student_scratch",)
     for untaught in ("teacher", "student_scratch"):
@@ -63,26 +63,26 @@ def test_each_row_of_knowledge_representing_has_a_control_with_its_network_rates
     assert wide.network == recipe.jobs["student_scratch"].network
 
 
-def test_where_none_has_the_decay_the_others_are_baselines():
+def test_if_none_has_the_decay_the_others_are_baselines():
     jobs = {name: job for name, job in load_recipe("cifar10-methods").jobs.items() if name != "alone_kr"}
     recipe = replace(load_recipe("cifar10-methods"), jobs=jobs)
     assert baselines(recipe, "kr", tuple(jobs)) == ("alone_task", "alone_total")
 
 
 @pytest.mark.parametrize("change", [{"start": Weights("file")}, {"labels": 50}, {"network": Net("resnet14")}])
-def test_what_began_otherwise_is_no_baseline(change):
+def test_jobs_that_started_differently_are_not_baselines(change):
     jobs = {**RECIPE.jobs, "student_scratch": replace(RECIPE.jobs["student_scratch"], **change)}
     assert baselines(replace(RECIPE, jobs=jobs), "fsp", tuple(jobs)) == ("student_scratch_total",)
 
 
-def test_three_networks_are_held_against_three():
+def test_three_networks_are_compared_with_three():
     recipe = load_recipe("fsp-table1")
     rows = ("teacher", "teacher_21k", "teacher_plus_21k", "fsp_shared_init", "fsp_shuffled")
     for row in ("fsp_shared_init", "fsp_shuffled"):  # the first begins after a taught network's first stage
         assert baselines(recipe, row, rows) == ("teacher_21k",)
 
 
-def test_a_row_with_taught_and_untaught_variants_is_taken_apart():
+def test_a_row_with_taught_and_untaught_variants_is_split():
     recipe = load_recipe("svd-table4")
     runs = {0: Summary(jobs={name: JobSummary(accuracy=60.0 + n) for n, name in enumerate(recipe.jobs)})}
     found = paired_differences(recipe, ("vgg_student_pool",), runs)
@@ -106,7 +106,7 @@ def test_seeds_are_paired_and_missing_ones_left_out():
     assert (found.row, found.baseline, found.by_seed) == ("fsp", "student_scratch", {4: 1.0, 5: -2.0})
 
 
-def test_equal_differences_have_an_interval_without_width(recwarn):
+def test_equal_differences_have_an_interval_of_width_zero(recwarn):
     assert Difference("fsp", "alone", {0: 1.5, 1: 1.5}).interval == (1.5, 1.5)
     assert not recwarn
 
@@ -130,7 +130,7 @@ def test_files_have_a_line_for_each_row_and_each_seed_a_number(tmp_path):
     ]
 
 
-def test_a_missing_seed_leaves_its_column_empty_and_is_said(tmp_path):
+def test_a_missing_seed_leaves_its_column_empty_and_is_noted(tmp_path):
     runs = summaries(fsp=[None, 61.0, 63.0], student_scratch=[70.0, 60.0, 65.0])
     write_paired(RECIPE, paired_differences(RECIPE, ("fsp", "student_scratch"), runs), (3, 4, 5), tmp_path)
     (line,) = csv.DictReader((tmp_path / "paired.csv").open())
@@ -139,7 +139,7 @@ def test_a_missing_seed_leaves_its_column_empty_and_is_said(tmp_path):
 
 
 @pytest.mark.parametrize(("one", "said"), [(True, "for one teacher and"), (False, "for a teacher per seed and")])
-def test_it_is_said_whose_the_teacher_is(tmp_path, one, said):
+def test_the_legend_says_whether_seeds_share_a_teacher(tmp_path, one, said):
     runs = summaries(fsp=[61.0, 63.0], student_scratch=[60.0, 65.0])
     differences = paired_differences(RECIPE, ("fsp", "student_scratch"), runs)
     write_paired(RECIPE, differences, (3, 4), tmp_path, one_teacher=one)

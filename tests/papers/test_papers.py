@@ -24,7 +24,7 @@ def test_packaged_recipes_load_and_say_what_they_are_about() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(recipe_names()))
-def test_packaged_recipes_survive_being_written(here: Path, name: str) -> None:
+def test_packaged_recipes_round_trip_through_yaml(here: Path, name: str) -> None:
     assert load(dump_recipe(load_recipe(name))) == load_recipe(name)
 
 

@@ -13,7 +13,7 @@ from flowstill.recipes.dry import dry
 from flowstill.recipes.load import load_recipe
 
 
-def test_the_note_tells_whose_the_teacher_is(tiny):
+def test_the_note_says_whether_seeds_share_a_teacher(tiny):
     at = lambda path, rows: notes(plan_table(path, rows=rows), 2)[0]  # noqa: E731
     assert "one teacher for all" in at(tiny, ["kd"])
     assert "teacher" not in at(tiny, ["scratch"])

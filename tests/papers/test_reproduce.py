@@ -13,7 +13,7 @@ from support.compared_runs import rows, stop_at
 from support.tiny_table import PRINTED, TINY, make
 
 
-def test_a_table_from_nothing(tiny, tmp_path, monkeypatch):
+def test_a_table_from_scratch(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(planning, "printed_tables", lambda: {"tiny-table": PRINTED})
     table = make(plan_table(tiny, seeds=2), tmp_path / "out")
     assert table.rows == ("scratch", "fsp")
@@ -50,7 +50,7 @@ def test_the_teacher_is_trained_once_for_all_seeds_and_tables(tiny, tmp_path, mo
     assert jobs_left(plan_table(tiny, seeds=2, rows=["kd"]), tmp_path / "one", "32") == {}
 
 
-def test_each_seed_s_run_folder_is_looked_for_once(tiny, tmp_path, monkeypatch):
+def test_each_seeds_run_folder_is_looked_up_once(tiny, tmp_path, monkeypatch):
     make(plan_table(tiny, seeds=2, rows=["scratch"]), tmp_path / "out")
     looked = []
     plain = planning.part_of
@@ -64,7 +64,7 @@ def test_each_seed_s_run_folder_is_looked_for_once(tiny, tmp_path, monkeypatch):
     assert looked == [0, 1]
 
 
-def test_a_deleted_teacher_that_comes_back_with_other_weights_is_refused(tiny, tmp_path):
+def test_a_retrained_teacher_with_other_weights_is_refused(tiny, tmp_path):
     make(plan_table(tiny, rows=["kd"]), tmp_path / "out")
     (old,) = (tmp_path / "out").glob("seed-*")
     teacher = old / "teacher.safetensors"
@@ -117,7 +117,7 @@ def test_rows_that_need_float32_do_not_join_a_bf16_run(tiny, tmp_path, monkeypat
         assert (part.path == old) == joins
 
 
-def test_a_run_goes_on_where_its_recipe_has_got_more_rows(tiny, tmp_path, monkeypatch):
+def test_a_run_continues_after_its_recipe_gained_rows(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(planning, "printed_tables", dict)
     make(plan_table(tiny, rows=["scratch"]), tmp_path / "out")
     tiny.write_text(TINY.replace("ensembles:", "  more: {network: *net, stages: [*task], seed: 3}\nensembles:"))
@@ -129,7 +129,7 @@ def test_a_run_goes_on_where_its_recipe_has_got_more_rows(tiny, tmp_path, monkey
     assert len(list((tmp_path / "out").glob("seed-*"))) == 2
 
 
-def test_what_was_written_of_other_rows_does_not_stay(tiny, tmp_path, monkeypatch):
+def test_files_about_other_rows_are_removed(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(planning, "printed_tables", dict)
     make(plan_table(tiny, seeds=2, rows=["scratch", "kd"]), tmp_path / "out")
     assert (tmp_path / "out" / "paired.md").exists()
@@ -145,7 +145,7 @@ def test_another_precision_is_another_run(tiny, tmp_path, monkeypatch):
     assert len(list((tmp_path / "out").glob("seed-*"))) == 2
 
 
-def test_a_job_that_teaches_is_no_baseline_though_its_pupil_is_not_asked_for(tiny, tmp_path, monkeypatch):
+def test_a_teacher_is_not_a_baseline_even_without_its_student(tiny, tmp_path, monkeypatch):
     """It is trained once for all seeds."""
     monkeypatch.setattr(planning, "printed_tables", dict)
     tiny.write_text(
@@ -162,7 +162,7 @@ def test_differences_between_seeds_with_their_own_teachers_say_so(tiny, tmp_path
     assert "for a teacher per seed" in (tmp_path / "out" / "paired.md").read_text()
 
 
-def test_a_row_that_was_left_half_done_is_finished_before_others(tiny, tmp_path, monkeypatch):
+def test_an_unfinished_row_is_finished_before_others(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(planning, "printed_tables", dict)
     with pytest.raises(KeyboardInterrupt):
         make(plan_table(tiny, rows=["scratch", "kd"]), tmp_path / "out", on_step=stop_at(("kd", "joint", 3)))
@@ -177,7 +177,7 @@ def test_a_row_that_was_left_half_done_is_finished_before_others(tiny, tmp_path,
 
 
 @pytest.mark.parametrize("where", [("teacher", "task", 3), ("first", "transfer", 2), ("kd", "joint", 4)])
-def test_a_stopped_table_goes_on_where_it_was_with_the_same_numbers(tiny, tmp_path, where):
+def test_a_stopped_table_continues_with_the_same_numbers(tiny, tmp_path, where):
     plan, stop = plan_table(tiny, rows=["fsp", "kd"]), stop_at(where)
     steps, seen = [], []
     whole = make(plan, tmp_path / "whole" / "out", on_step=lambda *here: steps.append(here))
@@ -193,7 +193,7 @@ def test_a_stopped_table_goes_on_where_it_was_with_the_same_numbers(tiny, tmp_pa
     assert seen == steps  # each step once
 
 
-def test_a_stand_in_is_said(tiny, tmp_path):
+def test_a_stand_in_data_set_is_noted(tiny, tmp_path):
     tiny.write_text(TINY.replace("name: digits", "name: mnist"))
     plan = plan_table(tiny, rows=["scratch"], data="digits")
     assert plan.stand_in == "digits"
@@ -201,7 +201,7 @@ def test_a_stand_in_is_said(tiny, tmp_path):
     assert "Images: digits, in place of the paper's data set." in (tmp_path / "out" / "table.md").read_text()
 
 
-def test_another_budget_goes_into_another_run(tiny, tmp_path):
+def test_another_budget_makes_another_run(tiny, tmp_path):
     for scale in (1, 2):
         make(plan_table(tiny, rows=["scratch"], scale=scale), tmp_path / "out")
     assert len(list((tmp_path / "out").glob("seed-*"))) == 2

@@ -78,7 +78,7 @@ def test_a_dry_run_runs_and_keeps_nothing(tmp_path, monkeypatch, capsys, command
         (["digits", "--set", "teacher.network.options.init=mrsa"], "jobs.teacher.network: init 'mrsa': choose 'he'"),
     ],
 )
-def test_bad_input_makes_nothing(tmp_path, monkeypatch, capsys, arguments, said):
+def test_bad_input_creates_nothing(tmp_path, monkeypatch, capsys, arguments, said):
     monkeypatch.chdir(tmp_path)
     assert main(["reproduce", *arguments]) == 2
     shown = capsys.readouterr()

@@ -17,7 +17,7 @@ from flowstill.recipes.load import load_recipe
 from flowstill.runs import JobSummary, Scores, Summary
 
 
-def test_rows_are_jobs_or_several_of_them(tiny):
+def test_a_row_is_one_job_or_several(tiny):
     recipe = load_recipe(tiny)
     assert jobs_of(recipe, "scratch") == ("scratch",)
     assert jobs_of(recipe, "fsp") == ("fsp_1", "fsp_2")
@@ -26,7 +26,7 @@ def test_rows_are_jobs_or_several_of_them(tiny):
         jobs_of(recipe, "scrach")
 
 
-def test_a_restricted_recipe_has_what_its_rows_build_on(tiny):
+def test_a_restricted_recipe_keeps_what_its_rows_build_on(tiny):
     recipe = load_recipe(tiny)
     assert set(restricted(recipe, ["fsp"]).jobs) == {"fsp_1", "fsp_2", "first", "teacher"}
     assert set(restricted(recipe, ["fsp"]).ensembles) == {"fsp"}
@@ -40,7 +40,7 @@ def test_a_shared_beginning_is_counted_once(tiny):
     assert updates_of(recipe, ["kd"]) == 6
 
 
-def test_cells_are_what_their_columns_say(tiny):
+def test_cells_match_their_columns(tiny):
     recipe = load_recipe(tiny)
     jobs = {
         "fsp_1": JobSummary(accuracy=60.0, parameters=120_000, macs=3_000_000, top5=90.0),
@@ -66,7 +66,7 @@ def test_cells_are_what_their_columns_say(tiny):
     assert cell(recipe, Summary(), "fsp", "average") is None
 
 
-def test_a_variant_that_is_asked_for_by_itself_has_its_accuracy(tiny):
+def test_a_single_variant_shows_its_accuracy(tiny):
     printed = Printed("A paper, Table 9", ("1", "2"), {"fsp": (60.0, 62.0)})
     accuracies = {"fsp_1": 64.0, "fsp_2": 61.0, "kd": 70.0}
     jobs = {name: JobSummary(accuracy=accuracy) for name, accuracy in accuracies.items()}
@@ -114,7 +114,7 @@ ON_OTHER_SLIDES = {  # than the tables themselves: the teachers
 }
 
 
-def test_printed_tables_are_those_of_the_specification():
+def test_printed_tables_match_the_specification():
     """The package's numbers against the papers' list, if available."""
     listed = Path(__file__).parents[3] / "shared" / "spec" / "targets.yaml"
     if not listed.exists():

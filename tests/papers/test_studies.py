@@ -1,4 +1,4 @@
-"""The recipes of our own studies: every method in as many updates, and the two students alone beside them."""
+"""The recipes of our own studies: every method at equal updates, beside two students trained alone."""
 
 import pytest
 
@@ -13,7 +13,7 @@ STUDIES = {"cifar10-methods": 85_000, "cifar10-labels": 400, "cifar10-transfer":
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_every_method_has_as_many_updates(name):
+def test_every_method_has_the_same_number_of_updates(name):
     recipe = load_recipe(name)
     taught = [job for job in recipe.jobs if recipe.jobs[job].teacher]
     assert len(taught) > 3
@@ -44,7 +44,7 @@ def test_knowledge_representing_has_a_control_with_its_rates_and_decay():
     assert jobs["alone_kr"].network == jobs["kr"].network
 
 
-def test_the_ablation_is_that_of_the_dense_recipe():
+def test_the_ablation_rows_match_the_dense_recipe():
     study, ablation = load_recipe("cifar10-methods").jobs, load_recipe("dense-ablation").jobs
     for name, original in (
         ("fsp", "plain"),
@@ -79,7 +79,7 @@ def test_every_method_of_the_papers_tables_is_a_row():
         assert taught(load_recipe(table)) <= taught(load_recipe("cifar10-methods"))
 
 
-def test_games_and_knowledge_representing_written_out_are_the_procedures():
+def test_stages_written_out_for_games_and_knowledge_representing_match_the_procedures():
     jobs = load_recipe("cifar10-methods").jobs
     assert jobs["kdgan"].stages == adversarial(steps=85_000, lr=Milestones({0: 0.1, 42_500: 0.01, 63_750: 0.001}))
     represent = {
@@ -92,7 +92,7 @@ def test_games_and_knowledge_representing_written_out_are_the_procedures():
     assert jobs["kr_kdgan"].stages == (with_adversaries(*alternating(**represent, posterior=KDGAN())),)
 
 
-def test_the_two_classes_of_classes_share_none():
+def test_the_two_groups_of_classes_are_disjoint():
     seven, three = (load_recipe(name).data.classes for name in ("cifar10-seven", "cifar10-transfer"))
     assert len(seven) == 7
     assert len(three) == 3

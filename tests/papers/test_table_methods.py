@@ -47,7 +47,7 @@ SOFT = SoftLogits(temperature=3, divergence="cross_entropy", squared=False)
         ("kr-table3", "fitnet"),
     ],
 )
-def test_second_stages_of_fitnets_weigh_soft_logits_from_4_to_1(name: str, job: str) -> None:
+def test_second_stages_of_fitnets_weight_soft_logits_from_4_to_1(name: str, job: str) -> None:
     stage = load_recipe(name).jobs[job].stages[-1]
     (update,) = stage.updates
     assert [term.knowledge.name for term in update.task] == ["labels"]
@@ -87,7 +87,7 @@ def test_hints_and_shuffles_of_table_1() -> None:
         for kind, job in (("min", "dense_sequential"), ("fast", "dense_sequential_1"))
     ],
 )
-def test_dense_rows_are_the_method(name: str, job: str) -> None:
+def test_dense_rows_match_the_method(name: str, job: str) -> None:
     (first, _) = load_recipe(name).jobs[job].stages
     (method, _) = find_method("dense-sequential").stages(3)
     assert first.cycle == method.cycle
@@ -108,7 +108,7 @@ def test_widths_have_the_printed_share_of_parameters(name: str) -> None:
         assert millions == [0.12, 0.09]
 
 
-def test_knowledge_representing_written_out_is_the_method() -> None:
+def test_stages_written_out_for_knowledge_representing_match_the_method() -> None:
     jobs = load_recipe("kr-claims").jobs
     assert jobs["kr"].stages == find_method("kr").stages(3)
     optimizers = {
@@ -120,7 +120,7 @@ def test_knowledge_representing_written_out_is_the_method() -> None:
         assert jobs[name].network == jobs["kr"].network
 
 
-def test_methods_written_out_for_imagenet_are_the_procedures() -> None:
+def test_stages_written_out_for_imagenet_match_the_procedures() -> None:
     jobs = load_recipe(IMAGENET).jobs
     optimizer = Optimizer(weight_decay=1e-5)
     learning: dict[str, Any] = {"steps": 300_000, "lr": Linear((0.1, 0), stairs=10), "optimizer": optimizer}

@@ -37,7 +37,7 @@ def test_a_recipe_passes_its_check(name: str, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_every_printed_row_is_there_with_as_many_networks(name: str) -> None:
+def test_every_printed_row_exists_with_as_many_networks(name: str) -> None:
     recipe, printed = load_recipe(name), TABLES[name]
     for row in printed.rows:
         variants = [f"{row}_{column}" for column in printed.columns]
@@ -62,19 +62,19 @@ def test_a_row_of_variants_is_trained_whole(row: str) -> None:
     ("name", "row"),
     [(name, row) for name, table in TABLES.items() if "total_iterations" in table.columns for row in table.rows],
 )
-def test_updates_are_as_many_as_the_papers_count(name: str, row: str) -> None:
+def test_numbers_of_updates_match_the_papers(name: str, row: str) -> None:
     recipe, printed = load_recipe(name), TABLES[name]
     assert updates_of(recipe, jobs_of(recipe, row)) == printed.rows[row][printed.columns.index("total_iterations")]
 
 
 def first_job(recipe: Recipe, name: str) -> str:
-    """The job with whose fresh weights ``name`` begins."""
+    """The job that ``name`` takes its initial weights from."""
     start = recipe.jobs[name].start
     return first_job(recipe, start.job) if isinstance(start, AfterStage) else name
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_no_student_begins_with_the_weights_its_teacher_began_with(name: str) -> None:
+def test_no_student_starts_from_its_teachers_initial_weights(name: str) -> None:
     recipe = load_recipe(name)
     for job_name, job in recipe.jobs.items():
         first = recipe.jobs[first_job(recipe, job_name)]
@@ -83,7 +83,7 @@ def test_no_student_begins_with_the_weights_its_teacher_began_with(name: str) ->
 
 
 @pytest.mark.parametrize("name", [name for name, table in TABLES.items() if set(NET_COLUMNS) <= set(table.columns)])
-def test_the_networks_of_a_row_differ_in_their_seeds_alone(name: str) -> None:
+def test_the_networks_of_a_row_differ_only_in_their_seeds(name: str) -> None:
     recipe = load_recipe(name)
     for row in TABLES[name].rows:
         jobs = [recipe.jobs[job] for job in jobs_of(recipe, row)]
@@ -107,7 +107,7 @@ SHARED = {
 
 
 @pytest.mark.parametrize("row", TABLES["fsp-table1"].rows)
-def test_table_1_shares_beginnings_where_the_paper_does(row: str) -> None:
+def test_table_1_shares_first_stages_like_the_paper(row: str) -> None:
     recipe = load_recipe("fsp-table1")
     starts = {job.start for name in jobs_of(recipe, row) for job in [recipe.jobs[name]]}
     if row not in SHARED:

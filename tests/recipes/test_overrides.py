@@ -62,7 +62,7 @@ def test_set_changes_values_anywhere(here: Path) -> None:
     assert teacher.stages[0].updates[0].task == (Term(Labels()), Term(Labels(smoothing=0.1)))
 
 
-def test_set_with_nothing_behind_the_sign_is_none(here: Path) -> None:
+def test_set_with_nothing_after_the_sign_is_none(here: Path) -> None:
     text = SHORT.replace("batch: 32", "labels: 200")
     assert load(text, set=["data.labels="]).data.labels is None
 
@@ -119,7 +119,7 @@ def test_seed_and_data_root_are_taken_from_the_options(here: Path) -> None:
 
 
 @pytest.mark.parametrize("scale", [0, -1.0, float("nan"), float("inf"), 1e306])
-def test_scale_must_be_above_nothing(here: Path, scale: float) -> None:
+def test_scale_must_be_positive(here: Path, scale: float) -> None:
     assert problems(SHORT, scale=scale) == [f"scale={scale}: expected a number above 0, at most 1000"]
 
 
@@ -131,7 +131,7 @@ def test_networks_from_python_files_need_trust(here: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["student.network=a.py:f", "student=a.py:f", "student.network.name=a.py:f"])
-def test_a_file_that_the_user_types_needs_no_other_word(here: Path, change: str) -> None:
+def test_a_file_that_the_user_types_needs_no_trust(here: Path, change: str) -> None:
     assert load(SHORT, set=[change]).jobs["student"].network.name == "a.py:f"
     hidden = SHORT.replace("resnet26", "b.py:g")
     (said,) = problems(hidden, set=[change])

@@ -68,7 +68,7 @@ def test_every_key_and_item_has_its_line() -> None:
     assert str(document.place(("b", "c", "none", "at", "all"))) == "f:3"
 
 
-def test_what_an_alias_brings_in_is_on_the_line_of_its_use() -> None:
+def test_values_from_an_alias_are_on_the_line_of_its_use() -> None:
     document = read_yaml("a: &a\n  x: {y: 1}\nb:\n  - *a\nc:\n  <<: *a\nd: *a\n", "f")
     places = {path: (place.line, place.written) for path, place in document.places.items()}
     assert places["a", "x", "y"] == (2, None)

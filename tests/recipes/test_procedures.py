@@ -66,7 +66,7 @@ def stages(tmp_path: Path) -> Any:
         ("{procedure: blocks, transfers: [fsp, nst], steps: 5, lr: 0.1}", blocks(["fsp", "nst"], steps=5, lr=0.1)),
     ],
 )
-def test_a_mapping_makes_the_stages_that_the_function_makes(stages: Any, text: str, same: tuple[Stage, ...]) -> None:
+def test_a_mapping_gives_the_same_stages_as_the_function(stages: Any, text: str, same: tuple[Stage, ...]) -> None:
     assert stages(text) == same
 
 
@@ -103,7 +103,7 @@ def test_changes_and_scale_come_after(stages: Any) -> None:
         ("{procedure: blocks, transfers: [fsp, nst], steps: 1, lr: 1}", ["blocks: 2 transfers cannot share 1 steps"]),
     ],
 )
-def test_what_does_not_fit_is_named_with_its_line(stages: Any, text: str, said: list[str]) -> None:
+def test_invalid_arguments_are_named_with_their_line(stages: Any, text: str, said: list[str]) -> None:
     with pytest.raises(RecipeError) as caught:
         stages(text)
     for line in said:

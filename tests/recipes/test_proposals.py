@@ -1,4 +1,4 @@
-"""What a message proposes to write is accepted as it stands there."""
+"""Whatever a message suggests to write is accepted literally."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_the_recipe_itself_is_right(here: Path) -> None:
 
 
 @pytest.mark.parametrize("case", PROPOSALS)
-def test_what_a_message_proposes_is_accepted(here: Path, case: str) -> None:
+def test_suggestions_in_messages_are_accepted(here: Path, case: str) -> None:
     wrong, proposal, edits = PROPOSALS[case]
     with pytest.raises(FlowstillError) as caught:
         checked(wrong)
@@ -124,13 +124,13 @@ def test_what_a_message_proposes_is_accepted(here: Path, case: str) -> None:
 
 
 @pytest.mark.parametrize("change", ["foo", "=3"])
-def test_the_example_of_a_change_is_one(here: Path, change: str) -> None:
+def test_the_example_of_a_change_works(here: Path, change: str) -> None:
     with pytest.raises(FlowstillError, match=r"such as data\.batch=64"):
         checked(START, set=[change])
     checked(START, set=["data.batch=64"])
 
 
-def test_a_function_in_a_file_is_named_as_the_message_says(here: Path) -> None:
+def test_a_function_in_a_file_is_named_as_suggested(here: Path) -> None:
     Path("nets.py").write_text(
         "from torch import nn\ndef FUNCTION(num_classes):\n    return nn.Linear(3, num_classes)\n"
     )

@@ -40,7 +40,7 @@ from flowstill.transfer.knowledge import Knowledge
 from support.recipe_files import SHORT, load, steps
 
 
-def test_everything_counted_in_steps_stretches_together() -> None:
+def test_everything_counted_in_steps_scales_together() -> None:
     recipe = scaled(everything(), 0.1)
     joint = recipe.jobs["joint"].stages[0]
     assert steps(recipe) == {"teacher": [40], "first": [10, 20], "second": [20], "joint": [30, 1, 1]}
@@ -121,13 +121,13 @@ def everything() -> Recipe:
     )
 
 
-def test_written_recipe_reads_back_equal(here: Path) -> None:
+def test_a_written_recipe_reads_back_equal(here: Path) -> None:
     text = dump_recipe(everything())
     assert load(text) == everything()
     assert dump_recipe(load(text)) == text
 
 
-def test_written_recipe_is_the_same_to_any_reader_of_yaml() -> None:
+def test_a_written_recipe_reads_the_same_in_any_yaml_reader() -> None:
     assert yaml.safe_load(dump_recipe(everything())) == plain(everything())
 
 
@@ -150,7 +150,7 @@ def test_a_written_recipe_can_be_changed_and_run_again(here: Path) -> None:
     assert transfer.updates[0].transfer[0].weight == Constant(2.0)
 
 
-def test_a_knowledge_with_a_weight_of_its_own_keeps_it_apart_from_the_terms() -> None:
+def test_a_knowledges_own_weight_is_kept_apart_from_the_terms() -> None:
     @specification
     class Heavy(Knowledge):
         """Stands for a paper whose own formula has a weight."""

@@ -35,7 +35,7 @@ jobs:
     assert load(SHORT) == load(long)
 
 
-def test_shorthand_stands_beside_jobs(here: Path) -> None:
+def test_shorthand_works_together_with_jobs(here: Path) -> None:
     more = "jobs:\n  alone: {network: resnet8, stages: [{name: task, steps: 1, task: labels}]}\n  raw: resnet14\n"
     recipe = load(SHORT + more)
     assert set(recipe.jobs) == {"teacher", "student", "alone", "raw"}
@@ -77,12 +77,12 @@ def test_a_student_may_name_another_teacher_or_none(here: Path) -> None:
         (SHORT + "jobs: 3\n", "r.yaml:11: jobs: expected a mapping, got 3"),
     ],
 )
-def test_shorthand_that_does_not_fit(here: Path, text: str, said: str) -> None:
+def test_invalid_shorthand(here: Path, text: str, said: str) -> None:
     (line,) = problems(text)
     assert line.startswith(said)
 
 
-def test_a_teacher_must_have_learned_something(here: Path) -> None:
+def test_a_teacher_must_have_trained_weights(here: Path) -> None:
     text = SHORT.split("  network")[0].replace("teacher:", "teacher: resnet26") + SHORT[SHORT.index("student:") :]
     text = text.replace("  - *task\n", "")
     said = "r.yaml:3: jobs.teacher: a teacher needs 'weights' (a file), 'stages' that train it, or, if it is built trained, 'start: trained'"
@@ -152,24 +152,24 @@ seed: true
 @pytest.mark.parametrize(
     ("key", "near"), [("lrr", "lr"), ("taks", "task"), ("optimiser", "optimizer"), ("step", "steps")]
 )
-def test_an_unknown_key_of_a_stage_gets_the_nearest_of_its_form(here: Path, key: str, near: str) -> None:
+def test_an_unknown_key_of_a_stage_suggests_the_nearest_of_its_form(here: Path, key: str, near: str) -> None:
     text = SHORT.replace("steps: 40,", f"steps: 40, {key}: 1,")
     assert problems(text) == [f"r.yaml:9: jobs.student.stages[0].{key}: unknown key. Did you mean {near!r}?"]
 
 
 @pytest.mark.parametrize(("key", "near"), [("techer", "teacher"), ("ensemble", "ensembles"), ("stage", "stages")])
-def test_an_unknown_key_at_the_top_gets_the_nearest(here: Path, key: str, near: str) -> None:
+def test_an_unknown_top_level_key_suggests_the_nearest(here: Path, key: str, near: str) -> None:
     assert problems(f"{SHORT}{key}: 1\n") == [f"r.yaml:11: {key}: unknown key. Did you mean {near!r}?"]
 
 
-def test_a_wrong_reference_names_the_nearest_job(here: Path) -> None:
+def test_a_wrong_reference_suggests_the_nearest_job(here: Path) -> None:
     (said,) = problems(SHORT.replace("student: resnet8", "student: {network: resnet8, teacher: tescher}"))
     assert said.startswith("r.yaml:")
     assert "'tescher'" in said
     assert "Did you mean 'teacher'?" in said
 
 
-def test_what_a_run_noted_in_its_recipe_is_ignored(here: Path) -> None:
+def test_facts_of_a_run_in_its_recipe_are_ignored(here: Path) -> None:
     assert load(SHORT + "run: {flowstill: 0.1.0, torch: {version: 2}}\n") == load(SHORT)
 
 
@@ -201,7 +201,7 @@ def test_missing_and_unreadable_files(here: Path) -> None:
         ("a: [", "r.yaml:1: invalid YAML"),
     ],
 )
-def test_files_that_hold_no_recipe(here: Path, text: str, said: str) -> None:
+def test_files_that_are_not_recipes(here: Path, text: str, said: str) -> None:
     assert problems(text)[0].startswith(said)
 
 

@@ -78,7 +78,7 @@ def test_a_wrong_schedule_is_one_problem(value: Any, said: str) -> None:
         ("x", "Job.start: expected a mapping with 'weights' or a mapping with 'job' and 'stage' or 'trained', got 'x'"),
     ],
 )
-def test_a_wrong_start_is_read_as_the_one_that_was_meant(value: Any, said: str) -> None:
+def test_a_wrong_start_is_reported_as_the_form_that_was_meant(value: Any, said: str) -> None:
     with pytest.raises(RecipeError) as caught:
         Job("resnet8", start=value)
     assert sorted(str(caught.value).splitlines()) == sorted(said.splitlines())
@@ -122,7 +122,7 @@ def test_a_short_stage_is_one_player_called_student() -> None:
         (lambda: Player(modules=("studnet",)), "Player.modules[0]: expected 'student', 'adapters'"),
     ],
 )
-def test_what_cannot_be_run_is_refused(make: Any, said: str) -> None:
+def test_recipes_that_cannot_run_are_refused(make: Any, said: str) -> None:
     with pytest.raises(RecipeError) as caught:
         make()
     assert said in str(caught.value)
@@ -154,13 +154,13 @@ ALONE = Job("resnet8", (stage(),))
         (lambda: recipe({"a": Job("resnet8", teacher="b"), "b": Job("resnet8", teacher="a")}), ["circle"]),
     ],
 )
-def test_names_must_be_of_jobs_that_are_there(make: Any, said: list[str]) -> None:
+def test_referenced_jobs_must_exist(make: Any, said: list[str]) -> None:
     with pytest.raises(RecipeError) as caught:
         make()
     assert all(part in str(caught.value) for part in said), str(caught.value)
 
 
-def test_jobs_come_after_those_that_they_build_on() -> None:
+def test_jobs_come_after_the_jobs_that_they_build_on() -> None:
     jobs = {
         "c": Job("resnet8", (stage(),), start=AfterStage("b", "task")),
         "b": Job("resnet8", (stage(),), teacher="a"),

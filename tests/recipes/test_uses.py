@@ -108,7 +108,7 @@ def test_train_resume_evaluate_reload_report(here: Path, capsys: pytest.CaptureF
     assert "my-norms" in write_report(opened).read_text()
 
 
-def test_a_stopped_run_goes_on_with_a_file_that_has_moved(here: Path) -> None:
+def test_a_stopped_run_continues_after_a_file_has_moved(here: Path) -> None:
     class Stop(Exception):
         pass
 
@@ -131,7 +131,7 @@ def test_a_stopped_run_goes_on_with_a_file_that_has_moved(here: Path) -> None:
     assert got == want
 
 
-def test_resuming_runs_no_file_that_only_the_run_folder_names(here: Path) -> None:
+def test_resuming_does_not_run_files_named_only_in_the_run_folder(here: Path) -> None:
     recipe = load_recipe(here / "r.yaml", scale=0.001, trust_code=True)
     fs.train(recipe, here / "run", **PLAIN)
     before = (here / "run" / "recipe.yaml").read_text()
@@ -172,7 +172,7 @@ def test_distill_takes_a_method_from_a_file(here: Path, capsys: pytest.CaptureFi
     assert main(["evaluate", str(here / "named"), "--trust-code", "--device", "cpu"]) == 0
 
 
-def test_an_installed_module_needs_no_word(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_installed_module_needs_no_trust(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (here / "my_installed_knowledge.py").write_text(MINE)
     monkeypatch.syspath_prepend(here)
     monkeypatch.delitem(sys.modules, "my_installed_knowledge", raising=False)
@@ -215,7 +215,7 @@ def test_a_file_is_looked_for_beside_the_recipe_then_in_the_working_directory(he
         ("[mine.py, 3]", "r.yaml:2: uses[1]: expected text, got 3"),
     ],
 )
-def test_what_cannot_be_imported_is_one_clear_line(here: Path, uses: str, said: str, monkeypatch) -> None:
+def test_failed_imports_give_one_clear_line(here: Path, uses: str, said: str, monkeypatch) -> None:
     monkeypatch.chdir(here)
     (here / "bad.py").write_text("x = 0\n1 / x\n")
     (here / "r.yaml").write_text(RECIPE.replace("mine.py", uses).replace("my-method", "fsp"))
@@ -241,7 +241,7 @@ def test_a_file_that_the_user_types_runs_from_the_working_directory(here: Path) 
     assert load_recipe(here / "r.yaml", set=["uses=mine.py"]).uses == (str(here.parent / "elsewhere" / "mine.py"),)
 
 
-def test_a_typed_file_is_no_word_for_another_that_the_recipe_names(here: Path) -> None:
+def test_a_typed_file_does_not_make_others_trusted(here: Path) -> None:
     (here / "other.py").write_text("raise SystemExit('this must not run')")
     (here / "r.yaml").write_text(RECIPE.replace("mine.py", "[mine.py, other.py]"))
     with pytest.raises(RecipeError, match=r"uses\[1\]: .*other\.py' is a Python file"):

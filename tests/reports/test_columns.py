@@ -1,4 +1,4 @@
-"""Columns: those of other packages stand in the table and in the page like the built-in ones."""
+"""Columns: other packages' columns appear in the table and on the page like the built-in ones."""
 
 import re
 
@@ -61,7 +61,7 @@ def test_a_column_from_outside_is_shown_everywhere(run):
     assert '<td class="text">about large</td>' in html
 
 
-def test_an_optional_column_is_left_out_where_nothing_is_known(run):
+def test_an_optional_column_without_values_is_left_out(run):
     flowstill.register_column("never", optional=True)(lambda row: None)
     flowstill.register_column("at times", optional=True)(lambda row: None if row.loss is None else "yes")
     assert "never" not in table_text(run)

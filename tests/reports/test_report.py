@@ -118,7 +118,7 @@ def test_the_table_shows_each_job_beside_the_paper_and_the_baseline(run):
     assert "…" not in text
 
 
-def test_a_narrow_terminal_has_a_table_that_fits(run):
+def test_a_narrow_terminal_gets_a_table_that_fits(run):
     widths = [Console(width=500).measure(table).maximum for table in results_tables(run)]
     assert widths == sorted(widths, reverse=True)
     assert widths[-1] <= 80
@@ -193,7 +193,7 @@ def line_points(svg: ET.Element, colour: str) -> list[tuple[float, float]]:
     raise AssertionError(f"no curve in {colour}")
 
 
-def test_the_page_is_whole_and_fetches_nothing(html):
+def test_the_page_is_self_contained(html):
     page = Page(html)
     assert page.open == []
     assert not {"script", "link", "img", "iframe"} & set(page.tags)
@@ -206,7 +206,7 @@ def test_the_page_is_whole_and_fetches_nothing(html):
     assert set(referred) <= set(ids)
 
 
-def test_the_page_tells_what_the_run_folder_holds(run, html):
+def test_the_page_matches_the_run_folder(run, html):
     text = " ".join(" ".join(Page(html).text).split())
     for expected in (
         "91.23",
@@ -230,7 +230,7 @@ def test_the_page_tells_what_the_run_folder_holds(run, html):
     assert (run.path / "recipe.yaml").read_text() in "".join(Page(html).text)
 
 
-def test_the_curves_lie_where_the_measurements_are(html):
+def test_the_curves_match_the_measurements(html):
     accuracy, *losses = svgs(html)
     assert len(losses) == 4  # teacher, alone, and the student's two stages
     legend = re.findall(r'<li><span class="swatch" style="background:(#\w+)"></span>(\w+)</li>', html)
@@ -281,7 +281,7 @@ def test_the_page_shows_the_run_as_it_is_now(tmp_path):
     assert "not finished" not in write_report(run).read_text(encoding="utf-8")
 
 
-def test_no_run_no_page(tmp_path):
+def test_without_a_run_there_is_no_page(tmp_path):
     with pytest.raises(RunError, match="not a run folder"):
         write_report(tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Measurements: kept exactly, and after a kill as if it had not been."""
+"""Measurements: kept exactly, even after a kill."""
 
 import math
 import sys
@@ -26,7 +26,7 @@ def events(folder: Path, tag: str) -> list[tuple[int, float]]:
     return [(event.step, event.value) for event in reader.Scalars(tag)]
 
 
-def test_measurements_come_back_as_they_were(tmp_path):
+def test_measurements_round_trip(tmp_path):
     log = MetricsLog(tmp_path)
     values = {"train/a": 0.1 + 0.2, "train/b": 1e-300, "train/c": math.inf}
     log.log("teacher", 'stage, "one"', 3, values)
@@ -51,7 +51,7 @@ def test_a_line_that_a_kill_cut_off_is_left_out(tmp_path):
         Run(tmp_path).metrics()
 
 
-def test_after_truncation_both_logs_are_as_if_never_interrupted(tmp_path):
+def test_truncation_restores_both_logs(tmp_path):
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
     straight.mkdir()
     resumed.mkdir()
@@ -70,7 +70,7 @@ def test_after_truncation_both_logs_are_as_if_never_interrupted(tmp_path):
     log.truncate(position)
     log_steps(log, range(11, 17))
     log.close()
-    log_steps(log, range(17, 21))  # opened anew, what was logged since stays
+    log_steps(log, range(17, 21))  # opened again, it keeps what was logged since
     log.log("student", "later", 1, {"lr": 5.0})
     log.close()
 
@@ -133,7 +133,7 @@ def test_without_tensorboard_the_csv_file_is_all(tmp_path, monkeypatch, caplog):
     assert not caplog.messages
 
 
-def test_events_that_cannot_be_continued_are_said_once(tmp_path, monkeypatch, caplog):
+def test_events_that_cannot_be_continued_are_logged_once(tmp_path, monkeypatch, caplog):
     log = MetricsLog(tmp_path)
     log_steps(log, range(1, 4))
     position = log.position()

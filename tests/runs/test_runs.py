@@ -31,7 +31,7 @@ def make_run(path: Path, recipe: dict = RECIPE) -> RunWriter:
     return writer
 
 
-def test_a_folder_with_a_run_is_only_taken_up_on_request(tmp_path):
+def test_a_folder_with_a_run_is_only_continued_on_request(tmp_path):
     make_run(tmp_path / "run")
     with pytest.raises(RunError, match="resume=True"):
         RunWriter.create(tmp_path / "run")
@@ -39,7 +39,7 @@ def test_a_folder_with_a_run_is_only_taken_up_on_request(tmp_path):
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_a_folder_with_anything_else_is_left_alone(tmp_path, resume):
+def test_a_folder_with_anything_else_is_not_touched(tmp_path, resume):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(RunError, match=r"'notes\.txt'"):
         RunWriter.create(tmp_path, resume=resume)
@@ -51,7 +51,7 @@ def test_a_folder_with_anything_else_is_left_alone(tmp_path, resume):
 
 
 @pytest.mark.parametrize("lacks", ["jobs", "ensembles"])
-def test_a_run_is_finished_when_all_that_its_recipe_asks_for_is_measured(tmp_path, lacks):
+def test_a_run_is_finished_once_everything_in_its_recipe_is_measured(tmp_path, lacks):
     writer = make_run(tmp_path / "run", {**RECIPE, "ensembles": {"both": {"jobs": ["student"]}}})
     done = Summary(finished=True, jobs={"student": JobSummary()}, ensembles={"both": Scores()})
     writer.write_summary(done)
@@ -61,7 +61,7 @@ def test_a_run_is_finished_when_all_that_its_recipe_asks_for_is_measured(tmp_pat
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_an_empty_folder_starts_and_leftovers_of_a_kill_go(tmp_path, resume):
+def test_a_run_starts_in_an_empty_folder_and_leftovers_of_a_kill_are_removed(tmp_path, resume):
     (tmp_path / ".recipe.yaml.0a1b2c3d.partial").write_text("name: sm")
     if not resume:
         make_run(tmp_path)
@@ -69,7 +69,7 @@ def test_an_empty_folder_starts_and_leftovers_of_a_kill_go(tmp_path, resume):
     assert not list(tmp_path.glob(".*"))
 
 
-def test_what_is_no_run_folder_says_what_is_missing_and_what_is_near(tmp_path):
+def test_an_error_about_a_run_folder_names_what_is_missing_and_the_nearest(tmp_path):
     make_run(tmp_path / "digits")
     with pytest.raises(RunError, match=r"does not exist.*Did you mean '.*digits'"):
         Run.open(tmp_path / "digit")
@@ -101,7 +101,7 @@ def test_files_changed_by_hand_are_named(tmp_path, name, content):
         _ = run.summary if name == "summary.json" else run.recipe
 
 
-def test_the_state_comes_back(tmp_path):
+def test_the_state_round_trips(tmp_path):
     writer = make_run(tmp_path / "run")
     state = {"step": 3, "rng": [torch.get_rng_state()], "nested": {"w": torch.arange(6.0).view(2, 3)}, "name": "x"}
     writer.save_state(state)
@@ -178,7 +178,7 @@ def test_the_same_weights_are_the_same_bytes(tmp_path):
     assert files[0] == files[1]
 
 
-def test_a_network_that_is_not_there_is_named(tmp_path):
+def test_a_missing_network_is_named(tmp_path):
     make_run(tmp_path / "run")
     run = Run.open(tmp_path / "run")
     with pytest.raises(RunError, match="Did you mean 'student'"):

@@ -1,4 +1,4 @@
-"""The state to resume from: damage is noticed, and the state before the last is kept for that."""
+"""The state to resume from: damage is detected, and the previous state is kept as a fallback."""
 
 import errno
 import os
@@ -51,7 +51,7 @@ def test_a_cut_at_any_length_is_noticed(writer):
 
 
 @pytest.mark.parametrize("lazy", [False, True])
-def test_the_state_before_the_last_takes_the_place_of_a_damaged_one(writer, caplog, lazy):
+def test_the_previous_state_replaces_a_damaged_one(writer, caplog, lazy):
     for step in (1, 2, 3):
         writer.save_state(state(step))
     assert sorted(path.name for path in writer.path.iterdir()) == ["state-previous.pt", "state.pt"]
@@ -68,7 +68,7 @@ def test_the_state_before_the_last_takes_the_place_of_a_damaged_one(writer, capl
     assert torch.equal(writer.load_state(lazy=lazy)["w"], torch.full((2000,), 2.0))
 
 
-def test_both_damaged_names_both_and_the_way_on(writer):
+def test_two_damaged_states_are_both_named_with_the_fix(writer):
     for step in (1, 2):
         writer.save_state(state(step))
     for name in ("state.pt", "state-previous.pt"):
@@ -80,7 +80,7 @@ def test_both_damaged_names_both_and_the_way_on(writer):
         writer.load_state()
 
 
-def test_a_kill_between_the_two_renames_is_no_damage(writer, caplog):
+def test_a_kill_between_the_two_renames_is_not_damage(writer, caplog):
     for step in (1, 2):
         writer.save_state(state(step))
     (writer.path / "state.pt").unlink()
@@ -93,7 +93,7 @@ def test_a_kill_between_the_two_renames_is_no_damage(writer, caplog):
     assert list(writer.path.iterdir()) == []
 
 
-def test_a_state_of_an_earlier_version_is_read(writer):
+def test_a_state_from_an_earlier_version_is_read(writer):
     torch.save(state(4), writer.path / "state.pt")
     assert writer.load_state()["step"] == 4
     writer.save_state(state(5))
@@ -101,7 +101,7 @@ def test_a_state_of_an_earlier_version_is_read(writer):
     assert writer.load_state()["step"] == 4
 
 
-def test_a_full_disk_is_named_and_keeps_the_last_state(writer):
+def test_a_full_disk_is_reported_and_keeps_the_last_state(writer):
     writer.save_state(state(1))
     before = sorted(path.name for path in writer.path.iterdir())
     for size in (200, 5000):
@@ -127,14 +127,14 @@ def test_a_full_disk_is_named_and_keeps_the_last_state(writer):
         ({"rng": ...}, "'rng' is missing"),
     ],
 )
-def test_a_state_that_lacks_something_says_what(writer, change, said):
+def test_an_incomplete_state_says_what_is_missing(writer, change, said):
     content = {**WHOLE, **change}
     writer.save_state({name: value for name, value in content.items() if value is not ...})
     with pytest.raises(RunError, match=said):
         writer.progress()
 
 
-def test_the_smallest_whole_state_is_progress(writer):
+def test_the_smallest_complete_state_is_valid(writer):
     writer.save_state({**WHOLE, "group": ["a", "b"], "stage": 1, "loop": {"step": 7}})
     progress = writer.progress()
     assert (progress.begun, progress.stage, progress.step) == (("a", "b"), 1, 7)

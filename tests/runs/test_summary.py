@@ -23,7 +23,7 @@ OLD = {
 }
 
 
-def test_what_is_written_comes_back(tmp_path):
+def test_a_summary_round_trips(tmp_path):
     job = JobSummary(accuracy=90.5, loss=math.inf, network="resnet8", labels=100, steps=4)
     summary = Summary(recipe="small", finished=True, seed=3, jobs={"student": job}, ensembles={"both": Scores(1.0)})
     RunWriter.create(tmp_path / "run").write_summary(summary)
@@ -31,7 +31,7 @@ def test_what_is_written_comes_back(tmp_path):
     assert Run.open(tmp_path / "run").summary == summary
 
 
-def test_a_summary_is_read_by_key_too():
+def test_a_summary_can_also_be_read_by_key():
     summary = Summary(jobs={"student": JobSummary(accuracy=90.5), "teacher": JobSummary()})
     assert summary["jobs"]["student"]["accuracy"] == 90.5
     assert summary["jobs"]["student"]["labels"] is None
@@ -42,7 +42,7 @@ def test_a_summary_is_read_by_key_too():
         _ = summary["to_json"]
 
 
-def test_a_summary_of_an_earlier_version_is_read():
+def test_a_summary_from_an_earlier_version_is_read():
     summary = Summary.from_json(json.dumps(OLD))
     assert (summary.jobs["student"].accuracy, summary.jobs["student"].teacher) == (97.0, "teacher")
     assert math.isnan(summary.jobs["student"].loss)

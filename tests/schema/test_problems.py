@@ -1,4 +1,4 @@
-"""In which words a wrong value is refused, from Python and from plain data alike."""
+"""The messages for wrong values, the same from Python and from plain data."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from flowstill.transfer.stages import Name
 
 @specification
 class Kernel:
-    """A value of many types, to see what is said of each."""
+    """Options of many types, to test the message for each."""
 
     width: Annotated[float, Field(gt=0, lt=10)] = 1.0
     shape: Literal["round", "square"] | tuple[float, ...] | int = "round"
@@ -85,7 +85,7 @@ def test_one_problem_is_one_line_in_plain_words(value: Any, said: str) -> None:
     assert problems(Kernel, value) == [said]
 
 
-def test_all_problems_are_said_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     assert problems(Kernel, {"width": "a", "sizes": [1, "b"], "colour": 1}) == [
         "Kernel.width: expected a number, got 'a'",
         "Kernel.sizes[1]: expected a whole number, got 'b'",
@@ -93,14 +93,14 @@ def test_all_problems_are_said_at_once() -> None:
     ]
 
 
-def test_a_wrong_key_and_its_wrong_value_are_both_said() -> None:
+def test_a_wrong_key_and_its_wrong_value_are_both_reported() -> None:
     assert problems(Kernel, {"jobs": {"a/b": "x"}}) == [
         "Kernel.jobs.a/b: expected a name of letters, digits, spaces, '_', '-' and '.', at most 100 characters, got 'a/b'",
         "Kernel.jobs.a/b: expected a whole number, got 'x'",
     ]
 
 
-def test_constructor_and_plain_data_are_refused_with_the_same_words() -> None:
+def test_constructor_and_plain_data_give_the_same_errors() -> None:
     given = {"name": "sdg", "momentum": 2, "nestrov": True}
     with pytest.raises(RecipeError) as caught:
         Optimizer(**given)
@@ -129,7 +129,7 @@ def test_specifications_are_frozen() -> None:
         Data("digits").batch = 3
 
 
-def test_nested_dataclasses_keep_their_place() -> None:
+def test_problems_in_nested_dataclasses_keep_their_place() -> None:
     with pytest.raises(RecipeError, match=r"^Player\.optimizer\.momentum: expected less than 1, got 1$"):
         Player(optimizer={"momentum": 1})
 

@@ -1,4 +1,4 @@
-"""Runs to compare: interrupted and taken up again, by one process and by two."""
+"""Runs to compare: interrupted and resumed, by one process and by two."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def stop_at(where: Where) -> Callable[[str, str, int], None]:
 
 
 def resumed(given: Recipe, path: Path, where: Where) -> fs.Run:
-    """The run of a recipe that is interrupted within a stage and taken up again, which repeats no step and skips none."""
+    """A run that is interrupted within a stage and resumed, without repeating or skipping a step."""
     with pytest.raises(KeyboardInterrupt):
         fs.train(given, path, on_step=stop_at(where), **PLAIN)
     seen: list[Where] = []

@@ -1,4 +1,4 @@
-"""Networks and jobs whose numbers stop being finite when a test wants it."""
+"""Networks and jobs that diverge when a test wants it."""
 
 from __future__ import annotations
 

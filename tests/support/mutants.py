@@ -58,7 +58,7 @@ GROUPS += [list(range(3000)), {f"key{n}": n for n in range(300)}, {"x" * 10_000:
 
 
 def values(rng: random.Random) -> Any:
-    """A value that hardly fits where it is put."""
+    """A value that rarely fits where it is put."""
     deep: Any = []
     for _ in range(60):
         deep = [deep]

@@ -1,4 +1,4 @@
-"""Small networks of named modules, whose sections are searched."""
+"""Small networks of named modules, to find sections in."""
 
 from torch import nn
 

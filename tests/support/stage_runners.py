@@ -72,5 +72,5 @@ def kept(module: nn.Module) -> dict[str, Tensor]:
 
 
 def moved(before: dict[str, Tensor], module: nn.Module) -> set[str]:
-    """The names of what is no longer as it was ``before``."""
+    """The names of what has changed since ``before``."""
     return {name for name, tensor in module.state_dict().items() if not torch.equal(before[name], tensor)}

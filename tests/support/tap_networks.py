@@ -1,4 +1,4 @@
-"""Small networks that the tests of taps read, and what they ask of them."""
+"""Small networks for the tests of taps, and helpers."""
 
 from collections import OrderedDict
 

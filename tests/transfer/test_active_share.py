@@ -33,7 +33,7 @@ def test_the_active_share_equals_the_loops(mode):
     assert 0 < shares[-1] < 1
 
 
-def test_a_learnt_threshold_ends_as_a_filter_of_nine_tenths():
+def test_a_learnt_threshold_finally_filters_nine_tenths():
     """Gradients of one distribution: 43 % pass at first, with the threshold at their mean; then about a tenth, for good."""
     recoder, shares = Recoder(Recoding(), [nn.Parameter(torch.zeros(2000))]), []
     for step in range(400):

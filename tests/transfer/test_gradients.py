@@ -54,7 +54,7 @@ def test_no_task_gradient_leaves_nothing_and_zero_transfer_gives_no_nan(gradient
             torch.testing.assert_close(both, a, rtol=0, atol=0)
 
 
-def test_variables_that_a_loss_does_not_reach(gradients):
+def test_variables_without_a_gradient_from_one_loss(gradients):
     task, transfer = gradients
     assert clip_per_variable([None, task[1]], [transfer[0], None], 0.5) == [None, task[1]]
     assert clip_global([task[0], task[1]], [transfer[0], None], 0.5)[1] is task[1]
@@ -76,7 +76,7 @@ def test_global_rule_equals_the_rule_on_one_long_vector(gradients):
     torch.testing.assert_close(met, long)
 
 
-def test_one_factor_takes_the_tasks_norm_over_variables_that_the_transfer_does_not_reach():
+def test_the_global_factor_counts_variables_without_a_transfer_gradient():
     """Eq. 13 is over all of Theta_S: |main| = |(3, 4)| = 5 and |trans| = |(10, 0)| = 10, though the fc has no transfer."""
     task, transfer = [torch.tensor([3.0]), torch.tensor([4.0])], [torch.tensor([10.0]), None]
     clipped = clip_global(task, transfer, 0.5)
@@ -87,7 +87,7 @@ def test_one_factor_takes_the_tasks_norm_over_variables_that_the_transfer_does_n
     assert float(eq14_literal(task, equal, 0)[0]) == pytest.approx(3 + 4 / (1 + math.exp(-5 / 4)))
 
 
-def test_eq14_as_printed_dims_only_a_small_transfer_and_more_each_epoch():
+def test_eq14_as_printed_shrinks_only_a_small_transfer_and_more_each_epoch():
     task, small, large = [torch.tensor([2.0])], [torch.tensor([1.0])], [torch.tensor([4.0])]
     # tau = 2: 0.88 at p = 0, 0.047 at p = 5, 1.5e-8 at p = 20.
     for epoch, factor in ((0, 0.8808), (5, 0.04743), (20, 1.523e-8)):
@@ -130,6 +130,6 @@ def test_every_mode_equals_the_loops(mode, scale, epoch):
 
 
 @pytest.mark.parametrize("mode", ["official", "ce_norm", "global", "eq14_literal"])
-def test_transfer_that_reaches_nothing_leaves_the_task(mode):
+def test_a_transfer_without_gradient_leaves_the_task_unchanged(mode):
     task = [torch.ones(3), None]
     assert by_mode(mode, task, [None, None], 1, task) == task

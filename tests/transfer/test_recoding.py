@@ -116,7 +116,7 @@ def test_threshold_grows_without_a_bound_and_stays_below_it_with_one():
     assert kept[-1] == pytest.approx(oracle.bound(gradient.tolist(), 0.9), rel=1e-9)
 
 
-def test_the_bound_is_where_most_entries_lie_below():
+def test_most_entries_lie_below_the_bound():
     values = draw(57, seed=3).tolist()
     parameter = nn.Parameter(torch.full((57,), 100.0, dtype=torch.float64))
     recoder = Recoder(Recoding(initial="mean_abs_w", quantile=0.8, lr=0.0), [parameter])
@@ -126,7 +126,7 @@ def test_the_bound_is_where_most_entries_lie_below():
     )  # the first count of at least 0.8 * 57 = 45.6
 
 
-def test_dead_and_missing_gradients_pass_and_do_not_spoil_the_threshold():
+def test_zero_and_missing_gradients_do_not_affect_the_threshold():
     parameters = [nn.Parameter(torch.zeros(10)) for _ in range(2)]
     recoder = Recoder(Recoding(), parameters)
     dead, missing = recoder([torch.zeros(10), None])
@@ -150,7 +150,7 @@ def test_dead_and_missing_gradients_pass_and_do_not_spoil_the_threshold():
         lambda p: torch.optim.RMSprop(p, lr=0.01),
     ],
 )
-def test_alone_it_resumes_exactly_around_any_optimiser(make, tmp_path):
+def test_the_wrapper_resumes_exactly_around_any_optimiser(make, tmp_path):
     whole, half = network(), network()
     descend(whole, SparseRecoding(make(whole.parameters()), lr=0.5), 8)
     first = SparseRecoding(make(half.parameters()), lr=0.5)
@@ -169,7 +169,7 @@ def test_alone_it_resumes_exactly_around_any_optimiser(make, tmp_path):
     assert not all(torch.equal(a, b) for a, b in zip(whole.parameters(), half.parameters(), strict=True))
 
 
-def test_it_steps_as_recoded_gradients_before_decay_and_momentum():
+def test_gradients_are_recoded_before_decay_and_momentum():
     recoded, by_hand = network(), network()
     optimizer = fs.SparseRecoding(
         torch.optim.SGD(recoded.parameters(), lr=0.1, momentum=0.9, weight_decay=0.05), fixed=0.02, strength=2.0
@@ -189,7 +189,7 @@ def test_it_steps_as_recoded_gradients_before_decay_and_momentum():
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
 
 
-def test_it_is_an_optimiser_to_schedulers_scalers_closures_and_copies():
+def test_it_works_with_schedulers_scalers_closures_and_copies():
     net = network()
     optimizer = SparseRecoding(torch.optim.SGD(net.parameters(), lr=0.4, fused=True))
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)

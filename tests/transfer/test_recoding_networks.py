@@ -44,7 +44,7 @@ def flat(tensors):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_its_steps_equal_the_loops_on_every_parameter(name):
+def test_steps_equal_the_loops_on_every_parameter(name):
     """Recoded gradient, then decay and momentum; each tensor has its own moving threshold; float64."""
     network = make_network(name, torch.float64)
     parameters = list(network.parameters())
@@ -70,7 +70,7 @@ def test_its_steps_equal_the_loops_on_every_parameter(name):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_training_on_a_fixed_batch_falls(name):
+def test_the_loss_falls_on_a_fixed_batch(name):
     network, (images, labels) = make_network(name, torch.float32), batch(0, torch.float32)
     optimizer = fs.SparseRecoding(torch.optim.SGD(network.parameters(), lr=0.005, momentum=MOMENTUM))
     losses = []

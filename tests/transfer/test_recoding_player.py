@@ -38,7 +38,7 @@ def resnet(seed=0):
 
 
 @pytest.mark.parametrize("mode", ["recode", "recode_soft", "double_backward"])
-def test_a_player_recodes_as_the_wrapper_does(mode):
+def test_a_player_recodes_like_the_wrapper(mode):
     """The engine's update equals a plain loop with SparseRecoding, decay and momentum included."""
     recoded, plain = resnet(), resnet().train()
     options = {"mode": mode, "lr": 0.2, "strength": 0.5 if mode != "double_backward" else 1e-4}
@@ -76,7 +76,7 @@ def test_a_player_with_zero_threshold_and_strength_is_the_plain_player_to_the_bi
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
-def test_a_player_recodes_what_the_rule_made_and_leaves_untouched_parameters_alone():
+def test_a_player_recodes_the_rules_result_and_skips_unused_parameters():
     student = resnet()
     with torch.no_grad():
         start = [p.clone() for p in student.parameters()]
@@ -109,7 +109,7 @@ def test_the_active_share_is_in_the_metrics_of_players_that_recode(tmp_path):
     assert all(0.05 < share < 0.6 for share in found["alone", "active_share"])
 
 
-def test_recoding_is_written_in_a_recipe(tmp_path):
+def test_a_recipe_can_ask_for_recoding(tmp_path):
     text = """
 name: r
 data: {name: digits}

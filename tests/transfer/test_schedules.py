@@ -29,7 +29,7 @@ def values(schedule, steps=STEPS):
     return [schedule.at(step, steps) for step in range(steps)]
 
 
-def test_constant_stays():
+def test_a_constant_does_not_change():
     assert values(Constant(0.3)) == [0.3] * STEPS
     assert Constant(0.3).scaled(0.01) == Constant(0.3)
 
@@ -50,7 +50,7 @@ def test_milestones_are_the_papers(milestones):
         assert [schedule.at(step, end) for step in (second, end - 1)] == [peak / 100, peak / 100]
 
 
-def test_order_of_milestones_does_not_matter():
+def test_the_order_of_milestones_does_not_matter():
     assert values(Milestones({16: 1.0, 0: 3.0, 11: 2.0})) == values(Milestones({0: 3.0, 11: 2.0, 16: 1.0}))
 
 
@@ -75,7 +75,7 @@ def test_milestones_start_at_zero(milestones):
         Milestones(milestones)
 
 
-def test_linear_falls_from_four_to_one():
+def test_linear_falls_evenly_from_four_to_one():
     """The weight of FitNet's soft term: 4 at the first step, 1 at the last, 2.5 half-way."""
     schedule = Linear((4, 1))
     assert [schedule.at(step, 21_001) for step in (0, 10_500, 21_000)] == [4, 2.5, 1]
@@ -101,7 +101,7 @@ def test_stairs_are_pytorchs_steps_of_a_polynomial_of_power_one():
 
 
 @pytest.mark.parametrize("stairs", [0, -1, 2.5])
-def test_stairs_are_counted(stairs):
+def test_invalid_numbers_of_stairs_are_refused(stairs):
     with pytest.raises(RecipeError, match=r"Linear\.stairs"):
         Linear((4, 1), stairs=stairs)
 
@@ -141,7 +141,7 @@ def test_warm_up_is_a_share_below_one(warmup):
     "schedule",
     [Constant(0.7), Milestones({0: 0.7, 40: 0.07}), Linear((0.7, 0.3)), Linear((0.7, 0.3), 4), Cosine(0.7, 0.2)],
 )
-def test_multiplied_schedules_keep_their_course(schedule):
+def test_multiplied_schedules_keep_their_shape(schedule):
     small = multiplied(schedule, 0.01)
     assert type(small) is type(schedule)
     assert values(small) == pytest.approx([0.01 * value for value in values(schedule)], rel=1e-9)

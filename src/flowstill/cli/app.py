@@ -1,4 +1,4 @@
-"""All commands, and how errors end: one message on standard error, exit code 2 for bad input, 3 if the machine failed."""
+"""All commands, and what an error becomes: one message on stderr, exit code 2 for bad input, 3 if the machine failed."""
 
 from __future__ import annotations
 
@@ -66,14 +66,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows the command's name; by default the arguments of the process.
 
     Returns:
-        The exit code: 0, 2 for bad input, 3 if a job diverged, the disk is full, memory is lacking and the like, 130 if
+        The exit code: 0, 2 for bad input, 3 if a job diverged or the machine failed (disk full, out of memory), 130 if
             interrupted.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without arrows must not stop a command
-    # Read when torch starts its threads. Sleeping threads cost little on idle cores; on shared cores, spinning ones can
-    # take ten times as long.
+    # Read when torch starts its threads. Sleeping threads cost little on idle cores; on shared cores, spinning threads
+    # can take ten times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     keep_freed_memory()
     command = typer.main.get_command(app)

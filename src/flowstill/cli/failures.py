@@ -1,4 +1,4 @@
-"""What went wrong with the machine, not with what the user wrote: a full disk, a lack of memory."""
+"""Failures of the machine rather than of what the user wrote: a full disk, too little memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FIX = {
 
 
 def failure_of_machine(error: Exception) -> str | None:
-    """One line about a failure of the machine and what to do; None if the error is of another kind.
+    """One line about a failure of the machine and what to do; None for any other error.
 
     Args:
         error: what was raised; its notes are added.

@@ -66,14 +66,14 @@ def show_network(net: str, network: nn.Module, shape: Shape) -> list[Section]:
 
 
 def show_notices(sections: list[Section], shares: Shares) -> None:
-    """Print what a reader of the sections should know."""
+    """Print notes on the sections."""
     if outside := shares.mostly_outside():
         print(f"note: {outside}. Name taps there ('flows' of a job), or use knowledge that reads no sections.")
     early = [str(number) for number, section in enumerate(sections) if section.activated_later]
     if early:
         print(
-            f"note: an activation follows the exit of section {', '.join(early)} where no tap can read, since it is a "
-            "function or works in place: the exit lies before it."
+            f"note: in section {', '.join(early)} the exit lies before the last activation, which no tap can read: it is a "
+            "function or works in place."
         )
 
 

@@ -1,4 +1,4 @@
-"""Freed memory that stays with the process, for the tensors of the next step."""
+"""Keeps freed memory in the process, for the tensors of the next step."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ctypes
 import os
 import sys
 
-# Of glibc's malloc.h. A block from the first on is mapped by itself and handed back at once; the largest that glibc takes.
+# From glibc's malloc.h. Blocks of this size and more are mapped separately and returned at once; the largest valid value.
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1
 LARGEST_THRESHOLD, KEPT = 32 * 2**20, 2**31 - 1  # bytes
 
@@ -15,7 +15,7 @@ def keep_freed_memory() -> bool:
     """Let the C library keep what tensors free, instead of clearing new pages for every step.
 
     On a CPU that saves an eighth of a step's time, more on several cores. It acts on the whole process, so only the
-    command line does it, whose process is its own; and on the processes that it starts, by their environment. Only
+    command line, which owns its process, does it; processes that it starts inherit it from their environment. Only
     glibc supports it.
 
     Returns:

@@ -76,7 +76,7 @@ Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or mp
 Devices = Annotated[
     int, typer.Option(parser=whole_number, metavar="N", help="Number of devices that share each batch.")
 ]
-Strict = Annotated[bool, typer.Option("--strict", help="Refuse to train where something is odd, instead of warning.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Refuse to train if something looks wrong, instead of warning.")]
 PrecisionOption = Annotated[
     Precision, typer.Option("--precision", help="auto measures once which is fastest; 32 where a knowledge needs it.")
 ]

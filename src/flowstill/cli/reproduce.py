@@ -47,7 +47,7 @@ def reproduce(
 ) -> None:
     """Reproduce a paper's table: printed numbers, ours, and the difference.
 
-    Trains what is missing: the same command continues an interrupted table, and other --rows are added to it. Teachers
+    Trains only what is missing: the same command continues an interrupted table, and other --rows extend it. Teachers
     are trained once and shared by all tables in the same folder.
     """
     from flowstill.cli.training import fail_if_any, try_out

@@ -13,7 +13,7 @@ import typer
 
 from flowstill.cli.console import show_table
 
-DIVERGED = 3  # exit code: all that could be done is done, but a job has no result
+DIVERGED = 3  # exit code: everything possible was trained, but a job has no result
 
 if TYPE_CHECKING:
     from flowstill.recipes.recipe import Recipe

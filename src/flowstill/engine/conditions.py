@@ -1,4 +1,4 @@
-"""What a run's numbers depend on besides its recipe: noted when it starts, compared when it continues."""
+"""What a run's numbers depend on besides its recipe: recorded when it starts, compared when it resumes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _log = logging.getLogger("flowstill")
 
 
 def files_of(recipe: Recipe) -> dict[str, str]:
-    """SHA-256 of each file that the recipe takes weights or code from, by its name there."""
+    """SHA-256 of each file that the recipe takes weights or code from, by the name that the recipe gives it."""
     return {name: digest_of(Path(name).expanduser()) for name in _named(recipe) if Path(name).expanduser().is_file()}
 
 
@@ -40,7 +40,7 @@ def _named(recipe: Recipe) -> Iterator[str]:
 
 
 def check_given_networks(recipe: Recipe) -> None:
-    """Check that weights taken from other run folders are as those runs saved them.
+    """Check that weights taken from other run folders have not changed since those runs saved them.
 
     Raises:
         RunError: a file was damaged or replaced.
@@ -52,10 +52,10 @@ def check_given_networks(recipe: Recipe) -> None:
 
 
 def kept_precision(run: Run) -> Precision:
-    """The precision that the run was started at.
+    """The precision that the run was started with.
 
     Raises:
-        RunError: the run folder does not say it.
+        RunError: the run folder does not record it.
     """
     found = {name: run.fact(str, "precision", name) for name in ("dtype", "layout")}
     choices = {"dtype": ("32", "bf16"), "layout": ("contiguous", "channels_last")}
@@ -69,7 +69,7 @@ def kept_precision(run: Run) -> Precision:
 
 
 def kept_device(run: Run, asked: str, chosen: str, devices: int) -> str:
-    """The device to continue a run on, which is the one that it was started on.
+    """The device to continue a run on: the one that it was started on.
 
     Args:
         run: the run.
@@ -85,25 +85,25 @@ def kept_device(run: Run, asked: str, chosen: str, devices: int) -> str:
     where = f"{str(run.path)!r} was started"
     if count != devices:
         raise RunError(
-            f"{where} with {option('devices', count)}, and keeps it. Give {option('devices', count)}, or "
+            f"{where} with {option('devices', count)}. Continue with {option('devices', count)}, or give "
             f"another {option('out')}."
         )
     if begun != chosen and asked != "auto":
         raise RunError(
-            f"{where} on {begun!r}, and keeps it. Give {option('device', begun)}, or another {option('out')}."
+            f"{where} on {begun!r}. Continue with {option('device', begun)}, or give another {option('out')}."
         )
     try:
         return choose_device(begun, devices)
     except RecipeError as error:
         raise RunError(
-            f"{where} on {begun!r}, and cannot continue elsewhere: {error} Or give another {option('out')}."
+            f"{where} on {begun!r} and cannot continue on another device: {error} Or give another {option('out')}."
         ) from None
 
 
 def warn_of_changes(run: Run, recipe: Recipe, device: str) -> None:
-    """Warn of what has changed since the run was started and may change its numbers: packages, threads, files.
+    """Warn about changed packages, threads and files, which may change the run's numbers.
 
-    What the folder does not say, as in runs of earlier versions, is not compared.
+    What the folder does not record is not compared; earlier versions recorded less.
     """
     facts = run.recipe.get("run") or {}
     before, now = facts.get("versions") or {}, versions()
@@ -114,7 +114,7 @@ def warn_of_changes(run: Run, recipe: Recipe, device: str) -> None:
         changed.append(f"{threads} threads (now {torch.get_num_threads()}; set OMP_NUM_THREADS={threads})")
     if changed:
         _log.warning("%r was started with %s. %s in the last digits.", str(run.path), ", ".join(changed), _OTHERWISE)
-    # Files may have moved since, so they are found by their last names.
+    # Files may have moved since, so they are compared by file name, without the folder.
     noted = {Path(name).name: digest for name, digest in (facts.get("files") or {}).items()}
     for name, digest in files_of(recipe).items():
         if noted.get(Path(name).name, digest) != digest:

@@ -1,4 +1,4 @@
-"""What one process's part in a run is made of."""
+"""What one process needs for its part in a run."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ OnStep = Callable[[str, str, int], None]  # job, stage, steps of the stage done
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be done, the same in every process.
+    """What to do, the same in every process.
 
     Attributes:
         recipe: the jobs.
-        plans: what each job comes to, by name.
+        plans: what each job will train and read, by name.
         precision: number format and memory layout.
         interfaces: how each job's network sees the images, and what its output means.
         networks: jobs' networks that were given as objects.
@@ -70,7 +70,7 @@ class Context:
         self._saved = time.perf_counter()
 
     def should_save(self, looked: bool) -> bool:
-        """Every ``SAVE_EVERY`` seconds, and at once when interrupted. All processes decide alike.
+        """Whether to save now: every ``SAVE_EVERY`` seconds, and at once when interrupted. All processes agree.
 
         Args:
             looked: whether the losses have just come to the host; several processes only ask each other then.

@@ -1,4 +1,4 @@
-"""Why a trained network does worse on its images than it should: other images, other classes, another network."""
+"""Why a trained network does worse on the test images than it should: wrong images, wrong classes, wrong network."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ USUAL = {
 
 @dataclass(frozen=True)
 class Seen:
-    """What a look at a trained network has seen.
+    """What a look at a trained network has found.
 
     Attributes:
         job: name of its job.
-        whose: how messages call it.
+        whose: what messages call it.
         network: on the device, in eval mode.
-        interface: how it saw the images.
+        interface: how it sees the images.
         images: (N, C, H, W), normalised as the data's.
         labels: (N,).
         outputs: (N, classes), of the network.
@@ -67,7 +67,7 @@ class Cause:
     """An explanation that fits the images far better.
 
     Attributes:
-        what: it is, as a clause after "with".
+        what: the cause, in words that fit after "with".
         accuracy: in percent, if it is true.
         fix: the change to the recipe.
     """
@@ -80,22 +80,22 @@ class Cause:
 def doubts(
     seen: Seen, classes: Sequence[str], recorded: float | None, outputs: Sequence[str] | None, spare: float
 ) -> Iterator[str]:
-    """What is odd about a trained network, one text each; nothing for a network that does as it should.
+    """What is odd about a trained network, one message each; none if nothing is.
 
     Args:
         classes: names of the data's classes.
-        recorded: the accuracy in percent that is known of it.
+        recorded: its known accuracy in percent.
         outputs: names of its outputs, if they are known.
         spare: number of images that may be run to find out.
     """
     renamed = outputs is not None and tuple(outputs) != tuple(classes) and sorted(outputs) == sorted(classes)
     if renamed and outputs is not None:
         yield (
-            f"{seen.whose}: its outputs are {_listed(outputs)} in this order, the data's classes {_listed(classes)}. "
-            f"{_fix(f'data.classes={_flow(outputs)}')}"
+            f"{seen.whose}: the outputs are in the order {_listed(outputs)}, but the data's classes in the order "
+            f"{_listed(classes)}. {_fix(f'data.classes={_flow(outputs)}')}"
         )
     count = len(seen.labels)
-    share = float(seen.labels.bincount().max()) / count  # right, if it always said the commonest class
+    share = float(seen.labels.bincount().max()) / count  # correct if it always predicted the most common class
     by_chance = seen.accuracy / 100 <= share + 2 * math.sqrt(share * (1 - share) / count)
     error = 300 * math.sqrt(max(0.0, seen.accuracy / 100 * (1 - seen.accuracy / 100)) / count)
     below = recorded is not None and seen.accuracy < recorded - max(CLEAR, error)
@@ -114,10 +114,10 @@ def doubts(
         says += f". With {causes[0].what} it would be {causes[0].accuracy:.1f} %: {_fix(causes[0].fix)}"
     elif not renamed:
         says += (
-            ". No other order of classes or channels, no usual normalisation and no other image size explains it. "
-            + ("Its weights are fresh, or this" if by_chance else "This")
-            + " is not the network that they were trained in: compare padding, shortcuts, activations, and its outputs for "
-            "one image, with its own code."
+            ". No other order of classes or channels, common normalisation or image size explains it. "
+            + ("Its weights are untrained, or" if by_chance else "Most likely")
+            + " they were trained in a different network: compare padding, shortcuts and activations with the original "
+            "code, and the outputs for one image."
         )
     yield says
 
@@ -176,7 +176,7 @@ def _views(seen: Seen, thoroughly: bool) -> Iterator[tuple[str, Preprocessing]]:
 
 @torch.no_grad()
 def _tried(seen: Seen, interface: Interface) -> Tensor | None:
-    """(N,) bool: which images are right in another view; None if the network cannot take it."""
+    """(N,) bool: which images it classifies correctly in another view; None if it cannot take that view."""
     try:
         parts = [
             logits_in(seen.network(interface.images(part.to(seen.device), testing=True))).cpu().argmax(1)
@@ -190,7 +190,7 @@ def _tried(seen: Seen, interface: Interface) -> Tensor | None:
 def clearly_better(one: Tensor, other: Tensor) -> bool:
     """Whether ``one`` is right on far more images than ``other``, both (N,) bool: by 5 points and by McNemar's test.
 
-    The test is exact and one-sided, at 1 in 10 000, since many are tried.
+    The test is exact and one-sided, at 1 in 10 000, since many explanations are tried.
     """
     gained, lost = int((one & ~other).sum()), int((other & ~one).sum())
     changed = gained + lost
@@ -200,7 +200,7 @@ def clearly_better(one: Tensor, other: Tensor) -> bool:
 
 
 def class_order(outputs: Tensor, labels: Tensor) -> list[int] | None:
-    """The class that each output stands for, if another order than theirs fits far better.
+    """The class that each output stands for, if another order of the classes fits far better.
 
     Found on one half of the images and judged on the other, both ways round.
 
@@ -215,7 +215,7 @@ def class_order(outputs: Tensor, labels: Tensor) -> list[int] | None:
     def best(rows: Tensor) -> Tensor:
         table = torch.zeros(classes, classes)
         table.index_put_((said[rows], labels[rows]), torch.ones(len(rows)), accumulate=True)
-        table += 0.5 * torch.eye(classes)  # of equal orders, the one that is there
+        table += 0.5 * torch.eye(classes)  # of equal orders, prefer the present one
         return torch.from_numpy(linear_sum_assignment(table.numpy(), maximize=True)[1])
 
     rows = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))

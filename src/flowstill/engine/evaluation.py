@@ -33,7 +33,7 @@ def evaluate_networks(
     """Evaluate the mean output of one or more networks on the test images.
 
     Args:
-        networks: left in the mode (training or eval) that they came in.
+        networks: their mode (training or eval) is restored afterwards.
         interfaces: of the networks, in their order; None if all take the batches as they are.
         mean: what is averaged over several networks; it does not matter for one.
         batch: images at a time, by default the data's batch size.
@@ -70,7 +70,7 @@ def evaluate_networks(
 
 
 def _percent(share: Metric) -> float:
-    """In percent, rounded to what float32 can tell."""
+    """In percent, rounded to float32's precision."""
     return round(100 * float(share.compute()), 4)
 
 

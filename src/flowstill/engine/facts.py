@@ -1,4 +1,4 @@
-"""What a run records beside its recipe: data, device, precision, versions."""
+"""What a run records besides its recipe: data, device, precision, versions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def run_facts(
     precision: Precision, device: str, devices: int, data: ImageData, float32: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """What the recipe does not say and a resumed run must know.
+    """What a resumed run must know and the recipe does not say.
 
     Args:
         precision: of the run.

@@ -1,4 +1,4 @@
-"""Losses, gradients and weights that are not finite: whose, and where they begin."""
+"""Finds losses, gradients and weights that are not finite, and where they first appear."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MOST_SKIPPED = 50  # steps in a row with a skipped update
 
 @torch.no_grad()
 def all_finite(tensors: Iterable[Tensor | None]) -> Tensor:
-    """Whether all numbers in these tensors of one device are finite: a boolean scalar, still on the device."""
+    """Whether all numbers in these tensors are finite: a boolean scalar, on the tensors' device."""
     given = (tensor.detach() for tensor in tensors if tensor is not None)
     floats = [tensor for tensor in given if tensor.is_floating_point() and tensor.numel()]
     return nn.utils.get_total_norm(floats, math.inf).isfinite()
@@ -44,7 +44,7 @@ def weights_not_finite(module: nn.Module) -> list[str]:
 
 
 def not_finite(fabric: Fabric, losses: Mapping[str, Tensor], gradients: Sequence[Gradients]) -> list[str]:
-    """What is not finite in an update, in any process: its losses, by name, or else the gradient; nothing if all is.
+    """What is not finite in an update, in any process: losses by name, or else the gradient; empty if all is finite.
 
     The device is waited for once.
     """
@@ -89,7 +89,7 @@ def _anywhere(fabric: Fabric, checks: Sequence[Tensor]) -> list[bool]:
 
 
 def _sentence(student: Student, terms: Sequence[str]) -> str:
-    """Which losses and which of the weights are not finite."""
+    """Which losses and weights are not finite."""
     parts = []
     if terms:
         parts.append(f"the loss{'es' if len(terms) > 1 else ''} {', '.join(map(repr, terms))}")
@@ -101,7 +101,7 @@ def _sentence(student: Student, terms: Sequence[str]) -> str:
 
 
 def _origin(step: Step, student: Student) -> str:
-    """Where the numbers cease to be finite on the latest batch, as the end of a sentence."""
+    """Where the numbers stop being finite on the latest batch, as the end of a sentence."""
     if step.batch is None:
         return ""
     images = step.batch.images

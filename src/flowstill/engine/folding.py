@@ -34,7 +34,7 @@ class FoldedNetwork:
         does not agree with it on images of noise.
 
         Args:
-            taps: those that will be read.
+            taps: the taps that will be read.
             shape: of the images, (C, H, W).
             until: as in ``Tapped``.
 
@@ -53,7 +53,7 @@ class FoldedNetwork:
             twin, hidden = self._twin
             if twin is network or hidden & set(taps):
                 return network
-            # Other images than the twin was made by, and more: what was remembered of those must not help.
+            # More images, and not the ones that the twin was made with: a network that remembers those must not pass.
             noise = _noise(16, shape, like, seed=1)
             expected, found = (Tapped(one, taps, until=until)(noise) for one in (network, twin))
             return twin if _agree(found, expected) else network
@@ -94,7 +94,7 @@ def _pairs(network: nn.Module, images: Tensor) -> list[_Pair]:
     with Recorder(dict(network.named_modules())) as recorder:
         network(images)
     modules, calls = recorder.modules, recorder.calls
-    made: dict[int, tuple[str, int]] = {}  # convolutions' outputs by identity: who made it, its version
+    made: dict[int, tuple[str, int]] = {}  # a convolution's output by identity: the convolution, the output's version
     taken: Counter[int] = Counter()
     fed: list[tuple[str, str, int]] = []  # convolution, BatchNorm, identity of the map between them
     for event in recorder.events:

@@ -49,10 +49,10 @@ def choose_device(name: str, devices: int = 1) -> str:
 
 
 def make_fabric(device: str, devices: int, precision: Precision) -> Fabric:
-    """Fabric on ``devices`` devices; more than one means that many processes (DDP)."""
+    """Fabric on ``devices`` devices, one process each (DDP)."""
     log = logging.getLogger("lightning_fabric.utilities.rank_zero")
     level = log.level
-    log.setLevel(logging.WARNING)  # it announces the precision, which is ours to say
+    log.setLevel(logging.WARNING)  # Fabric announces the precision, but flowstill reports it itself
     try:
         return Fabric(
             accelerator=device,
@@ -65,11 +65,11 @@ def make_fabric(device: str, devices: int, precision: Precision) -> Fabric:
 
 
 class Autocast(MixedPrecision):
-    """bf16 by autocast alone. Fabric's own would also round all that goes into the forward: the losses' targets."""
+    """bf16 by autocast alone. Fabric's own class also rounds every input of the forward, and so the losses' targets."""
 
     def __init__(self, device: str) -> None:
         super().__init__("bf16-mixed", device)
 
     def convert_input(self, data: Any) -> Any:
-        """What it is given."""
+        """Return the input unchanged."""
         return data

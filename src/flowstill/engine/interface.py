@@ -1,4 +1,4 @@
-"""What stands between a run's batches and a network: its own view of the images, and what its output means."""
+"""Between a run's batches and a network: the network's own view of the images, and what its output means."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Interface:
     """A network's own view of a run's batches. All networks of a step see the same augmented images.
 
     Attributes:
-        own: the network's preprocessing, whole.
-        data: the batches' preprocessing, whole.
+        own: the network's complete preprocessing.
+        data: the batches' complete preprocessing.
         output: ``probabilities`` if the network ends in a softmax; their logarithm serves as logits.
     """
 
@@ -39,7 +39,7 @@ class Interface:
 
     @property
     def differs(self) -> bool:
-        """Whether the network sees other images than the batches', or gives something else than logits."""
+        """Whether the network needs images other than the batch's, or returns something other than logits."""
         same = self.own.size == self.data.size and same_scale(self.own, self.data) and self.own.order == self.data.order
         return not same or self.output != "logits"
 
@@ -55,7 +55,7 @@ class Interface:
 
         Args:
             images: (B, C, H, W), normalised as the data's.
-            testing: show the share of the image that the network was tested with, if that is less than the data's.
+            testing: crop to the share of the image that the network was tested with, if that is less than the data's.
         """
         own, data = self.own, self.data
         assert own.size is not None
@@ -86,13 +86,13 @@ class Interface:
         return output.float().clamp_min(torch.finfo(torch.float32).tiny).log()
 
     def to_facts(self) -> dict[str, Any]:
-        """What a run's facts say of it."""
+        """The interface as a run's facts record it."""
         values = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self.own).items()}
         return {**values, "output": self.output}
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any], data: Preprocessing) -> Interface:
-        """What ``to_facts`` wrote."""
+        """Read what ``to_facts`` wrote."""
         values = {key: value for key, value in facts.items() if key != "output"}
         return cls(validated(Preprocessing, values).or_else(data), data, facts.get("output", "logits"))
 
@@ -104,7 +104,7 @@ def same_scale(one: Preprocessing, other: Preprocessing) -> bool:
 
 
 def data_preprocessing(data: ImageData) -> Preprocessing:
-    """What has been done to a data set's test images when they come."""
+    """The preprocessing of a data set's test images, as batches hold them."""
     mean, std = (tuple(255 * share for share in shares) for shares in (data.mean, data.std))
     _, height, width = data.shape
     return Preprocessing(mean, std, (height, width), "bilinear", data.spec.test_crop, "rgb")
@@ -120,7 +120,7 @@ def find_interfaces(
 
     Args:
         networks: of the jobs that are given as objects.
-        recorded: a run's facts, by the job's name; what they say is kept.
+        recorded: a run's facts, by the job's name; they take precedence.
 
     Raises:
         NetworkError: a statement about preprocessing cannot be read or does not fit the images.
@@ -163,7 +163,7 @@ def _check_channels(interface: Interface, channels: int) -> None:
 
 
 def _brought(job: Job, network: nn.Module | None) -> Preprocessing | None:
-    """What a network's weights bring along; None if they say nothing, or if there are none."""
+    """The preprocessing that a network's weights record; None if they record none, or there are no weights."""
     if network is not None:
         return own_preprocessing(network)
     path = job.weights or (job.start.weights if isinstance(job.start, Weights) else None)
@@ -172,7 +172,7 @@ def _brought(job: Job, network: nn.Module | None) -> Preprocessing | None:
         said = preprocessing_in(file)
         if said is not None:
             return said
-        if is_run(file.parent):  # trained by a version that did not note it
+        if is_run(file.parent):  # trained by a version that did not record it
             return None
         library = library_preprocessing(job.network.name)
         return None if library is None else Preprocessing(library.mean, library.std)

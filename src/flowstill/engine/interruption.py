@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Interruption:
-    """While it is entered, SIGINT and SIGTERM only set ``asked``; a second one raises KeyboardInterrupt at once.
+    """Inside the ``with`` block, SIGINT and SIGTERM only set ``asked``; a second one raises KeyboardInterrupt at once.
 
     Outside the main thread, where no handlers can be set, it does nothing.
     """

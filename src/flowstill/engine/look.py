@@ -1,4 +1,4 @@
-"""A look at the networks that come trained, before anything is trained with them: seconds that can save a night."""
+"""Checks trained networks before anything is trained with them: a few seconds that can save a night."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ class Look:
         self.interfaces, self.plans, self.device = dict(interfaces), plans, torch.device(device)
 
     def at(self, names: tuple[str, ...]) -> dict[str, Interface]:
-        """Look at these jobs' networks; what is odd is logged as a warning.
+        """Look at these jobs' networks and log a warning about anything odd.
 
         Returns:
-            All jobs' interfaces, with what their networks' outputs were found to mean.
+            All jobs' interfaces, with the meaning that was found for each network's outputs.
 
         Raises:
             NetworkError: weights or outputs are not finite, or outputs cannot be read as logits.
@@ -104,8 +104,8 @@ class Look:
         output = meaning(outputs, whose)
         if output == "probabilities":
             _log.warning(
-                f"{whose} gives probabilities, as from a softmax. Their logarithm is used as logits; a network without "
-                "its softmax would be more exact."
+                f"{whose} returns probabilities, as from a softmax. Their logarithm is used as logits; removing the "
+                "softmax from the network is more exact."
             )
         self.interfaces[name] = interface = replace(interface, output=output)
         if self.data.synthetic:
@@ -132,7 +132,7 @@ def check_finite_weights(network: nn.Module, whose: str) -> None:
     """Check that weights and running statistics are finite, and that other buffers are numbers.
 
     Raises:
-        NetworkError: naming the first tensor that holds something else.
+        NetworkError: one is not finite; names the first such tensor.
     """
     weights = weights_of(network)
     for name, tensor in {**weights, **dict(network.named_buffers())}.items():
@@ -141,13 +141,13 @@ def check_finite_weights(network: nn.Module, whose: str) -> None:
         bad = ~tensor.isfinite() if name in weights else tensor.isnan()
         if wrong := int(bad.sum()):
             raise NetworkError(
-                f"{whose}: {wrong} of {tensor.numel()} values of {name!r} are not finite (NaN or infinite), as in a "
-                "checkpoint of a training that diverged or of a file written in half precision. Use an earlier checkpoint."
+                f"{whose}: {wrong} of {tensor.numel()} values of {name!r} are not finite (NaN or infinite). The "
+                "training may have diverged, or the file was written in half precision. Use an earlier checkpoint."
             )
 
 
 def check_finite_outputs(outputs: Tensor, whose: str) -> None:
-    """Check that outputs are numbers; -inf may stand for a class that is ruled out.
+    """Check that outputs are finite; -inf may stand for a class that is ruled out.
 
     Raises:
         NetworkError: some are not.
@@ -157,8 +157,8 @@ def check_finite_outputs(outputs: Tensor, whose: str) -> None:
     if bool(wrong.any()):
         bad = int(wrong.flatten(1).any(1).sum())
         raise NetworkError(
-            f"{whose}: its outputs for {bad} of {len(outputs)} test images are not finite, though its weights are. "
-            "See whether its normalisation layers have running statistics of zero, and whether it needs other inputs."
+            f"{whose}: the outputs for {bad} of {len(outputs)} test images are not finite, though all weights are. "
+            "Check whether a normalisation layer has a running variance of zero, and whether it expects other inputs."
         )
 
 
@@ -166,7 +166,7 @@ def meaning(outputs: Tensor, whose: str) -> Output:
     """Whether outputs (N, classes) are logits (log-probabilities too) or probabilities.
 
     Raises:
-        NetworkError: they are shares that do not sum to 1, as from a sigmoid.
+        NetworkError: they lie between 0 and 1 but do not sum to 1, as from a sigmoid.
     """
     if bool((outputs < -1e-6).any()) or bool((outputs > 1 + 1e-3).any()) or outputs.shape[1] < 2:
         return "logits"
@@ -175,13 +175,13 @@ def meaning(outputs: Tensor, whose: str) -> Output:
     if len(outputs) * outputs.shape[1] < 64:  # too few numbers to tell
         return "logits"
     raise NetworkError(
-        f"{whose}: all its outputs lie between 0 and 1 but do not sum to 1, as from a sigmoid. Expected logits. Let its "
-        "forward return what goes into the sigmoid."
+        f"{whose}: all outputs lie between 0 and 1 but do not sum to 1, as from a sigmoid. Expected logits. Return the "
+        "values before the sigmoid."
     )
 
 
 def _recorded(job: Job, data: str) -> float | None:
-    """The accuracy in percent that the file of a network's weights records, unless it says that it is of other data."""
+    """The accuracy in percent that a network's weights file records, unless it was measured on other data."""
     if not job.weights:
         return None
     of = metadata_in(weights_file(job.weights)[0]).get("data")

@@ -15,17 +15,17 @@ from flowstill.nets import Net, build
 
 
 def ready(given: nn.Module | None, spec: Net, shape: Sequence[int], classes: int, *, trains: bool = True) -> nn.Module:
-    """A job's network as its first stage finds it, whose forward returns the logits alone.
+    """A job's network at the start of its first stage; its forward returns the logits alone.
 
     Args:
         given: the network if it was given as an object; a copy is made, without wrappers, in float32, in training mode.
-        spec: builds it otherwise.
+        spec: otherwise, says how to build it.
         shape: of the images, (C, H, W).
         classes: of the data.
         trains: whether it will be trained.
 
     Raises:
-        NetworkError: it cannot be built, copied or run, or which of its outputs the logits are is not clear.
+        NetworkError: it cannot be built, copied or run, or it is unclear which output holds the logits.
     """
     network = build(spec, num_classes=classes, in_channels=shape[0]) if given is None else copied(given).float().train()
     settle_logits(network, shape, classes, trains=trains)
@@ -47,7 +47,7 @@ def fresh_head(network: nn.Module) -> None:
     found = [m for m in layers if isinstance(m, nn.Linear)] or layers
     if not found:
         raise NetworkError(
-            f"{type(network).__name__} has no linear layer and no convolution that could be its head. Leave "
+            f"{type(network).__name__} has no linear layer and no convolution to serve as its head. Leave "
             "'fresh_head' out."
         )
     found[-1].reset_parameters()

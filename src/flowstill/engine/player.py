@@ -16,9 +16,9 @@ class ActivePlayer:
     """A stage's player with a fresh optimiser.
 
     Args:
-        player: what the recipe says of it.
-        parameters: those that it moves, in order.
-        student: the parameters of the student itself; the others belong to what a loss owns.
+        player: the player in the recipe.
+        parameters: the parameters that it moves, in order.
+        student: the parameters of the student itself; the others belong to modules that a loss owns.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class ActivePlayer:
         return self.player.recode is not None and self.player.recode.mode == "double_backward"
 
     def take_gradients(self) -> list[Tensor | None]:
-        """The parameters' gradients, taken off them."""
+        """The parameters' gradients; afterwards the parameters have none."""
         gradients = [parameter.grad for parameter in self.parameters]
         for parameter in self.parameters:
             parameter.grad = None
@@ -76,7 +76,7 @@ class ActivePlayer:
             parameter.grad = None
 
     def state(self) -> dict[str, Any]:
-        """Everything that its next step depends on, apart from the parameters."""
+        """Everything that the next step depends on, apart from the parameters."""
         return {"optimizer": self.optimizer.state_dict(), "recoder": self.recoder and self.recoder.state_dict()}
 
     def load(self, state: dict[str, Any]) -> None:
@@ -103,7 +103,7 @@ def make_optimizer(spec: Optimizer, parameters: Sequence[nn.Parameter]) -> torch
     if spec.name == "sgd":
         # The fused kernel walks over all parameters at once; on a small network the step's time is mostly that walk.
         sgd = torch.optim.SGD(groups, lr=0.0, momentum=spec.momentum, nesterov=spec.nesterov, fused=True)
-        # It wants all momenta from the start, but an update may reach a parameter for the first time; zeros are equivalent.
+        # It needs all momenta from the start, but a parameter's first update may come later; zeros are equivalent.
         for parameter in parameters if spec.momentum else ():
             sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return sgd

@@ -1,4 +1,4 @@
-"""The number format and memory layout of a run: measured once at its start, then kept."""
+"""The number format and memory layout of a run: chosen by one measurement at its start, then kept."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def choose(
     """The precision asked for; for ``auto`` the fastest in a few training steps on random images.
 
     ``auto`` tries float32 and bf16 on a CPU, only bf16 on a GPU that supports it, each in both layouts; only float32 if
-    something in the recipe needs it. The measurement leaves nothing behind, random states included.
+    something in the recipe needs it. The measurement has no side effects, not even on random states.
 
     Args:
         make: builds the network to measure with.
@@ -79,11 +79,11 @@ def choose(
 
 
 def needing_float32(recipe: Recipe, finished: Collection[str] = ()) -> tuple[str, ...]:
-    """The names of the kinds of knowledge whose gradients bfloat16 spoils, of all jobs that are to be trained.
+    """The kinds of knowledge, by name, whose gradients bfloat16 spoils, over all jobs still to be trained.
 
     Args:
         recipe: the recipe.
-        finished: jobs that are trained already.
+        finished: jobs that are already trained.
 
     >>> from flowstill.recipes.load import load_recipe
     >>> needing_float32(load_recipe("cifar10-methods")), needing_float32(load_recipe("svd-table3"))

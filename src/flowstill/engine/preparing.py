@@ -1,4 +1,4 @@
-"""Everything that is found out before anything is written: a recipe, ready to be trained."""
+"""Checks a recipe and prepares it for training before anything is written."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Prepared:
         plans: what each job will do.
         precision: number format and memory layout.
         device: where to train.
-        facts: what the run's folder notes of all this.
+        facts: what the run folder records of all this.
         past: the run to continue; None for a new one.
     """
 
@@ -75,10 +75,10 @@ def prepare(
     devices: int,
     precision: Asked,
 ) -> Prepared | Run:
-    """Check all that can be checked before training; nothing is written.
+    """Check everything that can be checked before training; nothing is written.
 
     Returns:
-        The run itself if it is to be resumed and has everything already.
+        The run itself if it is resumed and already has everything.
 
     Raises:
         FlowstillError: bad input.
@@ -143,10 +143,10 @@ def loaded(recipe: Recipe | str | Path, options: dict[str, Any]) -> Recipe:
 def _copies(
     networks: Mapping[str, nn.Module], recipe: Recipe, shapes: Mapping[str, Shape], classes: int
 ) -> dict[str, nn.Module]:
-    """Copies of networks that were given as objects, one for each object, whose forward returns the logits alone.
+    """Copy each network that was given as an object; the copy's forward returns the logits alone.
 
     Raises:
-        NetworkError: one cannot be copied or run, or which of its outputs the logits are is not clear.
+        NetworkError: one cannot be copied or run, or it is unclear which output holds the logits.
     """
     copies: dict[nn.Module, nn.Module] = {}
     for name, network in networks.items():
@@ -180,7 +180,7 @@ def _refuse_other_conditions(past: Run, precision: Precision, recipe: Recipe, da
         )
     if asked not in ("auto", precision.dtype):
         raise RunError(
-            f"{str(past.path)!r} was started at precision {precision.dtype!r}, and keeps it. Leave "
+            f"{str(past.path)!r} was started at precision {precision.dtype!r} and continues at it. Leave "
             f"{option('precision')} out."
         )
 
@@ -207,12 +207,12 @@ def _choose_precision(
 
 
 def _say_precision(chosen: Precision, float32: Sequence[str], asked: Asked, *, resumed: bool) -> None:
-    """Warn where a gradient will be spoiled; note where that decided the precision."""
+    """Warn if bfloat16 will spoil a gradient; log if that decided the precision."""
     names = ", ".join(float32)
     if float32 and chosen.dtype == "bf16":
         fix = f"Use {option('precision', '32')}, or auto."
         if resumed:
             fix = f"Give another {option('out')} to train at float32."
-        _log.warning("precision bf16: expected float32 for %s, whose gradients bfloat16 makes noisy. %s", names, fix)
+        _log.warning("precision bf16: expected float32 for %s; bfloat16 makes the gradients noisy. %s", names, fix)
     elif float32 and asked == "auto" and not resumed:
         _log.info("precision: float32 for the whole run, since the gradients of %s need it", names)

@@ -1,4 +1,4 @@
-"""One process's part in a run, and how several of them are started."""
+"""One process's part in a run, and how several processes are started."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ class UsedCode:
 
 
 def _do_spawned_part(used: UsedCode, fabric: Fabric, **arguments: Any) -> None:
-    """The part of a process that was spawned, with what the recipe uses imported."""
+    """A spawned process's part, after importing what the recipe uses."""
     _end_with_parent()
     do_part(fabric, **arguments)
 
 
 def _end_with_parent() -> None:
-    """End this spawned process at once when its parent is gone, which held the run's lock."""
+    """End this spawned process at once when its parent, which holds the run's lock, is gone."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return
@@ -86,7 +86,7 @@ def do_part(fabric: Fabric, work: Work, out: Path, progress: bool | None, data: 
     past = Run.open(out).summary
     summary.jobs, summary.ensembles, summary.kept = past.jobs, past.ensembles, past.kept
     devices = [fabric.device] if fabric.device.type == "cuda" else []
-    # The seeds set along the way stay in here.
+    # The seeds set along the way must not leak out.
     shows = progress if fabric.global_rank == 0 else False
     with torch.random.fork_rng(devices=devices), Progress(shows) as shown, RunWriter(out) as writer:
         Session(Context(fabric, work, data, writer, shown), summary).run()

@@ -22,7 +22,7 @@ class Record:
     """Measures in all processes together.
 
     Args:
-        writer: None in those that do not write.
+        writer: None in processes that do not write.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Record:
         self.channels_last = channels_last
 
     def losses(self, step: Step, speed: float | None = None) -> None:
-        """Log the mean losses since the last call, and of gradients that are recoded the mean share that passed.
+        """Log the mean losses since the last call and, for recoded gradients, the mean share that passed.
 
         Args:
             speed: in images per second.

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -34,14 +35,14 @@ def forget_stages(folder: Path, jobs: tuple[str, ...]) -> None:
 
 
 def has_all(run: Run, recipe: Recipe) -> bool:
-    """Whether a run is finished and has every job and ensemble of the recipe, and none is to be run again."""
+    """Whether a run is finished and has every job and ensemble of the recipe, with none to run again."""
     done = run.summary
     has = run.finished and done.jobs.keys() >= recipe.jobs.keys() and done.ensembles.keys() >= recipe.ensembles.keys()
     return has and not to_repeat(recipe, run.path)
 
 
 def to_repeat(recipe: Recipe, out: Path) -> set[str]:
-    """What has no result in a run, since a job diverged, and is to be run again, since the recipe describes it otherwise.
+    """What to run again: it has no result, since a job diverged, and the recipe now describes it differently.
 
     What builds on such a job is run again too.
 
@@ -100,14 +101,14 @@ def conflicts(recipe: Recipe, out: Path, networks: Mapping[str, nn.Module] | Non
         for name in names:
             if name not in now:
                 yield f"{str(out)!r} was started with another recipe: it has {part}.{name}, which is missing now. {fix}"
-            elif then.get(name) != now[name] and (name not in there.failed or name in started):
+            elif _essence(then.get(name)) != _essence(now[name]) and (name not in there.failed or name in started):
                 yield f"{str(out)!r} was started with another recipe: its '{part}.{name}' differs. {fix}"
     for name in there.group:
         trained = recipe.jobs[name].stages if name in recipe.jobs else ()
         if not (there.stage in range(len(trained)) and there.step in range(trained[there.stage].steps + 1)):
             yield (
                 f"Cannot resume from the state in {str(out)!r}: {name!r} has no update {there.step} of stage {there.stage}. "
-                f"It is of another run. Restore it from a copy, or give another {option('out')}."
+                f"It belongs to another run. Restore it from a copy, or give another {option('out')}."
             )
             return
     for name, job in recipe.jobs.items():
@@ -119,19 +120,24 @@ def conflicts(recipe: Recipe, out: Path, networks: Mapping[str, nn.Module] | Non
             )
             if over and not stage_file(out, recipe, first, stage).exists():
                 yield (
-                    f"{str(out)!r} did not keep what {first!r} was after its stage {stage!r}, where {name!r} starts. "
+                    f"{name!r} starts from {first!r} after stage {stage!r}, but {str(out)!r} did not save that network. "
                     f"Give another {option('out')}."
                 )
         if name in there.done and (source := _replaced(job, out / f"{name}.safetensors", (networks or {}).get(name))):
             yield (
                 f"{str(out)!r} was started with another {name!r}: {source} holds other weights now. "
-                f"Give those that it was started with, or another {option('out')}."
+                f"Give the original weights, or another {option('out')}."
             )
+
+
+def _essence(part: Any) -> Any:
+    """A job or an ensemble without the sentence about it, which changes nothing."""
+    return replace(part, about="") if isinstance(part, Job) else part
 
 
 def _recipe_of(out: Path, recipe: Recipe) -> Recipe:
     """The recipe of the run in ``out``, with the folders and files that ``recipe`` names."""
-    # Files may have moved, and a run folder's word runs no code: what is used is what this recipe uses.
+    # Files may have moved, and a run folder alone must not make code run: import what this recipe uses.
     before = load_recipe(out / RECIPE, set=[f"uses={json.dumps(recipe.uses)}"], trust_code=True)
     return replace(before, data=replace(before.data, root=recipe.data.root))  # the same images may lie elsewhere
 
@@ -145,9 +151,9 @@ def _is_there(file: str) -> bool:
 
 
 def _replaced(job: Job, kept: Path, network: nn.Module | None) -> str:
-    """What gave the weights of a network that is not trained, if it no longer gives those in the run folder; else ''.
+    """The source of an untrained job's weights, if they now differ from the run folder's; else ''.
 
-    A head of other classes starts fresh, so it does not count. A file that is gone says nothing.
+    A head for other classes starts fresh, so it does not count; neither does a file that is gone.
     """
     file = job.weights or (job.start.weights if isinstance(job.start, Weights) and not job.stages else None)
     if not kept.is_file() or (job.stages and not job.weights):

@@ -32,9 +32,9 @@ def restore_random_states(fabric: Fabric, states: list[list[Tensor]]) -> None:
 
 
 class RandomSequences:
-    """Jobs that take turns at torch's generators, as for dropout: each continues its own sequence, as it would alone.
+    """Jobs take turns at torch's generators, as for dropout: each continues its own sequence, as if it ran alone.
 
-    A job begins where the generators stand when it is added. One job alone needs no turns, and nothing is done.
+    A job begins where the generators stand when it is added. With a single job this does nothing.
     """
 
     def __init__(self, fabric: Fabric) -> None:

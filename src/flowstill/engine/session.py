@@ -1,4 +1,4 @@
-"""Runs a recipe's jobs, one group after another, and keeps the run folder so that a killed run continues where it was."""
+"""Runs a recipe's jobs, one group after another, and keeps the run folder ready to continue a killed run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Session:
     def __init__(self, context: Context, summary: Summary) -> None:
         self.context, self.summary = context, summary
         self.recipe, self.writer = context.recipe, context.writer
-        self.networks: dict[str, nn.Module] = {}  # those that are finished
+        self.networks: dict[str, nn.Module] = {}  # of finished jobs
 
     def run(self) -> None:
         """All jobs to their end, from the saved state on if there is one."""
@@ -42,7 +42,7 @@ class Session:
         state = self.writer.load_state()
         if state is not None:
             self.summary = Summary.from_json(state["summary"])
-        grown = state is None and bool(self.summary.jobs)  # it has got more jobs since, or has lost its state
+        grown = state is None and bool(self.summary.jobs)  # jobs were added since, or the state is lost
         if context.writes and grown:
             self.writer.metrics.keep_jobs(self.summary.jobs)
         elif context.writes:
@@ -74,7 +74,7 @@ class Session:
             self.writer.drop_state()
 
     def _groups_left(self, begun: tuple[str, ...]) -> list[tuple[str, ...]]:
-        """What is still to be run: first the group that the saved state is of, then the others without what is done."""
+        """The groups still to run: first the one in the saved state, then the others, without finished jobs."""
         over = {*self.summary.jobs, *begun}
         left = [tuple(name for name in group if name not in over) for group in self.recipe.groups()]
         return [group for group in (begun, *left) if group]
@@ -113,7 +113,7 @@ class Session:
             self._finish(name, jobs[name], network, seconds())
 
     def _left_out(self, name: str) -> bool:
-        """Whether a job cannot start, since one that it builds on diverged; the summary then says so."""
+        """Whether a job cannot start because one that it builds on diverged; the summary then says so."""
         start = self.recipe.jobs[name].start
         for other in self.recipe.builds_on(name):
             if not self.summary.jobs[other].missing:
@@ -150,7 +150,7 @@ class Session:
                 self._diverge(name, why, earlier + stage.stopped_at[name], seconds)
 
     def _diverge(self, name: str, why: str, steps: int, seconds: float) -> None:
-        """Put a job into the summary that has no network to show."""
+        """Put a job without a network into the summary."""
         self.summary.jobs[name] = replace(self._facts_of(name), diverged=why, steps=steps, seconds=round(seconds, 2))
         if self.context.writes:
             self.writer.metrics.end_job(name)
@@ -185,7 +185,7 @@ class Session:
         return self.networks[name].eval()
 
     def _as_saved(self, file: Path) -> Path:
-        """The file of a network that this run saved, once it is known to be as it was."""
+        """The file of a network that this run saved, after checking that it has not changed."""
         done = self.summary.jobs.get(file.stem)
         sha256 = done.sha256 if done else self.summary.kept.get(file.stem)
         if sha256:
@@ -200,7 +200,7 @@ class Session:
         return ready(given, job.network, shape, len(data.classes), trains=job.trains)
 
     def _finish(self, name: str, job: Job, network: nn.Module, seconds: float) -> None:
-        """Measure and keep a network that is done."""
+        """Measure and save a finished network."""
         stages = () if job.weights else job.stages
         steps = sum(stage.steps for stage in stages)
         last, reached = (stages[-1].name, stages[-1].steps) if stages else ("", 0)
@@ -218,26 +218,26 @@ class Session:
             self.summary.jobs[name].sha256 = self._keep(name, network, scores.get("accuracy"))
             if steps:
                 self._doubt(name, scores.get("accuracy"))
-        result = f"{scores['accuracy']:.2f} %" if scores else "not measured, as it has other classes than the data,"
+        result = f"{scores['accuracy']:.2f} %" if scores else "not measured, since its classes are not the data's,"
         self.context.progress.say(f"{name}: {result} after {steps} updates, {seconds:.0f} s")
         self.context.fabric.barrier()
 
     def _doubt(self, name: str, accuracy: float | None) -> None:
-        """Warn of a teacher that has just been trained and knows no more than chance does."""
+        """Warn about a teacher that is no better than chance after training."""
         teaches = any(job.teacher == name for job in self.recipe.jobs.values())
         chance = 100 / len(self.context.data.classes)
         noise = 200 * math.sqrt(chance / 100 * (1 - chance / 100) / max(1, self.context.data.test_size))
         if teaches and accuracy is not None and accuracy <= chance + noise and not self.context.data.synthetic:
             _log.warning(
-                "teacher %r has learned nothing: %.1f %% of the test images are classified correctly, %.1f %% by chance. "
-                "What it teaches is noise; try another learning rate, or more updates.",
+                "teacher %r does no better than chance: %.1f %% of the test images are classified correctly (chance: "
+                "%.1f %%). It can only teach noise. Try another learning rate, or more updates.",
                 name,
                 accuracy,
                 chance,
             )
 
     def _keep(self, name: str, network: nn.Module, accuracy: float | None) -> str:
-        """Save a network that is done, with what a later reader of its file must know; returns the file's SHA-256."""
+        """Save a finished network with the facts that a reader of the file needs; returns the file's SHA-256."""
         preprocessing, data = self.context.work.interfaces[name].own, self.context.data
         metadata = {"preprocessing": json.dumps(asdict(preprocessing)), "data": data.spec.name}
         if accuracy is not None:
@@ -260,7 +260,7 @@ class Session:
         )
 
     def _keep_for_others(self, name: str, stage: str, network: nn.Module) -> None:
-        """Other jobs may start from what this network is now; after its last stage it is kept anyway."""
+        """Save the network for other jobs that start from this stage; after its last stage it is saved anyway."""
         wanted = [AfterStage(name, stage) == job.start for job in self.recipe.jobs.values()]
         if self.context.writes and any(wanted) and stage != self.recipe.jobs[name].stages[-1].name:
             kept = stage_file(self.writer.path, self.recipe, name, stage).stem

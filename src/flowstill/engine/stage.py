@@ -36,7 +36,7 @@ class StageRun:
         networks: the jobs' networks, by name; all have the same steps and batches.
         number: of the stage among the jobs' stages.
         teacher: their teacher's network, frozen; None if no loss needs one.
-        state: a saved state of this very stage, to continue from.
+        state: a saved state of this stage, to continue from.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class StageRun:
                 reason = str(error).strip().split("\n")[-1].strip()[:200]
                 raise RunError(
                     f"Cannot resume from the state in {str(context.writer.path)!r}: it does not fit {self.title!r} "
-                    f"({type(error).__name__}: {reason}). It is of another run or another version of flowstill. Restore it "
+                    f"({type(error).__name__}: {reason}). It belongs to another run or version of flowstill. Restore it "
                     f"from a copy, or give another {option('out')}."
                 ) from error
 
@@ -135,10 +135,10 @@ class StageRun:
             student.close()
 
     def _stop_diverged(self, due: bool) -> None:
-        """Stop the jobs whose losses or weights are not finite; the others go on. Looks at most once in a while.
+        """Stop the jobs with losses or weights that are not finite; the others continue. Looks only now and then.
 
         Args:
-            due: look now in any case.
+            due: look now.
         """
         step = self.step
         skipping = any(means.in_a_row >= MOST_SKIPPED for means in step.means.values())
@@ -191,8 +191,8 @@ def marks(steps: int, count: int) -> set[int]:
 def evaluations(recipe: Recipe, steps: int, tested: int) -> int:
     """How often a stage that trains the task is evaluated on ``tested`` images, its end included.
 
-    Rarely where it would take more than a tenth of the stage's time, or, if the recipe is there to draw its curves, as
-    long as the stage. An update takes about three forwards' time.
+    Less often if evaluation would take more than a tenth of the stage's time, or, if the recipe is there to draw curves,
+    more than the stage's time. An update takes about as long as three forwards.
 
     >>> from flowstill.recipes.load import load_recipe
     >>> [evaluations(load_recipe("fsp-table3"), steps, 10_000) for steps in (64_000, 320, 10)]

@@ -23,7 +23,7 @@ Losses = dict[str, Tensor]  # by the term's name in the metrics: detached scalar
 
 @dataclass
 class RunningMeans:
-    """Losses that add up on the device until somebody looks; the mean of each over the steps that had it.
+    """Sums losses on the device until they are read; then the mean of each over the steps that had it.
 
     Not torchmetrics' MeanMetric, which launches several operations for each value and makes a weight tensor.
     """
@@ -31,7 +31,7 @@ class RunningMeans:
     sums: Losses = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     skipped: int = 0  # updates that were not taken
-    in_a_row: int = 0  # the latest steps, each with an update that was not taken; nobody's look ends the row
+    in_a_row: int = 0  # how many of the latest steps in a row had a skipped update; reading does not reset it
 
     def add(self, losses: Losses) -> None:
         """Add one step's losses; nothing leaves the device."""
@@ -56,7 +56,7 @@ class Step:
 
     Args:
         students: the jobs' students, by the job's name.
-        teacher: of all of them.
+        teacher: their common teacher.
         feed: gives the batch of a step, in the run's memory layout.
         sequences: each job's own random numbers.
         number: steps taken so far.
@@ -79,7 +79,7 @@ class Step:
         self.means = {job: RunningMeans() for job in students}
 
     def __call__(self) -> None:
-        """One batch, what the teacher knows of it for all jobs, then each job's updates on it."""
+        """Take one batch, read the teacher once for all jobs, then run each job's updates on it."""
         batch = self.batch = self.feed(self.number)
         updates = {job: student.cycle[self.number % len(student.cycle)] for job, student in self.students.items()}
         terms = [term for job, student in self.students.items() for n in updates[job] for term in student.terms[n]]
@@ -107,7 +107,7 @@ class Step:
         before = [buffer.clone() for buffer in student.module.buffers()] if self.skips else []
         sums: Losses = {}
         gradients: list[Gradients] = []  # of task and transfer apart where the rule must see both, else one
-        # DDP reduces nothing by itself: it would leave out a second backward over one forward.
+        # DDP's own reduction stays off: it would leave out a second backward over one forward.
         with self.fabric.no_backward_sync(student.wrapped, enabled=self.fabric.world_size > 1):
             for part in taught.split(student.micro_batches):
                 targets = [self.teacher.target(term.loss, part) for term in terms]
@@ -187,7 +187,7 @@ def count(batch: Batch, task: bool) -> int:
 
 
 def added(rows: list[Gradients], more: list[Gradients]) -> list[Gradients]:
-    """The sums of two micro-batches' gradients; there are no ``rows`` yet for the first."""
+    """The sums of two micro-batches' gradients; ``rows`` is empty for the first."""
     if not rows:
         return more
     return [

@@ -1,4 +1,4 @@
-"""A teacher's targets for each image and view, computed once and kept in files in the run's folder."""
+"""A teacher's targets for each image and view, computed once and kept in files in the run folder."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Store:
         layout: how a target lies in a row.
         dtype: ``fp32`` or ``fp16``.
         cells: how many there are.
-        checks: whether to compare the cells of an earlier process with their checksums; damaged ones count as missing.
+        checks: whether to verify the checksums of cells from an earlier process; damaged cells count as missing.
     """
 
     def __init__(self, path: Path, layout: TargetLayout, dtype: str, cells: int, *, checks: bool = True) -> None:
@@ -62,7 +62,7 @@ class Store:
             self._put(1, damaged, np.zeros(len(damaged), self._sums.dtype))
 
     def missing(self, cells: Cells) -> Cells:
-        """The positions in ``cells`` of those that are not filled, the first of each."""
+        """The positions in ``cells`` of cells that are not filled; the first position of each."""
         different, first = np.unique(cells, return_index=True)
         return np.sort(first[self._sums[different] == 0])
 
@@ -77,7 +77,7 @@ class Store:
         if np.isinf(rows).sum() > np.isinf(exact).sum():
             largest = np.abs(exact[np.isfinite(exact)]).max()
             raise RunError(
-                f"What the teacher knows reaches {largest:.3g}, but fp16 ends at 65504. Store it with "
+                f"The teacher's knowledge reaches {largest:.3g}, but fp16 ends at 65504. Store it with "
                 f"'dtype: fp32', in another {option('out')}."
             )
         sums = np.array([_checksum(row) for row in rows], self._sums.dtype)
@@ -86,7 +86,7 @@ class Store:
             self._put(1, cells, sums)
         except OSError as error:
             raise RunError(
-                f"Cannot store knowledge in {str(self.path)!r}: {error.strerror}. Make room there and go on with "
+                f"Cannot store knowledge in {str(self.path)!r}: {error.strerror}. Make room there and continue with "
                 f"{option('resume', True)}, or use 'knowledge: live' in another {option('out')}."
             ) from None
 
@@ -120,7 +120,7 @@ class StoredTargets:
         self.teacher, self.stores, self.views = teacher, stores, views
 
     def __call__(self, batch: Batch, losses: Sequence[Loss]) -> dict[Loss, Target]:
-        """The targets of those ``losses`` that are stored, always read back from the file.
+        """The targets of the stored ones among ``losses``, always read back from the file.
 
         Takes at most one forward of the teacher, over the images that any of them lacks.
         """
@@ -240,6 +240,6 @@ def refuse_if_full(files: Iterable[StoredFile], run: Path) -> None:
     if needed > there + free:
         raise RunError(
             f"The stored knowledge may take {readable_size(needed)}, but {str(run)!r} has room for "
-            f"{readable_size(there + free)}. Make room, say 'dtype: fp16' or fewer 'data.augment.views', use "
+            f"{readable_size(there + free)}. Make room, set 'dtype: fp16' or fewer 'data.augment.views', use "
             f"'knowledge: live', or give another {option('out')}."
         )

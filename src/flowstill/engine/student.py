@@ -94,7 +94,7 @@ class Student:
         interface: how the network sees the images; None if it takes them as they are.
 
     Raises:
-        RecipeError: a player differentiates the whole batch's gradient, which is never in one place.
+        RecipeError: a player differentiates the whole batch's gradient, but no process ever has all of it.
     """
 
     def __init__(
@@ -120,8 +120,8 @@ class Student:
             active = self.players[name] = ActivePlayer(player, trainable_parameters(modules), own)
             if active.second_order and fabric.world_size * micro_batches > 1:
                 raise RecipeError(
-                    f"player {name!r}: 'double_backward' differentiates the gradient of the whole batch, which several "
-                    "processes, or 'data.accumulate', take in parts. Use one process and no 'accumulate', or mode 'recode'."
+                    f"player {name!r}: 'double_backward' differentiates the whole batch's gradient, but several processes "
+                    "or 'data.accumulate' compute it in parts. Use one process and no 'accumulate', or mode 'recode'."
                 )
         self.wrapped = fabric.setup_module(self.module)
         self._moving = [
@@ -130,7 +130,7 @@ class Student:
         ]
         self.let_move(0)
         self.moves_alike = all(moving == self._moving[0] for moving in self._moving)
-        self.lost: list[str] = []  # what was not finite in the update that was skipped last
+        self.lost: list[str] = []  # what was not finite in the last skipped update
 
     @property
     def network(self) -> nn.Module:
@@ -172,7 +172,7 @@ class Student:
 
     def load(self, state: dict[str, Any]) -> None:
         """Continue from ``state``."""
-        whole = self.module.state_dict()  # what could not be saved stays as it is
+        whole = self.module.state_dict()  # what could not be saved stays unchanged
         whole.update(state["learner"])
         self.module.load_state_dict(whole)
         for name, player in self.players.items():
@@ -180,14 +180,14 @@ class Student:
 
 
 def saved_state(module: nn.Module) -> dict[str, Any]:
-    """The state dict without values that cannot be read again safely; which these are was said before the first update."""
+    """The state dict without values that cannot be loaded safely; a warning before the first update names them."""
     state = module.state_dict()
     lost = split(state)[2]
     return {name: value for name, value in state.items() if name not in lost}
 
 
 def build_terms(stage: Stage, pairs: Pairs, setting: Setting) -> list[list[LossTerm]]:
-    """The terms of every update. Those that say the same share one loss, and so what it owns."""
+    """The terms of every update. Equal terms share one loss, and so what it owns."""
     built: dict[str, Loss] = {}
 
     def one(term: Term, task: bool, taken: set[str]) -> LossTerm:
@@ -230,7 +230,7 @@ def frozen_statistics(network: nn.Module) -> Iterator[None]:
 
 
 def trainable_parameters(modules: Sequence[nn.Module]) -> list[nn.Parameter]:
-    """Their parameters that may train, each once, in order; what its maker froze stays frozen."""
+    """Their parameters that require gradients, each once, in order; what the user froze stays frozen."""
     return list(dict.fromkeys(p for module in modules for p in module.parameters() if p.requires_grad))
 
 

@@ -1,4 +1,4 @@
-"""What a stage's losses are given of their teacher: one reading a batch, and the targets made of it or stored."""
+"""What a stage's losses get from their teacher: one reading per batch, and targets, computed from it or stored."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ Needs = tuple[tuple[Tap, ...], bool]  # which taps of a teacher, and whether its
 
 @dataclass(frozen=True)
 class TaughtBatch:
-    """Images with what the teacher says of them.
+    """Images with what the teacher says about them.
 
     Attributes:
         reading: None where nothing was to be read.
-        targets: those known before any student moves, stored or shared.
+        targets: the targets known before any student moves, stored or shared.
     """
 
     batch: Batch
@@ -70,7 +70,7 @@ class Teacher:
     Args:
         network: frozen, in eval mode; None reads nothing.
         channels_last: the layout of the images that it reads.
-        students: whose losses may share targets.
+        students: their losses may share targets.
         interface: how it sees the images, and what its output means; None if it takes them as they are and gives logits.
     """
 
@@ -96,7 +96,7 @@ class Teacher:
         return replace(taught, targets={**stored, **self._shared(fresh, taught)})
 
     def read(self, images: Tensor, losses: Iterable[Loss]) -> Reading | None:
-        """What these losses need of it, in one forward that stops after the last tap; None if they need nothing."""
+        """What these losses need from it, by one forward that stops after the last tap; None if they need nothing."""
         taps, logits = needs_of(losses)
         if self._folded is None or not (taps or logits):
             return None
@@ -115,7 +115,7 @@ class Teacher:
         return reading
 
     def target(self, loss: Loss, taught: TaughtBatch) -> Target:
-        """What a loss compares a student with: known already, or made now of the reading and the batch."""
+        """What a loss compares a student with: already known, or computed now from the reading and the batch."""
         if loss in taught.targets:
             return taught.targets[loss]
         return self.make_target(loss, taught.reading, taught.batch)

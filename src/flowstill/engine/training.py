@@ -51,13 +51,13 @@ def train(
     """Run a recipe's jobs and keep everything in the folder ``out``.
 
     The recipe, its networks and pairs, the data and the weights to start from are checked before the folder is made.
-    With ``resume`` a killed run continues at the step it had reached, with the numbers that it would have given
-    uninterrupted (on a CPU, bit for bit). An empty folder starts a run, and a finished run is returned unchanged. Jobs
+    With ``resume`` a killed run continues at the step it had reached, with the numbers of an uninterrupted run
+    (on a CPU, bit for bit). In an empty folder a run starts, and a finished run is returned unchanged. Jobs
     that were added to the recipe are trained beside those already there.
 
     A job whose losses or weights are not finite is stopped within 50 updates. It gets no accuracy and no network, and what
-    builds on it is not run; all other jobs go on. The run is returned like any other: ``run.summary.failed`` says which
-    jobs and why. With ``resume`` such a job counts as done, unless the recipe now describes it otherwise.
+    builds on it is not run; all other jobs continue. The run is returned as usual: ``run.summary.failed`` says which
+    jobs and why. With ``resume`` such a job counts as done, unless the recipe now describes it differently.
 
     Args:
         recipe: a Recipe, the name of a packaged one, or the path of a YAML file. The files that a Recipe object ``uses``
@@ -71,7 +71,7 @@ def train(
         progress: None shows a progress bar if standard error is a terminal.
         on_step: called after each step with the job, the stage and the number of its steps done.
         networks: jobs' networks given as objects instead of built by name; copies of them are trained.
-        strict: refuse to train where something is odd, instead of warning.
+        strict: refuse to train if something looks wrong, instead of warning.
         options: ``set``, ``scale``, ``seed``, ``data_root``, ``trust_code`` of ``load_recipe``, if ``recipe`` is a name.
 
     Returns:
@@ -94,7 +94,7 @@ def train(
     with RunWriter.create(out, resume=resume).alone() as writer:
         writer.clear_leftovers()
         if ready.past:
-            past_run(recipe, writer.path, networks)  # once more, now that nobody else can change it
+            past_run(recipe, writer.path, networks)  # checked again, now that no other process can change it
             writer.leave_damaged_state()
             writer.forget(to_repeat(recipe, writer.path))
         noted = {"run": {**ready.facts, "files": files_of(recipe)}}
@@ -111,7 +111,7 @@ def evaluate(
 ) -> dict[str, dict[str, float]]:
     """Measure a run's networks again on the test images, at the precision they were trained in.
 
-    A teacher trained on other classes than the data's is left out, as it was while training.
+    A teacher trained on classes other than the data's is left out, as in training.
 
     Args:
         run: the run, or its folder.

@@ -1,4 +1,4 @@
-"""Tries before the first update what would otherwise fail after the last one, or train nothing without a word."""
+"""Tries each network before the first update, so that nothing fails after the last one or silently trains nothing."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def _try_saving(network: nn.Module) -> None:
         load_state(copy, safetensors.torch.load(content), read_beside(content), "the saved state")
     except Exception as error:
         raise NetworkError(
-            f"{type(network).__name__} cannot be loaded again once it is saved: {type(error).__name__}: {error}"
+            f"{type(network).__name__} cannot be loaded after it was saved: {type(error).__name__}: {error}"
         ) from error
     again = {**dict(copy.named_parameters()), **copy.state_dict()}
     for name, tensor in {**dict(network.named_parameters()), **state}.items():
@@ -113,7 +113,7 @@ def _try_saving(network: nn.Module) -> None:
         if name not in lost and isinstance(tensor, Tensor) and not _same(tensor, other):
             raise NetworkError(
                 f"{type(network).__name__} loses {name!r} when it is saved and loaded again: its state_dict leaves it out, "
-                "or its load_state_dict does not read it. Mend these methods, or register the tensor as a parameter or a "
+                "or its load_state_dict does not read it. Fix these methods, or register the tensor as a parameter or a "
                 "buffer."
             )
 
@@ -138,7 +138,7 @@ def _try_training(network: nn.Module, images: Tensor) -> None:
         return
     raise NetworkError(
         f"{type(network).__name__} cannot learn: no gradient leads from its logits to its weights in training mode. It "
-        "most likely detaches, or runs under no_grad or in inference mode."
+        "most likely detaches its output, or runs under no_grad or in inference mode."
     )
 
 
@@ -152,7 +152,7 @@ def _try_tap(network: nn.Module, tap: Tap, images: Tensor) -> None:
     if found.requires_grad or not _depends(network, tap, images):
         return
     raise TapError(
-        f"Tap '{tap}' of {type(network).__name__} has no gradient in training mode, though weights before it are to learn "
+        f"Tap '{tap}' of {type(network).__name__} has no gradient in training mode, though weights before it should learn "
         "from it. The module most likely runs inside torch.utils.checkpoint(..., use_reentrant=True), under no_grad, or "
         "detaches its map. Use checkpoint(..., use_reentrant=False), or tap a module outside."
     )
@@ -165,7 +165,7 @@ def _read(network: nn.Module, tap: Tap, images: Tensor) -> Tensor:
 
 
 def _depends(network: nn.Module, tap: Tap, images: Tensor) -> bool:
-    """Whether a map changes with the weights that train; a rare question, so they are changed to see."""
+    """Whether a map changes with the weights that train, found by changing them; rarely needed."""
     other = copied(network).eval()
     with torch.no_grad():
         before = _read(other, tap, images)

@@ -17,7 +17,7 @@ from flowstill.features.tracing import cannot_take, example_images, undisturbed
 
 
 def copied(network: nn.Module) -> nn.Module:
-    """A copy of the network without wrappers, which shares no weights with it; the network is not changed.
+    """A copy of the network without wrappers. It shares no weights with the network, which is not changed.
 
     Maps that it keeps (``self.feat = ...``) are copied without their graph. Attributes that cannot be copied, such as a
     lock, an open file or a generator, are shared.
@@ -31,12 +31,12 @@ def copied(network: nn.Module) -> nn.Module:
     if not isinstance(copy_, nn.Module) or any(id(parameter) in own for parameter in copy_.parameters()):
         raise NetworkError(
             f"{type(network).__name__} cannot be copied: its __deepcopy__ returns something that shares its weights. "
-            "Return a network of its own there."
+            "Return an independent network."
         )
     for module in copy_.modules():
         for mode in ("train", "eval"):
             module.__dict__.pop(mode, None)  # torch.export puts functions there that only raise
-        if not hasattr(module, "training"):  # torch.jit.freeze takes it away
+        if not hasattr(module, "training"):  # torch.jit.freeze removes it
             module.__dict__["training"] = False
     for parameter, twin in zip(network.parameters(), copy_.parameters(), strict=True):
         twin.requires_grad_(parameter.requires_grad)  # TorchScript's copies have none
@@ -88,13 +88,13 @@ def fill_lazy(network: nn.Module, shape: Sequence[int]) -> None:
     names = [name for name, tensor in network.state_dict(keep_vars=True).items() if nn.parameter.is_lazy(tensor)]
     if names:
         raise NetworkError(
-            f"{type(network).__name__}: {names[0]!r} has no size yet after a forward, which did not reach it. Run a "
-            "forward that does, or remove the layer."
+            f"{type(network).__name__}: {names[0]!r} has no size yet, since the forward did not reach it. Make the "
+            "forward run this layer, or remove it."
         )
 
 
 class _Detached(TorchFunctionMode):
-    """Lets tensors with a graph, which torch refuses to copy, be copied without it."""
+    """Copies tensors that have a graph, which torch refuses to copy, without the graph."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run ``func``, unless it copies such a tensor."""
@@ -107,7 +107,7 @@ class _Detached(TorchFunctionMode):
 
 
 def _uncopyable(value: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
-    """The innermost values that cannot be copied, each with where it is kept."""
+    """The innermost values that cannot be copied, each with the path to it."""
     if id(value) in seen or isinstance(value, Tensor):
         return
     seen.add(id(value))

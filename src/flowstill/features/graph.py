@@ -9,9 +9,9 @@ V = TypeVar("V")
 
 
 def walk(last: V, parents_of: Callable[[V], Iterable[V]]) -> Iterator[tuple[V, list[V]]]:
-    """What ``last`` is made from, each vertex with its parents and after all of them, ``last`` at the end.
+    """Everything that ``last`` is made from: each vertex with its parents, after all of them, and ``last`` at the end.
 
-    Without recursion, since a network's graph may be deeper than Python's stack.
+    Not recursive, since a network's graph may be deeper than Python's stack.
 
     >>> [vertex for vertex, _ in walk("c", {"c": ["a", "b"], "b": ["a"], "a": []}.get)]
     ['a', 'b', 'c']

@@ -1,4 +1,4 @@
-"""What a map is made by: a convolution, a normalisation, an activation. Read off the graph that autograd records."""
+"""What made a map: a convolution, a normalisation, an activation. Read off the graph that autograd records."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _KEEPERS = (
 
 
 def kind_of(node: Node) -> Kind:
-    """What made the map that ``node`` gives; pooling, reordering and gates keep what they are given.
+    """What made the map that ``node`` puts out; pooling, reordering and gates keep the kind of their input.
 
     A sum or a concatenation of activated maps is activated too. Everything else after an activation is the ``sum`` or
     ``concatenation`` that it is.
@@ -49,7 +49,7 @@ def kind_of(node: Node) -> Kind:
 
 
 def is_activation(node: Node) -> bool:
-    """Whether the node itself is an activation: it makes no weighted sum, and hands no map on as it is."""
+    """Whether the node itself is an activation: neither a weighted sum nor a mere pass-through."""
     return _own(node) == "activation" and not _keeps(node)
 
 
@@ -64,19 +64,19 @@ def _keeps(node: Node) -> bool:
 
 
 def _given(node: Node) -> list[Node]:
-    """What a node that keeps the kind of its input is given."""
+    """The inputs of a node that keeps their kind."""
     return [parent for parent, _ in node.next_functions if parent is not None] if _keeps(node) else []
 
 
 def _own(node: Node) -> Kind | None:
-    """The kind that a node gives whatever it is given; None for parameters and images."""
+    """The kind of a node's output if its input does not matter; None for parameters and images."""
     if "AccumulateGrad" in node.name():
         return None
     return next((kind for word, kind in _MAKERS if word in node.name()), "activation")
 
 
 def _together(name: str, kinds: Iterable[Kind]) -> Kind | None:
-    """The kind of several maps put together."""
+    """The kind of several maps combined."""
     given = list(kinds)
     signed = [kind for kind in given if kind != "activation"]
     if not given or len(given) == 1 or not signed:

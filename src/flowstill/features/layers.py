@@ -51,10 +51,10 @@ class Layer:
 def find_layers(network: nn.Module, sections: Sequence[Section], example: Tensor | Sequence[int]) -> list[list[Layer]]:
     """The convolutions of each section, in order.
 
-    They lie on the path from the section's entry to its exit that passes the most convolutions, or of two such paths
-    the one with more weights. Shortcuts, projections beside a block and squeeze-and-excitation gates, whose convolutions
-    see one pixel, are left out. What a convolution passes on is read at the next one's input, after normalisation and
-    activation; what the last one passes on is the section's exit.
+    They lie on the path from the section's entry to its exit that passes the most convolutions; of two such paths, on
+    the one with more weights. Shortcuts, projections beside a block and squeeze-and-excitation gates (their convolutions
+    see one pixel) are left out. A convolution's output is read at the next one's input, after normalisation and
+    activation; the last one's output is the section's exit.
 
     Args:
         example: images (B, C, H, W), or a shape (C, H, W) or (B, C, H, W). Network and example may be on ``meta``.

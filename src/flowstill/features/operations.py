@@ -1,4 +1,4 @@
-"""Along which axis a network's maps have their channels, told by what it does with them."""
+"""Finds the channel axis of a network's maps from the operations on them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MIX = ("matmul", "bmm", "einsum", "softmax", "scaled_dot_product_attention")
 
 
 class Operations(TorchFunctionMode):
-    """Notes what the functions of a forward tell of the axes of 4-D tensors.
+    """Records what the functions of a forward tell about the axes of 4-D tensors.
 
     A convolution's channels are axis 1, a linear layer's the last one. The axis is followed through everything that
     keeps a tensor's shape or reorders its axes, in both directions.
@@ -39,11 +39,11 @@ class Operations(TorchFunctionMode):
         self._links: dict[tuple[Vertex, int], set[tuple[Vertex, int]]] = defaultdict(set)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run ``func``; keep what it tells."""
+        """Run ``func`` and record what it tells."""
         name, kwargs = getattr(func, "__name__", ""), kwargs or {}
         if name == "__get__":
             return func(*args, **kwargs)
-        before = _vertices(tensors_in((*args, *kwargs.values())))  # an operation in place changes its input's
+        before = _vertices(tensors_in((*args, *kwargs.values())))  # before an in-place operation changes its input's
         output = func(*args, **kwargs)
         after = _vertices(tensors_in(output))
         self.shapes.update(after)
@@ -56,18 +56,18 @@ class Operations(TorchFunctionMode):
         return next((self.axis(vertex) for vertex in _vertices([map])), None)
 
     def axis(self, vertex: Vertex) -> int | None:
-        """The channels' axis of a 4-D tensor, 1 or 3; None if nothing tells. Where both are told, 1."""
+        """The channel axis of a 4-D tensor, 1 or 3; None if unknown. If the evidence names both, 1."""
         return next((place for place in (1, 3) if self._tells(vertex, place)), None)
 
     def layout(self, vertex: Vertex) -> str | None:
-        """What the tensor is in place of a map (B, D, H, W): tokens, or a map with its channels last."""
+        """What the tensor is instead of a map (B, D, H, W): tokens, or a map with channels last."""
         dimensions = len(self.shapes[vertex])
         if dimensions == 4 and self.axis(vertex) == 3:
             return "maps (B, H, W, D) with channels last"
         return "tokens (B, N, D)" if dimensions == 3 else None
 
     def _tells(self, vertex: Vertex, place: int) -> bool:
-        """Whether the axis at this place is the channels' in the tensor itself or wherever the axis can be followed."""
+        """Whether this axis is the channel axis, in the tensor itself or wherever the axis can be followed."""
         stack = [(vertex, place)]
         seen = set(stack)
         while stack:
@@ -109,7 +109,7 @@ def _kept(
     shape: tuple[int, ...],
     result: tuple[int, ...],
 ) -> Iterable[tuple[int, int]]:
-    """The axes that a function keeps whole: which one of its input is which one of its output."""
+    """The axes that a function keeps whole: input axis -> output axis."""
     if name in _TURN:
         sizes = range(2, 2 + len(shape))
         rest = {key: value for key, value in kwargs.items() if key != "input"}
@@ -129,7 +129,7 @@ def _normalised(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[int]:
 
 
 def _vertices(tensors: Iterable[Tensor]) -> dict[Vertex, tuple[int, ...]]:
-    """The shapes of these tensors by their vertices, of those with a gradient."""
+    """Vertex -> shape of each of these tensors that has a gradient."""
     found = {}
     for tensor in tensors:
         if tensor.requires_grad and tensor.is_floating_point():

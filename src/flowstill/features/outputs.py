@@ -17,7 +17,7 @@ Steps = tuple[Callable[[Any], Any], ...]  # from a network's output to a tensor 
 
 
 class LogitsOf:
-    """A forward hook that returns the logits out of all that a network returns, as (B, classes).
+    """A forward hook that picks the logits from everything that a network returns, as (B, classes).
 
     Args:
         evaluating: the way to them in eval mode.
@@ -40,14 +40,14 @@ class LogitsOf:
 
 
 def settle_logits(network: nn.Module, shape: Sequence[int], classes: int, *, trains: bool = True) -> None:
-    """Make the network return its logits alone, found once among all that it returns for two images.
+    """Make the network return its logits alone; they are found once, in its output for two images.
 
-    They are the one tensor of shape (images, classes), or the one called ``logits``. What a network returns beside them
-    in training mode only (auxiliary heads) is told from them by their values in eval mode. A network that returns nothing
-    of that shape is left as it is.
+    They are the only tensor of shape (images, classes), or the one called ``logits``. Outputs beside them in training
+    mode only (auxiliary heads) are told apart by the values of the logits in eval mode. A network that returns nothing
+    of that shape is left unchanged.
 
     Args:
-        network: one that is ours to change. It may be on ``meta``, where values tell nothing.
+        network: changed in place. It may be on ``meta``, where tensors have no values to compare.
         shape: of an image, (C, H, W).
         classes: of the data.
         trains: whether it will run in training mode.
@@ -101,7 +101,7 @@ def _places(value: Any, way: Steps = (), text: str = "") -> Iterator[Found]:
 
 
 def _candidates(output: Any, classes: int) -> list[Found]:
-    """What may be the logits; only the one that is called so if there is one, and each tensor once."""
+    """The candidates for the logits, each tensor once; only the one named ``logits`` if there is one."""
     places = list({id(found[2]): found for found in reversed(list(_places(output)))}.values())[::-1]
     flat = [found for found in places if found[2].shape[1:] == (classes,) and len(found[2]) == 2]
     if not flat:  # from a convolutional head
@@ -111,7 +111,7 @@ def _candidates(output: Any, classes: int) -> list[Found]:
 
 
 def _train_but_for_noise(network: nn.Module) -> None:
-    """Training mode, but for the layers whose values would change with it."""
+    """Training mode, except for layers whose values would change with it."""
     for module in network.modules():
         noisy = isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd))
         module.training = not noisy
@@ -121,7 +121,7 @@ def _same_logits(network: nn.Module, found: list[Found], text: str, logits: Tens
     """The way, in training mode, to the logits of eval mode.
 
     Raises:
-        NetworkError: there are none, or which they are cannot be told.
+        NetworkError: there are none, or they are ambiguous.
     """
     if not found:
         raise NetworkError(
@@ -144,6 +144,6 @@ def _ambiguous(network: nn.Module, found: list[Found], returns: str) -> NetworkE
     places = [text for _, text, _ in found]
     return NetworkError(
         f"{type(network).__name__} {returns} {len(places)} tensors of shape (images, {found[0][2].shape[1]}): "
-        f"{', '.join(f'output{text}' for text in places)}. Which are the logits? Say it with a hook on the network: "
+        f"{', '.join(f'output{text}' for text in places)}. Which are the logits? Choose with a hook on the network: "
         f"network.register_forward_hook(lambda module, images, output: output{places[-1]}), or give them the key 'logits'."
     )

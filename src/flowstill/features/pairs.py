@@ -93,9 +93,9 @@ def align_sections(teacher: Sequence[Section], student: Sequence[Section]) -> Pa
 def alike(pairs: Pairs) -> Pairs:
     """The same pairs, with maps of one kind at each tap of a pair wherever taps can read them.
 
-    A map after its activation answers to another after its activation, one before to one before: of all taps that read
-    the same map at the two ends, the ones that agree in that win, then the ones that agree in what made them (a
-    convolution, a normalisation), then the ones that move least.
+    A map after its activation should meet another after its activation, and one before, one before. Of all taps that
+    read the same map at the two ends, those that agree in this win, then those that agree in what made the map (a
+    convolution, a normalisation), then those that move least.
     """
     return tuple(map(_alike, pairs))
 
@@ -227,19 +227,19 @@ def _checked_shape(network: nn.Module, tap: str, reading: Reading, axes: Operati
     said += f"{tuple(maps.shape)}"
     if maps.dim() == 3:
         raise ShapeError(
-            f"{said}, most likely tokens (B, N, D), which lie on no grid. Name a layer that puts out maps, or choose "
+            f"{said}, most likely tokens (B, N, D) without a grid. Name a layer that puts out maps, or choose "
             "knowledge that reads no sections, such as 'soft_logits'."
         )
     if maps.dim() != 4:
         raise ShapeError(f"{said}. Name a layer before the flattening.")
     if len(maps) != len(reading.images):
         raise ShapeError(
-            f"{said}, which is no map for each of {len(reading.images)} images but of their parts, such as windows or "
+            f"{said}: not one map for each of {len(reading.images)} images, but maps of their parts, such as windows or "
             "heads. Name the block around this layer."
         )
     if axes.channel_axis(maps) == 3:
         raise ShapeError(
-            f"{said}, whose channels are the last axis: a map (B, H, W, D). Name a layer that puts out channels first, "
+            f"{said}, with the channels as the last axis: a map (B, H, W, D). Name a layer that puts out channels first, "
             "such as one after a permutation of the axes, or choose knowledge that reads no sections, such as "
             "'soft_logits'."
         )

@@ -1,4 +1,4 @@
-"""What modules take and give during a forward, noted by hooks.
+"""Records the inputs and outputs of modules during a forward, by hooks.
 
 ``Tapped`` has hooks of its own: torch.compile must be able to trace them, and they can stop the forward.
 """
@@ -42,12 +42,12 @@ class Event:
 
     @property
     def overwritten(self) -> bool:
-        """Whether an operation in place has changed one of the tensors since."""
+        """Whether an in-place operation has changed one of the tensors since."""
         return any(t._version != version for t, version in zip(self.tensors, self.versions, strict=True))
 
 
 class Recorder:
-    """Notes each call of some modules while it is entered.
+    """Records each call of some modules inside a ``with`` block.
 
     Args:
         modules: by their paths.

@@ -38,7 +38,7 @@ def unreached(network: nn.Module, tap: Tap, stopped_at: object) -> str:
         return said + f"a {type(module).__name__} is never called itself. Tap one of its members: {members}."
     if is_compiled(network):
         return said + (
-            "the network is compiled, and code that was compiled for a call without taps knows of none. "
+            "the network is compiled, and code compiled without taps ignores them. "
             "Compile it together with them: torch.compile(Tapped(network, ...))."
         )
     return said + f"{type(unwrapped(network)).__name__}'s forward does not call this module. Tap one that it calls."

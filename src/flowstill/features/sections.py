@@ -35,8 +35,8 @@ class Section:
         pooled_scale: the same after the pooling that follows the exit (VGG); None without one.
         kinds: what made the maps at entry, first and exit, such as ``activation``; empty if the taps were named by hand.
         unactivated: for each of the three, where the same map can be read before its activation, the nearest first.
-        activated_later: whether an activation follows the exit where no tap can read, since it is a function or works
-            in place, so that the exit lies before it.
+        activated_later: whether an activation follows the exit that no tap can read, since it is a function or works
+            in place; the exit then lies before it.
     """
 
     entry: Tap
@@ -109,7 +109,7 @@ def find_sections(network: nn.Module, example: Tensor | Sequence[int]) -> list[S
     for run, following in itertools.zip_longest(runs, runs[1:]):
         last = trunk.last(run, following, left)
         if last.index <= left.index:
-            continue  # the stem alone
+            continue  # only the stem
         exit_tap = last.tap(left.index)
         if trunk.works(run, left, last):
             sections.append(_section(trunk, run, (left, tap), (last, exit_tap), stem=not sections))
@@ -142,7 +142,7 @@ def _section(trunk: Trunk, run: Run, before: tuple[TrunkMap, Tap], after: tuple[
 def _nothing_found(network: nn.Module, trunk: Trunk) -> str:
     sizes = dict.fromkeys(f"{m.size[0]}x{m.size[1]}" for m in trunk.maps if trunk.between(-1, m.index))
     maps = f"maps of {', '.join(sizes)}" if sizes else "no map that a tap can read"
-    others = f", and {' and '.join(trunk.layouts)}, in which no section can be read" if trunk.layouts else ""
+    others = f", and {' and '.join(trunk.layouts)}, which cannot be read as sections" if trunk.layouts else ""
     return (
         f"No sections found in {type(network).__name__}: expected runs of convolutions whose maps share a size. "
         f"Received: {len(trunk.convolutions)} 2-D convolutions and {maps}{others}. Name the taps by hand ('flows' of the "

@@ -1,4 +1,4 @@
-"""How a network's parameters are spread: over its sections, its classifier, and what no section holds."""
+"""Where a network's parameters are: in its sections, in its classifier, and outside both."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Shares:
     Attributes:
         sections: between each section's entry and its exit.
         before: what the first section's entry depends on.
-        between: what the last section's exit depends on besides.
+        between: what else the last section's exit depends on.
         beyond: after the last section's exit, without the classifier.
-        head: the classifier: what follows the last map or token, where one vector is left of each image.
+        head: the classifier: everything after the last map or token, where each image is a single vector.
         unused: what the logits do not depend on.
     """
 

@@ -95,7 +95,7 @@ class Tapped(nn.Module):
     """A network whose maps are read by hooks as it runs; the network itself is never edited.
 
     The maps are the tensors themselves, with their graph and in the forward's dtype. In inference mode and under
-    torch.compile, where a later overwriting in place could not be noticed, they are copies.
+    torch.compile they are copies, since overwriting them in place would go unnoticed there.
 
     Hooks live for one forward, or as long as ``with tapped:`` lasts. Several Tapped may share one network. To train in
     several processes, wrap this in DDP; to compile, compile this: ``torch.compile(Tapped(...))``, one graph from torch
@@ -174,9 +174,9 @@ class Tapped(nn.Module):
         recorder, logits = self._recorder, None
         reduces = any(wrapper.require_backward_grad_sync for wrapper in self._parallel)
         if reduces and self.until != "logits" and torch.is_grad_enabled():
-            # DDP readies its reducer after the forward; a stop inside would leave that out without a word.
+            # DDP prepares its reducer after the forward; a stop inside would silently skip that.
             raise TapError(
-                "Tapped(DistributedDataParallel(network)) cannot stop where gradients are wanted: they would not be "
+                "Tapped(DistributedDataParallel(network)) cannot stop early if gradients are needed: they would not be "
                 "reduced. Wrap the other way round, DistributedDataParallel(Tapped(network)), or read under no_grad."
             )
         recorder.start()

@@ -23,7 +23,7 @@ from flowstill.features.recorder import Recorder, Vertex
 from flowstill.features.taps import Reading, Tapped
 from flowstill.features.trunk import Call, Convolution, Trunk, TrunkMap, octaves
 
-Graph = dict[Vertex, list[Vertex]]  # vertex -> those that it is made from, which stand before it
+Graph = dict[Vertex, list[Vertex]]  # vertex -> the vertices that it is made from, which come before it
 
 
 def find_trunk(network: nn.Module, example: Tensor | Sequence[int]) -> Trunk:
@@ -38,7 +38,7 @@ def find_trunk(network: nn.Module, example: Tensor | Sequence[int]) -> Trunk:
     network, images = unwrapped(network), example_images(network, example)
     if is_scripted(network):
         raise NetworkError(
-            f"The inside of {type(network).__name__} cannot be read, as TorchScript calls no hooks, so its sections cannot "
+            f"The inside of {type(network).__name__} cannot be read, since TorchScript calls no hooks; its sections cannot "
             "be found. Give the Python network, or use knowledge that reads logits only, such as kd."
         )
     recorder = Recorder({path: module for path, module in network.named_modules() if path})
@@ -153,7 +153,7 @@ def undisturbed(network: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 def graph_between(source: Vertex, last: Vertex) -> Graph:
-    """What leads from ``source`` to ``last``, each vertex after all that it is made from; empty if nothing does."""
+    """The vertices from ``source`` to ``last``, each after all that it is made from; empty if no path connects them."""
 
     def parents_of(vertex: Vertex) -> list[Vertex]:
         return [] if vertex == source else [(n, i) for n, i in vertex[0].next_functions if n is not None]
@@ -167,7 +167,7 @@ def graph_between(source: Vertex, last: Vertex) -> Graph:
 
 
 def cuts(graph: Graph) -> Iterator[Vertex]:
-    """Vertices that every path passes through: with the graph laid out in order, no edge spans them.
+    """Vertices that every path passes through: in topological order, no edge spans them.
 
     Shortcuts, branches and gates span what lies beside them, so nothing inside a block qualifies.
     """
@@ -215,7 +215,7 @@ def _trunk_maps(
             feeds.setdefault(index, []).append(event.path)
     maps = []
     for index in sorted(shapes):
-        # A module that hands on what it was given (a Dropout, an Identity) does not make it.
+        # A module that passes its input through (a Dropout, an Identity) does not make the map.
         makers = tuple(call for call in calls.get(index, ()) if call.begin < index and call.readable)
         if makers or index in feeds:
             maps.append(TrunkMap(index, shapes[index], makers, tuple(feeds.get(index, ())), kinds[index]))
@@ -241,14 +241,14 @@ def _bridged(maps: list[TrunkMap], trunk: set[int]) -> Iterator[TrunkMap]:
 
 
 class _Convolutions(TorchFunctionMode):
-    """Notes every 2-D convolution, including functional ones."""
+    """Records every 2-D convolution, including functional ones."""
 
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[tuple[Vertex, dict[str, Any], Tensor]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run ``func``; keep a convolution's arguments and output."""
+        """Run ``func``; record a convolution's arguments and output."""
         output = func(*args, **(kwargs or {}))
         if func in (F.conv2d, F.conv_transpose2d) and output.requires_grad:
             edge = get_gradient_edge(output)

@@ -19,10 +19,10 @@ class Convolution:
     Attributes:
         index: its place in the order of operations.
         size: of its output.
-        on_trunk: no branch leads past it.
-        spatial: its kernel spans more than one pixel.
-        depthwise: it treats each channel separately.
-        dense: it is in effect a fully connected layer, from a whole map to one pixel without a stride.
+        on_trunk: whether no branch bypasses it.
+        spatial: whether its kernel spans more than one pixel.
+        depthwise: whether it treats each channel separately.
+        dense: whether it is in effect a fully connected layer, from a whole map to one pixel without a stride.
     """
 
     index: int
@@ -41,7 +41,7 @@ class Call:
         path: the module's.
         begin: place of the last trunk map known when the module was called, usually its input.
         end: place of its output.
-        readable: nothing overwrites the output later.
+        readable: whether nothing overwrites the output later.
         weights: number of kernels and matrices in the module.
     """
 
@@ -76,7 +76,7 @@ class TrunkMap:
         return self.shape[1:]
 
     def tap(self, after: int = 0) -> Tap:
-        """The name that a person would choose: the outermost module that makes this map from what lies past ``after``.
+        """The name that a person would choose: the outermost module that makes this map from what comes after ``after``.
 
         ``layer1`` rather than ``layer1.2``, but not ``features`` if that spans earlier sections too.
         """
@@ -101,7 +101,7 @@ class Trunk:
         image: height and width of the input.
         activations: place and shape of each map that an activation makes, whether or not a tap can read it.
         products: places of the linear layers and other matrix products.
-        layouts: in words, what every path passes through besides maps (B, D, H, W): tokens, maps with channels last.
+        layouts: what else every path passes through besides maps (B, D, H, W), in words: tokens, maps with channels last.
     """
 
     image: Size
@@ -199,7 +199,7 @@ class Trunk:
         ]
 
     def activated_later(self, last: TrunkMap) -> bool:
-        """Whether an activation of the same layer follows ``last``, which itself has none, where no tap can read."""
+        """Whether ``last`` has no activation but its layer has one later, which no tap can read."""
         if last.kind == "activation":
             return False
         # An activation inside the next block (pre-activation) belongs to that block.

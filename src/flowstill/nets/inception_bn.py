@@ -11,7 +11,7 @@ from flowstill.nets.layers import ConvBNReLU, initialise_he
 from flowstill.nets.registry import register_network
 
 # Channels: 1x1; 3x3, reduced and full; double 3x3, reduced and full; pooling and its 1x1. Figure 5 prints 576 for the
-# output of 4c and 4d, and 1024 for that of 4e, but its branches add up to 608, 608 and 1056.
+# output of 4c and 4d, and 1024 for 4e, but the branches add up to 608, 608 and 1056.
 _MODULES: dict[str, tuple[int, int, int, int, int, Literal["avg", "max"], int]] = {
     "inception3a": (64, 64, 64, 64, 96, "avg", 32),
     "inception3b": (64, 64, 96, 64, 96, "avg", 64),
@@ -29,7 +29,7 @@ _MODULES: dict[str, tuple[int, int, int, int, int, Literal["avg", "max"], int]] 
 class Inception(nn.Module):
     """Up to four branches side by side, joined along the channels: 1x1, 3x3, two 3x3, and pooling.
 
-    Without channels for the 1x1 convolutions the module strides by 2, and the pooling passes its maps through.
+    Without channels for the 1x1 convolutions the module has a stride of 2, and no convolution follows the pooling.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class InceptionBN(nn.Sequential):
 
     def __init__(self, num_classes: int = 1000, in_channels: int = 3) -> None:
         super().__init__()
-        # The paper makes this one separable (a depth multiplier of 8); the networks trained since have it in full.
+        # The paper makes this one separable (a depth multiplier of 8); published networks use a full convolution.
         self.conv1 = ConvBNReLU(in_channels, 64, 7, 2)
         self.pool1 = nn.MaxPool2d(3, 2, ceil_mode=True)
         self.conv2_reduce = ConvBNReLU(64, 64, 1)

@@ -22,11 +22,11 @@ class Separable(nn.Sequential):
 class MobileNet(nn.Sequential):
     """A 3x3 convolution to 32 channels, separable convolutions, global average pooling, one linear layer.
 
-    Images are (B, in_channels, H, W) of any size. ``dsc64`` is all of 64 channels, and so on; those of 128, 256 and 512
-    start with a stride of 2. The paper's taps are ``dsc64``, ``dsc128``, ``dsc256`` and ``dsc512``.
+    Images are (B, in_channels, H, W) of any size. ``dsc64`` holds the separable convolutions to 64 channels, and so on;
+    ``dsc128``, ``dsc256`` and ``dsc512`` start with a stride of 2. The paper's taps are ``dsc64`` to ``dsc512``.
 
     Args:
-        sections: of each, how many channels and how many separable convolutions.
+        sections: for each, the number of channels and of separable convolutions.
     """
 
     def __init__(self, sections: Iterable[tuple[int, int]], num_classes: int, in_channels: int) -> None:
@@ -45,7 +45,7 @@ class MobileNet(nn.Sequential):
 
 
 # "Removing the last four" separable convolutions of MobileNet v1 contradicts Table 1's size. Its 2.23 M parameters and
-# 98.4 MFLOPs are those of v1 without four of the five repeated at 512 channels, 1024 without a stride: inferred.
+# 98.4 MFLOPs fit v1 without four of its five repeats at 512 channels and without the stride at 1024: inferred.
 @register_network("mobilenet-teacher", about="MobileNet (Lee et al. 2018), 9 separable convolutions")
 def teacher(num_classes: int = 100, in_channels: int = 3) -> MobileNet:
     """Nine separable convolutions.
@@ -58,7 +58,7 @@ def teacher(num_classes: int = 100, in_channels: int = 3) -> MobileNet:
 
 @register_network("mobilenet-student", about="MobileNet (Lee et al. 2018), 5 separable convolutions")
 def student(num_classes: int = 100, in_channels: int = 3) -> MobileNet:
-    """Each number of channels once.
+    """One separable convolution for each number of channels.
 
     >>> sum(p.numel() for p in student().parameters())
     816676

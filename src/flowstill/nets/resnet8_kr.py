@@ -1,4 +1,4 @@
-"""The eight-layer student of Liu et al., Knowledge Representing, 2019, section 4.2.1, as its sizes let it be inferred."""
+"""The eight-layer student of Liu et al., Knowledge Representing, 2019, section 4.2.1, inferred from its printed sizes."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class ResNet8KR(nn.Sequential):
     Images are (B, in_channels, H, W) of any size.
 
     The paper says 8 layers in 2 residual modules, 0.12 M parameters, 0.09 M reduced. A CIFAR ResNet-8 has 0.075 M; this
-    is the layout found that has both. Strides are not given: with 2 and 2, the maps have the teacher's last two sizes.
+    layout fits both numbers. Strides are not given: with 2 and 2, the maps have the teacher's last two sizes.
 
     Args:
         width: channels of the two modules; (28, 56) is the reduced student.
 
     Raises:
-        NetworkError: ``width`` is not two whole numbers, from 16 and not falling.
+        NetworkError: ``width`` is not two whole numbers of at least 16 that do not decrease.
 
     >>> [sum(p.numel() for p in ResNet8KR(width=width).parameters()) for width in ((32, 64), (28, 56))]
     [116890, 90242]
@@ -58,7 +58,7 @@ class ResNet8KR(nn.Sequential):
         if not _STEM <= width[0] <= width[1]:
             raise NetworkError(
                 f"width {list(width)}: zero-padding shortcuts cannot drop channels. "
-                f"Let the widths not decrease, starting from the first convolution's {_STEM}."
+                f"Give widths of at least {_STEM}, the first convolution's, that do not decrease."
             )
         super().__init__()
         self.conv0 = ConvBNReLU(in_channels, _STEM, 3)

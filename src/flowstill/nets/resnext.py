@@ -13,7 +13,7 @@ _BRANCH = 64  # channels of each branch
 
 
 class PoolAndPad(nn.Module):
-    """The shortcut where a block strides: 2x2 average pooling, then as many zero channels before as after.
+    """The shortcut of a strided block: 2x2 average pooling, then zero channels, half before and half after the others.
 
     >>> import torch
     >>> PoolAndPad(2)(torch.ones(1, 2, 2, 2)).flatten()
@@ -37,7 +37,7 @@ class PoolAndPad(nn.Module):
 class Block(nn.Module):
     """Branches of 1x1 and 3x3 convolutions to 64 channels each, their maps joined by a 1x1 one, beside a shortcut.
 
-    All branches are one grouped convolution, which computes the same (Xie et al. 2017, Fig. 3).
+    All branches are one grouped convolution, an equivalent form (Xie et al. 2017, Fig. 3).
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, branches: int) -> None:
@@ -91,7 +91,7 @@ def teacher(num_classes: int = 100, in_channels: int = 3, *, branches: int = 4) 
 
 @register_network("resnext-student", about="ResNeXt (Lee et al. 2018), 3 blocks of 2 branches")
 def student(num_classes: int = 100, in_channels: int = 3, *, branches: int = 2) -> ResNeXt:
-    """Two branches. Table 1's 247.6 MFLOPs contradict its 0.34 M parameters, which have 274: likely swapped digits.
+    """Two branches. Table 1's 247.6 MFLOPs contradict its 0.34 M parameters, which need 274: likely swapped digits.
 
     >>> sum(p.numel() for p in student().parameters())
     341284

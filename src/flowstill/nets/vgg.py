@@ -19,14 +19,14 @@ _HIDDEN = 1024  # units of each fully connected layer
 class VGG(nn.Sequential):
     """Four blocks of 3x3 convolutions with bias and ReLU, 64 to 512 channels, then fully connected layers of 1024.
 
-    Images are (B, in_channels, 32, 32), as the first fully connected layer fixes the size. The paper's taps are
-    ``block1`` to ``block4``, after the pooling; ``block1.relu2`` and its like lie before it.
+    Images are (B, in_channels, 32, 32), since the first fully connected layer fixes the size. The paper's taps are
+    ``block1`` to ``block4``, after the pooling; taps such as ``block1.relu2`` read the map before it.
 
     Args:
-        convolutions: number in each block.
+        convolutions: number of convolutions in each block.
         hidden: number of fully connected layers before the last one.
-        strided: each block's only convolution has a stride of 2 in place of the pooling.
-        padded: 3x3 convolutions keep the size (SAME) rather than lose a border (VALID).
+        strided: each block's only convolution has a stride of 2 instead of the pooling.
+        padded: 3x3 convolutions keep the size (SAME) instead of losing a border (VALID).
 
     Raises:
         NetworkError: ``dropout`` is not a probability.
@@ -50,7 +50,7 @@ class VGG(nn.Sequential):
             self.add_module(f"block{number}", _block(in_channels, width, count, strided, padded))
             in_channels = width
         self.flatten = nn.Flatten()
-        inputs = 512 * (4 if padded else 1)  # of 32 pixels 2x2 are left; of 32, 15, 7, 3 a single one
+        inputs = 512 * (4 if padded else 1)  # padded, 32 pixels shrink to 2x2; unpadded, to 15, 7, 3 and 1
         for number in range(1, hidden + 1):
             self.add_module(f"fc{number}", nn.Linear(inputs, _HIDDEN))
             self.add_module(f"fc{number}_relu", nn.ReLU())
@@ -83,7 +83,7 @@ def teacher(num_classes: int = 100, in_channels: int = 3, *, dropout: float = 0.
 
 @register_network("vgg-student", about="VGG (Lee et al. 2018), 1 convolution in each of 4 blocks, for 32 pixels")
 def student(num_classes: int = 100, in_channels: int = 3, *, dropout: float = 0.5) -> VGG:
-    """One convolution in each block, one hidden layer. The paper is silent on dropout, the authors' code has it."""
+    """One convolution in each block, one hidden layer. The paper does not mention dropout; the authors' code has it."""
     return VGG((1, 1, 1, 1), 1, num_classes, in_channels, dropout)
 
 
@@ -95,14 +95,14 @@ def strided_student(
     dropout: float = 0.5,
     padding: Literal["VALID", "SAME"] = "VALID",
 ) -> VGG:
-    """The student of Table 2, whose convolutions stride by 2: maps of 15, 7, 3 and 1 pixels, or 16, 8, 4, 2 by SAME.
+    """The student of Table 2, with strides of 2: maps of 15, 7, 3 and 1 pixels, or with SAME padding 16, 8, 4 and 2.
 
-    SAME pads all four sides by one; TensorFlow pads only on the right and below.
+    SAME pads all four sides by one here; TensorFlow pads only right and bottom.
 
     Raises:
         NetworkError: another padding.
     """
-    # Table 2 contradicts itself: 15.6 MFLOPs are those of VALID's convolutions, 3.8 M parameters those of SAME.
+    # Table 2 contradicts itself: its 15.6 MFLOPs fit convolutions with VALID padding, its 3.8 M parameters fit SAME.
     # The text says that no padding was performed.
     if padding not in ("VALID", "SAME"):
         raise NetworkError(f"padding {padding!r}: choose 'VALID' (none, as the paper's text says) or 'SAME'.")

@@ -1,4 +1,4 @@
-"""What an update costs: of the student alone, with its teacher, and with the teacher's stored knowledge."""
+"""What an update costs: for the student alone, with its teacher, and with the teacher's stored knowledge."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from flowstill.recipes.dry import dry
 from flowstill.recipes.recipe import Job, Recipe
 from flowstill.transfer.stages import Stored
 
-STEPS, ROUNDS = 24, 2  # updates of each kind in a round, enough that an evaluation follows few of them
-NETWORKS = 3  # students, with a shared stage 1 or one each, compared with as many teachers
+STEPS, ROUNDS = 24, 2  # updates of each kind in a round, enough that few of them are followed by an evaluation
+NETWORKS = 3  # students, with one shared stage 1 or one each, compared with the same number of teachers
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Cost:
     """Seconds per update.
 
     Attributes:
-        plain: of the task, without a teacher.
-        live: of stage 1, reading the teacher.
-        stored: of stage 1, from the teacher's stored knowledge.
+        plain: on the task, without a teacher.
+        live: in stage 1, reading the teacher.
+        stored: in stage 1, from the teacher's stored knowledge.
     """
 
     plain: float
@@ -53,7 +53,7 @@ def measure_cost(recipe: Recipe, printed: PrintedCost, **options: Any) -> Cost:
         "live": replace(taught, stages=(first,)),
         "stored": replace(taught, stages=(replace(first, knowledge=Stored()),)),
     }
-    # One view of each image and hardly more images than a batch: from the second update on, everything is stored.
+    # One view per image and hardly more images than a batch: from the second update on, everything is stored.
     augment = replace(recipe.data.augment, views=1)
     one_view = replace(recipe, data=replace(recipe.data, augment=augment), jobs=jobs, ensembles={}, together=())
     small = dry(one_view, STEPS, recipe.data.batch)

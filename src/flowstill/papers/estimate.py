@@ -1,4 +1,4 @@
-"""How long a recipe will take on this machine and how much it will write, from a few steps of each stage."""
+"""Estimates how long a recipe will take on this machine and how much it will write, from a few steps of each stage."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def estimate(recipe: Recipe, plans: dict[str, JobPlan], **options: Any) -> Estim
 
 
 def _kind(recipe: Recipe, name: str) -> str:
-    """A text that jobs share if their steps take the same time: same networks and stages, any seed, steps and rates."""
+    """A key that jobs share if their steps take the same time: same networks and stages, any seed, steps and rates."""
     job = recipe.jobs[name]
     teacher = recipe.jobs[job.teacher].network if job.teacher else None
     return repr((job.network, teacher, [(stage.name, stage.cycle, stage.knowledge) for stage in job.stages]))

@@ -13,7 +13,7 @@ MEASURED, PAPER = "#3b82c4", "#d9771f"
 
 
 def shown(table: Table) -> list[Cell]:
-    """The cell that the picture shows of each row with numbers: its accuracy, or else its last number."""
+    """The cell to show for each row with numbers: its accuracy, or else its last number."""
     names = [*(name for name in SHOWN if name in table.columns), *reversed(table.columns)]
     found = (
         next((cell for name in names if (cell := table.at(row, name)).measured or cell.diverged), None)

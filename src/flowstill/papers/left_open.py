@@ -1,4 +1,4 @@
-"""What a row of a table depends on that its paper leaves open; the table says so."""
+"""Which parts of a table's row had to be reconstructed because the paper leaves them open; the table says so."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class Difference:
         row: the taught row.
         baseline: the row trained alone.
         by_seed: seed -> difference, for the seeds that have both.
-        diverged: the seeds that are left out because a job diverged.
+        diverged: the seeds left out because a job diverged.
     """
 
     row: str
@@ -67,8 +67,8 @@ class Difference:
 def baselines(recipe: Recipe, row: str, rows: Sequence[str]) -> tuple[str, ...]:
     """Find the rows that a taught row is compared with.
 
-    A baseline has the same networks, as many of them, with as many labels. No teacher taught them, they start from
-    initial weights, and they teach no other job. Where some have the row's weight decay, the others are no baselines.
+    A baseline has the same networks, the same number of them, and as many labels. They had no teacher, start from
+    initial weights, and teach no other job. If some have the row's weight decay, only those are baselines.
 
     Args:
         recipe: the recipe.
@@ -95,7 +95,7 @@ def baselines(recipe: Recipe, row: str, rows: Sequence[str]) -> tuple[str, ...]:
 
 
 def _decays(recipe: Recipe, jobs: Sequence[str]) -> set[float]:
-    """The factors by which the weights of the jobs' networks decay, wherever they do."""
+    """The weight decays of the jobs' networks, without zeros."""
     players = [player for name in jobs for stage in recipe.jobs[name].stages for player in stage.players.values()]
     return {player.optimizer.weight_decay for player in players if "student" in player.modules} - {0.0}
 

@@ -31,12 +31,12 @@ class Plan:
 
     Attributes:
         whole: the table's recipe.
-        recipe: the same with the jobs of the chosen rows only.
+        recipe: the same, reduced to the jobs of the chosen rows.
         rows: the chosen rows, in order.
         seeds: each trains the rows once; teachers are trained once for all seeds.
         scale: factor on all schedules.
-        printed: the paper's numbers; None if the recipe is of no printed table.
-        stand_in: name of the data set used in place of the paper's; empty if it is the paper's.
+        printed: the paper's numbers; None if the recipe is not for a printed table.
+        stand_in: name of the data set used instead of the paper's; empty for the paper's own.
     """
 
     whole: Recipe
@@ -61,7 +61,7 @@ class Plan:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The fingerprint of the images, which are read for it."""
+        """The fingerprint of the images; reads them."""
         return open_data(self.whole.data).fingerprint
 
     def teachers(self, out: Path, precision: str) -> dict[str, Path]:
@@ -130,14 +130,14 @@ def plan_table(
         table: name of a packaged recipe, or the path of a YAML file.
         scale: factor on all schedules.
         seeds: how many times each row is trained.
-        rows: the rows to train; by default all that the paper prints, and the controls of those.
+        rows: the rows to train; by default all that the paper prints, with their controls.
         data_root: folder of the data sets.
         data: name of a data set to use in place of the paper's.
         set: changes to the recipe, as ``KEY=VALUE``.
         trust_code: allow the Python files that the recipe's file names; their code runs.
 
     Raises:
-        FlowstillError: one of them is wrong; the text says which.
+        FlowstillError: an argument is invalid.
     """
     if seeds < 1:
         raise RecipeError(f"{option('seeds', seeds)}: expected at least 1.")
@@ -152,7 +152,7 @@ def plan_table(
 
 
 def check_plan(plan: Plan, out: Path, *, precision: Asked = "auto", **options: Any) -> Work:
-    """Check a plan and find out what it will take.
+    """Check a plan and estimate what it will take.
 
     Args:
         plan: the plan.
@@ -204,7 +204,7 @@ def parts_of(plan: Plan, out: Path, precision: Asked) -> tuple[Part, ...]:
 
 
 def part_of(plan: Plan, seed: int, out: Path, precision: Asked, folders: Mapping[str, Path]) -> Part:
-    """A seed's part: in the run folder that its rows fit into, beside the jobs there, or else in a new one."""
+    """A seed's part: in an existing run folder if its rows fit there, or else in a new one."""
 
     def recipe(names: Iterable[str]) -> Recipe:
         return replace(with_teachers(restricted(plan.whole, names), folders), seed=seed)

@@ -33,8 +33,8 @@ class Printed:
         title: the paper and the table's number.
         columns: their names.
         rows: row -> a number for each column, in percent unless the column says otherwise.
-        cost: what the same table says about the cost of an update.
-        controls: rows that the paper does not print, for printed ones to be compared with.
+        cost: what the table says about the cost of an update.
+        controls: rows that the paper does not print, to compare printed rows with.
     """
 
     title: str

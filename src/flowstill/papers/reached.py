@@ -43,11 +43,11 @@ def updates_until(steps: Sequence[int], values: Sequence[float], bar: float) -> 
 def reached_table(recipe: Recipe, runs: Sequence[Run]) -> Table:
     """Count updates on the task until shares of a final accuracy are reached.
 
-    The final accuracy is first that of the first job with a curve, the same bar for all; then that of the row's own job,
-    which a job that ends lower may still reach faster.
+    The final accuracy is first that of the first job with a curve, the same bar for all rows; then that of the row's own
+    job, since a job that ends lower may still reach its own accuracy faster.
 
     Args:
-        recipe: whose jobs are the rows.
+        recipe: its jobs are the rows.
         runs: one per seed.
     """
     failed = [run.summary.failed for run in runs]

@@ -1,4 +1,4 @@
-"""``reproduce``: train what is missing of a paper's table, and write it."""
+"""``reproduce``: train what a paper's table still lacks, and write the table."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def reproduce(
     say: Callable[[str], None] = print,
     **options: Any,
 ) -> Table:
-    """Train what is missing of a plan and write its table. What was interrupted is continued.
+    """Train what is still missing from a plan and write its table. Interrupted runs are continued.
 
     Other rows of the same recipe are added to the existing run folders: jobs that they share are not trained again,
     and jobs that an earlier call left unfinished are finished.
@@ -52,7 +52,7 @@ def reproduce(
         out: folder of the table.
         precision: as for ``train``.
         parts: what ``check_plan`` found for the same plan, folder and precision, if it was called.
-        say: is given a line about each step.
+        say: called with a line about each step.
         options: ``device``, ``devices``, ``progress`` and ``on_step`` of ``train``.
 
     Returns:
@@ -101,11 +101,11 @@ def write(plan: Plan, runs: Sequence[Run], out: Path, lost: Mapping[str, str] | 
         plan: the plan.
         runs: of its seeds.
         out: folder of the table.
-        lost: jobs that are in none of the runs, since their teacher diverged -> why.
+        lost: jobs that are in none of the runs because their teacher diverged -> why.
     """
     summaries = _summaries(plan, runs, lost or {})
     table = make_table(plan, summaries)
-    for name in ("reached.md", "reached.csv", "paired.md", "paired.csv"):  # may be of other rows or seeds
+    for name in ("reached.md", "reached.csv", "paired.md", "paired.csv"):  # may belong to other rows or seeds
         (out / name).unlink(missing_ok=True)
     if plan.recipe.figure and (runs or not plan.recipe.jobs):
         draw(plan.recipe, runs, out)
@@ -155,7 +155,7 @@ def make_table(plan: Plan, summaries: Mapping[int, Summary]) -> Table:
 
 
 def notes(plan: Plan, seeds: int) -> tuple[str, ...]:
-    """The conditions under which the numbers were measured."""
+    """Notes on how the numbers were measured."""
     data, source = plan.recipe.data, "paper's" if plan.printed else "recipe's"
     taught = any(job.teacher for job in plan.recipe.jobs.values())
     teacher = f", {'one teacher for all' if plan.one_teacher else 'each with its own teacher'}" if taught else ""

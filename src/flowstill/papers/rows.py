@@ -1,4 +1,4 @@
-"""The rows of a table in a recipe: their jobs, what these build on, and the number in a cell.
+"""The rows of a table in a recipe: their jobs, the jobs that these build on, and the number in a cell.
 
 A row is the job of the same name, or the jobs ``ROW_1``, ``ROW_2``, ... with the ensemble ``ROW``, or, where the columns
 are variants, the jobs ``ROW_COLUMN``.
@@ -37,7 +37,7 @@ def jobs_of(recipe: Recipe, row: str) -> tuple[str, ...]:
 
 
 def rows_of(recipe: Recipe) -> tuple[str, ...]:
-    """Names of all rows: the jobs' names without the number of a network in its row."""
+    """Names of all rows: the jobs' names without the number of the network in its row."""
     return tuple(dict.fromkeys(re.sub(r"_\d+$", "", name) for name in recipe.jobs))
 
 
@@ -57,7 +57,7 @@ def restricted(recipe: Recipe, rows: Iterable[str]) -> Recipe:
 
 
 def updates_of(recipe: Recipe, jobs: Sequence[str]) -> int:
-    """Count the updates of these jobs and of the jobs that they start from, a shared one once; teachers do not count.
+    """Count the updates of these jobs and of the jobs that they start from, shared jobs once; teachers do not count.
 
     Example:
         >>> from flowstill.recipes.load import load_recipe
@@ -78,7 +78,7 @@ def updates_of(recipe: Recipe, jobs: Sequence[str]) -> int:
 
 
 def columns_of(recipe: Recipe, row: str, columns: Sequence[str]) -> tuple[str, ...]:
-    """The columns that can have a number for a row; the accuracy alone if none can, as for a single variant.
+    """The columns that can have a number for a row; only the accuracy if none can, as for a single variant.
 
     Example:
         >>> from flowstill.recipes.load import load_recipe
@@ -96,7 +96,7 @@ def _is_measured(column: str) -> bool:
 
 
 def is_lost(recipe: Recipe, summary: Summary, row: str) -> bool:
-    """Whether a row has no number in a run because one of its jobs diverged, or one that they build on."""
+    """Whether a row has no number in a run because one of its jobs diverged, or a job that they build on."""
     return bool(summary.failed.keys() & {row, *jobs_of(recipe, row)})
 
 
@@ -108,8 +108,8 @@ def cell(recipe: Recipe, summary: Summary, row: str, column: str) -> float | Non
         summary: of a run of the recipe.
         row: the row.
         column: ``accuracy``, ``net1`` ..., ``average``, ``ensemble``, ``top1_error``, ``top5_error`` (in percent),
-            ``total_iterations``, ``params_million``, ``flops_million`` (twice the multiply-accumulates), or a variant,
-            whose job is ``ROW_COLUMN``.
+            ``total_iterations``, ``params_million``, ``flops_million`` (twice the multiply-accumulates), or a variant
+            with the job ``ROW_COLUMN``.
 
     Returns:
         The number; None if it was not measured.

@@ -60,7 +60,7 @@ class Table:
         name: its name.
         title: its title.
         cells: row by row.
-        left_open: row -> what in it is a reconstruction.
+        left_open: row -> what in it was reconstructed.
         notes: sentences below the table.
         failed: job and seed -> why it has no result, where something diverged.
     """
@@ -90,7 +90,7 @@ class Table:
 def lines(table: Table) -> list[tuple[str, ...]]:
     """The table's text: a head, then a line for each row.
 
-    A single column is shown as printed number, measured number and difference; of several, each has one cell.
+    A single column is shown as printed number, measured number and difference; several columns get one cell each.
     """
     if len(table.columns) == 1:
         (column,) = table.columns
@@ -132,7 +132,7 @@ def mean_and_spread(one: Cell) -> str:
 
 
 def number(value: float | None, column: str) -> str:
-    """Format a number with two decimals, a count of updates with none; a dash for None."""
+    """Format a number with two decimals, a count of updates without; a dash for None."""
     if value is None or math.isnan(value):
         return "–"
     return f"{value:,.0f}" if column in WHOLE else f"{value:.2f}"
@@ -194,7 +194,7 @@ def write_table(table: Table, out: Path, name: str = "table") -> None:
 
 
 def printed_cell(printed: Printed | None, row: str, column: str) -> float | None:
-    """The paper's number in a cell. For the variant ``ROW_COLUMN`` it is the one in that row and column.
+    """The paper's number in a cell. For the variant ``ROW_COLUMN`` it is the number in that row and column.
 
     Example:
         >>> from flowstill.papers.printed import printed_tables

@@ -18,7 +18,7 @@ from flowstill.runs import Run, is_run
 def teacher_key(recipe: Recipe, name: str, precision: str, content: str) -> str:
     """Digest everything that a teacher's weights depend on: network, stages, seeds, data and precision.
 
-    The folder of the data, its reader and the recipe that needs the teacher do not count.
+    The data's folder and reader, and the recipe that needs the teacher, do not count.
 
     Args:
         recipe: with the teacher among its jobs.
@@ -45,7 +45,7 @@ def teacher_key(recipe: Recipe, name: str, precision: str, content: str) -> str:
 
 
 def trained_by_itself(recipe: Recipe, name: str) -> bool:
-    """Whether a job is a teacher that depends on no other job, so that other tables can share it."""
+    """Whether a job is a teacher that depends on no other job and so can be shared with other tables."""
     job = recipe.jobs[name]
     is_teacher = any(other.teacher == name for other in recipe.jobs.values())
     continued = any(isinstance(other.start, AfterStage) and other.start.job == name for other in recipe.jobs.values())
@@ -53,7 +53,7 @@ def trained_by_itself(recipe: Recipe, name: str) -> bool:
 
 
 def with_teachers(recipe: Recipe, folders: Mapping[str, Path]) -> Recipe:
-    """The recipe with its teachers' weights as files in these run folders, whether they exist yet or not."""
+    """The recipe with its teachers' weights as files in these run folders, which need not exist yet."""
     weights = {name: str(folder / "teacher.safetensors") for name, folder in folders.items()}
     return replace(
         recipe, jobs={name: replace(job, weights=weights.get(name, job.weights)) for name, job in recipe.jobs.items()}
@@ -70,7 +70,7 @@ def lost_jobs(recipe: Recipe, folders: Mapping[str, Path]) -> dict[str, str]:
 
     Args:
         recipe: with the teachers among its jobs.
-        folders: of the teachers, whether trained or not.
+        folders: of the teachers, trained or not.
     """
     lost = {}
     for name, folder in folders.items():

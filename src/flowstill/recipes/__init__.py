@@ -1,1 +1,1 @@
-"""Recipes: what is to be trained, as data. Read from YAML, changed, checked and scaled."""
+"""Recipes: what to train, as data. Read from YAML, changed, checked and scaled."""

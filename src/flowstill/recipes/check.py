@@ -130,7 +130,7 @@ def _check_weights(name: str, job: Job, network: nn.Module) -> str:
     """Load the file that the job starts from once, to find a bad one before anything runs.
 
     Returns:
-        A sentence if the file finishes the network but for other classes than the data's, else empty.
+        A sentence if the file holds a finished network with classes other than the data's, else empty.
 
     Raises:
         FlowstillError: the file cannot be loaded into the network.

@@ -15,7 +15,7 @@ _log = logging.getLogger("flowstill")
 
 
 def check_fit(recipe: Recipe, shape: tuple[int, int, int], classes: int, images: int | None = None) -> None:
-    """Check the batch and the number of classes; a batch larger than the whole set is warned of.
+    """Check the batch size and the number of classes; warn if a batch is larger than the whole set.
 
     Args:
         recipe: the recipe.
@@ -24,7 +24,7 @@ def check_fit(recipe: Recipe, shape: tuple[int, int, int], classes: int, images:
         images: number of training images; None if unknown.
 
     Raises:
-        RecipeError: one batch of images needs more memory than the machine has, or there is nothing to tell apart.
+        RecipeError: one batch of images needs more memory than the machine has, or there is only one class.
     """
     trains = [name for name, job in recipe.jobs.items() if not job.weights and any(s.rhythm for s in job.stages)]
     tasks = [name for name in trains if any(task for s in recipe.jobs[name].stages for task, _ in s.rhythm)]
@@ -41,7 +41,7 @@ def check_fit(recipe: Recipe, shape: tuple[int, int, int], classes: int, images:
         )
     if trains and images is not None and recipe.data.batch > images:
         _log.warning(
-            "data.batch is %d, but there are only %d training images: every batch shows some of them more than once.",
+            "data.batch is %d, but there are only %d training images: every batch repeats some of them.",
             recipe.data.batch,
             images,
         )

@@ -1,4 +1,4 @@
-"""What is said before training of sections that hold little of a network, and of pairs whose maps differ in kind."""
+"""Warnings before training: sections that hold little of a network, and pairs with maps of different kinds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FLOWS = "'flows: [{teacher: [FRONT, BACK], student: [FRONT, BACK]}]'"
 def pair_with_notices(
     teacher: nn.Module, student: nn.Module, example: Sequence[int], student_example: Sequence[int] | None = None
 ) -> Pairs:
-    """``pair_sections``, with a warning of what a user should know of these pairs before training.
+    """``pair_sections``, with warnings about the pairs before training.
 
     Args:
         teacher: the network to learn from.
@@ -51,5 +51,5 @@ def _notices(
     if said:
         yield (
             f"Teacher {type(teacher).__name__} and student {type(student).__name__} are compared at maps of different "
-            f"kinds, and no two taps read them alike: {said}. To compare other maps, name taps in the job: {_FLOWS}."
+            f"kinds, and no pair of taps avoids it: {said}. To compare other maps, name taps in the job: {_FLOWS}."
         )

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-# Not ruamel.yaml: it records no line for an item's alias, a merge or a second duplicate, reads dates and 0x10 as more
-# than text, accepts tags and expands alias bombs.
+# Not ruamel.yaml: it records no line for an item's alias, a merge or a second duplicate, does not read dates and 0x10 as
+# text, accepts tags and expands alias bombs.
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 

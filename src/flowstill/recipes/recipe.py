@@ -67,7 +67,7 @@ Uses = Annotated[
 
 @specification
 class AfterStage:
-    """Start from another job's network as it was after one of its stages, to share a stage 1.
+    """Start from another job's network after one of its stages, for example to share a first stage.
 
     Attributes:
         job: name of the other job.
@@ -207,9 +207,9 @@ class Recipe:
         figure: figure to draw: ``curves`` of loss and accuracy, ``kernels`` of the first layer or, for a recipe without
             jobs, the ``penalty`` of sparse recoding or ``samples`` of distorted images beside the originals.
         uses: modules and Python files to import first; they register their own networks, knowledge or data.
-        on_nonfinite: what becomes of a job whose losses, gradients or weights are not finite. ``stop`` ends it within 50
+        on_nonfinite: what to do when a job's losses, gradients or weights are not finite. ``stop`` ends it within 50
             updates. ``skip`` leaves out each update with such a loss or gradient, counts it as ``train/skipped`` and ends
-            the job after 50 steps in a row; the device is then waited for at every update.
+            the job after 50 such steps in a row; it waits for the device at every update.
     """
 
     name: str
@@ -249,7 +249,7 @@ class Recipe:
         self.groups()
 
     def groups(self) -> tuple[tuple[str, ...], ...]:
-        """The jobs in an order in which each comes after the ones that it builds on.
+        """The jobs, ordered so that each comes after the jobs that it builds on.
 
         Returns:
             Groups of job names; the jobs of a group are trained in lockstep.

@@ -26,12 +26,12 @@ T = TypeVar("T")
 
 
 class Run:
-    """A run folder, finished or not, with the content it had when it was opened.
+    """A run folder, finished or not, as it was when it was opened.
 
     Attributes:
         path: the folder.
         recipe: the resolved recipe as plain data.
-        summary: what is known of each job so far.
+        summary: what is known about each job so far.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -91,27 +91,27 @@ class Run:
             raise RunError(f"{error} Or delete it and resume: {STATE} holds the same.") from None
 
     def check_files(self) -> None:
-        """Check that what the run has saved so far is there and as it was saved.
+        """Check that the files that the run has saved so far exist and have not changed.
 
         Raises:
-            RunError: the summary is missing, a folder is in a file's place, or a network was damaged or replaced.
+            RunError: the summary is missing, a folder stands in place of a file, or a network was damaged or replaced.
         """
         networks = [f"{job}.safetensors" for job in self.jobs]
         for name in (SUMMARY, METRICS, STATE, PREVIOUS, "report.html", *networks):
             if (self.path / name).is_dir():
-                raise RunError(f"{str(self.path / name)!r} is a folder, where a file belongs. Move it away.")
+                raise RunError(f"{str(self.path / name)!r}: expected a file, found a folder. Move it away.")
         if not any((self.path / name).exists() for name in (SUMMARY, STATE, PREVIOUS)):
             for name in networks:
                 if (self.path / name).exists():
                     raise RunError(
-                        f"{str(self.path / SUMMARY)!r} is missing, which says whether {name!r} is finished. Restore it "
+                        f"{str(self.path / SUMMARY)!r} is missing, so {name!r} may be unfinished. Restore the summary "
                         f"from a copy, or give another {option('out')}."
                     )
         for job in self.summary.jobs:
             self.check_network(job)
 
     def check_network(self, job: str) -> None:
-        """Check that a finished job's network is as it was saved; one that is missing passes.
+        """Check that a finished job's network has not changed since it was saved; a missing file passes.
 
         Raises:
             RunError: its file was damaged or replaced.
@@ -133,13 +133,13 @@ class Run:
         return tuple(self.recipe["jobs"])
 
     def metrics(self) -> list[Measurement]:
-        """All measurements in the order in which they were made. A last line that a kill cut off is dropped."""
+        """All measurements in order. A last line that a kill cut off is dropped."""
         return read_metrics(self.path / METRICS)
 
     def network(self, job: str = "student", *, trust_code: bool = False) -> nn.Module:
         """The network that ``job`` trained, in eval mode, on the CPU; if it was given as an object, that object.
 
-        What the recipe ``uses`` is imported only for a network that is not known without it.
+        What the recipe ``uses`` is imported only if the network is unknown without it.
 
         Args:
             job: the job's name.
@@ -181,10 +181,10 @@ class Run:
             return build(spec, num_classes=classes, in_channels=channels, weights=weights).eval()
 
     def _import_used(self, spec: Net, trust_code: bool) -> None:
-        """Import what the recipe ``uses`` if the network has no meaning without it.
+        """Import what the recipe ``uses`` if the network is unknown without it.
 
         Raises:
-            RunError: one of them may not be imported, or cannot be.
+            RunError: an import is not allowed, or fails.
         """
         import torch
 
@@ -210,7 +210,7 @@ class Run:
             job: the job's name.
 
         Raises:
-            RunError: there is no such job, or the run does not say.
+            RunError: there is no such job, or the run does not record it.
         """
         from flowstill.nets import Preprocessing
         from flowstill.schema.dataclass import validated
@@ -227,7 +227,7 @@ class Run:
             ) from None
 
     def keep(self, job: str, network: nn.Module) -> None:
-        """Let ``network(job)`` return this very object, which holds the job's weights already."""
+        """Let ``network(job)`` return this object, which already holds the job's weights."""
         self._objects[job] = network
 
     @property
@@ -250,7 +250,7 @@ def student_of(jobs: Iterable[str]) -> str:
 
 
 def check_network(path: Path, sha256: str) -> None:
-    """Check that a network's file is as it was saved.
+    """Check that a network's file has not changed since it was saved.
 
     Raises:
         RunError: it was damaged or replaced, or cannot be read.
@@ -268,10 +268,10 @@ def check_network(path: Path, sha256: str) -> None:
 
 
 def folder_of(name: str) -> Path:
-    """The folder of a recipe's run where none is given: ``runs/NAME``.
+    """The default run folder of a recipe: ``runs/NAME``.
 
     Raises:
-        RunError: the name is a path, so that the folder could lie anywhere.
+        RunError: the name is a path, so the folder could lie anywhere.
 
     Example:
         >>> folder_of("digits").as_posix()

@@ -42,7 +42,7 @@ class Measurement(NamedTuple):
 def read_metrics(path: Path) -> list[Measurement]:
     """Read the rows of a metrics file; none if the file does not exist.
 
-    A last line that a kill cut off is dropped, and so are the rows of a job that was then trained again from its start.
+    A last line that a kill cut off is dropped, and so are the earlier rows of a job that was trained again from the start.
 
     Raises:
         RunError: the file cannot be read, or a row does not have the expected columns.
@@ -73,7 +73,7 @@ def _lines(text: bytes) -> list[bytes]:
 
 
 def _row(line: bytes) -> Measurement | None:
-    """A line as a row; None if it is none."""
+    """Parse a line; None if it is not a row."""
     try:
         (fields,) = csv.reader([line.decode()], strict=True)
         job, stage, step, metric, value = fields
@@ -86,7 +86,7 @@ HEADER = (",".join(Measurement._fields) + "\n").encode()
 
 
 def _latest(rows: list[Measurement]) -> list[Measurement]:
-    """The rows of each job's last attempt: one that starts over measures an earlier step than it has measured before."""
+    """The rows of each job's last attempt; an attempt begins where a job's step falls below one already measured."""
     last: dict[tuple[str, str, str], int] = {}
     begins: dict[str, int] = {}
     for number, row in enumerate(rows):
@@ -158,15 +158,15 @@ class MetricsLog:
         self._keep(there[:position], there, short=position - len(there))
 
     def keep_jobs(self, jobs: Container[str]) -> None:
-        """Drop what was logged of other jobs."""
+        """Drop the rows of other jobs."""
         self.close()
         there = self.path.read_bytes() if self.path.exists() else b""
         self._keep(b"".join(line for line in _lines(there) if not (row := _row(line)) or row.job in jobs), there)
 
     def _keep(self, kept: bytes, there: bytes, short: int = 0) -> None:
-        """Keep these lines of what is ``there``. Lines that cannot be read are left out, with a warning.
+        """Keep only the lines ``kept`` of the file's content ``there``; drop unreadable lines, with a warning.
 
-        A log must not cost a run, so the run continues without them; the file is kept as it was under another name.
+        A damaged log must not end a run, so the run continues without them; the original file is kept under another name.
         """
         head, *lines = kept.splitlines(keepends=True) or [HEADER]
         whole = [line for line in lines if line.endswith(b"\n") and _row(line)]
@@ -208,7 +208,7 @@ class MetricsLog:
         return self._file
 
     def _writer(self, job: str, stage: str) -> SummaryWriter:
-        """The stage's TensorBoard events; after a truncation they start by purging what was dropped."""
+        """The stage's TensorBoard events; after a truncation they first purge what was dropped."""
         from torch.utils.tensorboard import SummaryWriter
 
         if (job, stage) not in self._writers:

@@ -1,4 +1,4 @@
-"""The ``recipe.yaml`` of a run folder: read as plain data, and checked as far as run folders and reports read it."""
+"""The ``recipe.yaml`` of a run folder: read as plain data; only what run folders and reports need is checked."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def fact(recipe: dict[str, Any], kind: type[T], *keys: str, path: Path) -> T:
     Args:
         recipe: as ``read_recipe`` gives it.
         kind: the fact's type.
-        keys: where it stands, such as ``"data", "classes"``.
+        keys: the path to it, such as ``"data", "classes"``.
         path: the file, for messages.
 
     Raises:
@@ -113,7 +113,7 @@ def fact(recipe: dict[str, Any], kind: type[T], *keys: str, path: Path) -> T:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file of a run folder.
+    """The text of a file in a run folder.
 
     Raises:
         RunError: it cannot be read.

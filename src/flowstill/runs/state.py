@@ -12,8 +12,8 @@ from flowstill.errors import RunError, option
 from flowstill.files import atomic_write
 
 STATE, PREVIOUS = "state.pt", "state-previous.pt"
-_MARK, _DIGEST = b"flowstill sha256 ", 32  # a file ends with the mark and the digest of all bytes before it
-_ZIP_END, _ZIP_END_SIZE = b"PK\x05\x06", 22  # as files of earlier versions end, which have no checksum
+_MARK, _DIGEST = b"flowstill sha256 ", 32  # a file ends with this mark and the digest of all bytes before both
+_ZIP_END, _ZIP_END_SIZE = b"PK\x05\x06", 22  # how files of earlier versions end; they have no checksum
 
 
 # What a state holds, besides what the stage in progress needs to continue.
@@ -28,7 +28,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
 
 
 class _Summed(io.RawIOBase):
-    """A file that sums up what is written to it, and keeps the error that torch would replace by one of its own."""
+    """A file that hashes what is written to it, and keeps the original error, which torch would replace by its own."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.digest = file, hashlib.sha256()
@@ -116,7 +116,7 @@ def damage(path: Path) -> str | None:
 
 
 def check_content(state: dict[str, Any], folder: Path) -> None:
-    """Check that a state holds what a run needs of it.
+    """Check that a state holds what a run needs.
 
     Raises:
         RunError: something is missing, or of another type.
@@ -131,8 +131,8 @@ def check_content(state: dict[str, Any], folder: Path) -> None:
     if wrong:
         held = f"of type {type(state[wrong[0]]).__name__}" if wrong[0] in state else "missing"
         raise RunError(
-            f"Cannot resume from {str(folder / STATE)!r}: {wrong[0]!r} is {held}. Another version of flowstill wrote it, "
-            f"or it is not of a run. Restore it from a copy, or give another {option('out')}."
+            f"Cannot resume from {str(folder / STATE)!r}: {wrong[0]!r} is {held}. The file is not a run's state, or was "
+            f"written by another version of flowstill. Restore it from a copy, or give another {option('out')}."
         )
 
 
@@ -159,7 +159,7 @@ def _read(path: Path, lazy: bool) -> dict[str, Any]:
 
 
 def _check_sum(path: Path) -> None:
-    """Raises: ValueError if the bytes are not those that were written."""
+    """Raises: ValueError if the bytes differ from what was written."""
     end = len(_MARK) + _DIGEST
     with path.open("rb") as file:
         length = file.seek(0, io.SEEK_END)

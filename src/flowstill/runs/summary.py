@@ -36,7 +36,7 @@ class _Record(Mapping[str, Any]):
 
 @dataclass(eq=False)
 class Scores(_Record):
-    """What was measured on the test images; None before, and for a network whose classes are not the data's.
+    """What was measured on the test images; None before that, and for a network with classes other than the data's.
 
     Attributes:
         accuracy: top-1, in percent.
@@ -108,7 +108,7 @@ class JobSummary(Scores):
 
 @dataclass(eq=False)
 class Summary(_Record):
-    """What is known of a run so far.
+    """What is known about a run so far.
 
     Attributes:
         recipe: name of the recipe.
@@ -142,7 +142,7 @@ class Summary(_Record):
         return {name: row.reason for name, row in {**self.ensembles, **self.jobs}.items() if row.missing}
 
     def forget(self, names: Iterable[str]) -> None:
-        """Take out those of these jobs and ensembles that have no result, as if they had not been run."""
+        """Remove these jobs and ensembles if they have no result, as if they had never been run."""
         for name in names:
             for rows in (self.jobs, self.ensembles):
                 if name in rows and rows[name].missing:
@@ -154,7 +154,7 @@ class Summary(_Record):
 
     @classmethod
     def from_json(cls, text: str, source: str = "summary.json") -> Self:
-        """Read what ``to_json`` wrote; keys of other versions of flowstill are ignored.
+        """Read what ``to_json`` wrote; unknown keys, from other versions of flowstill, are ignored.
 
         Args:
             text: the file's content.

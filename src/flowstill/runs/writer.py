@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from flowstill.nets import Preprocessing
 
-# What a run puts into its folder. Stored knowledge is the engine's, and is made again where it is missing.
+# What a run writes to its folder, apart from stored knowledge: the engine owns that and recreates it if it is missing.
 OWN_FILES = (
     RECIPE,
     SUMMARY,
@@ -51,7 +51,7 @@ class Progress:
         group: the jobs in progress, which train in lockstep.
         stage: index of the stage that they are in.
         step: updates of that stage done so far.
-        failed: the finished jobs and ensembles without a result, since they or what they build on diverged.
+        failed: the finished jobs and ensembles without a result, because they or what they build on diverged.
     """
 
     done: tuple[str, ...] = ()
@@ -89,7 +89,7 @@ class RunWriter:
 
     @classmethod
     def create(cls, path: str | Path, *, resume: bool = False) -> RunWriter:
-        """Create the folder; with ``resume``, a run in it is continued.
+        """Create the folder; with ``resume``, continue a run that is in it.
 
         Raises:
             RunError: the folder holds a run (without ``resume``) or anything else, or cannot be written to.
@@ -135,7 +135,7 @@ class RunWriter:
             raise
 
     def _clear(self) -> None:
-        """Remove what a run puts into its folder."""
+        """Remove what a run writes to its folder."""
         for path in (path for name in OWN_FILES for path in self.path.glob(name)):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
@@ -151,7 +151,7 @@ class RunWriter:
             return is_run(self.path)
 
     def _remove_folders(self) -> None:
-        """Remove the folders that were made for this run, as far as they are empty."""
+        """Remove the folders that were made for this run, if they are empty."""
         for folder in self._folders:
             with suppress(OSError):
                 folder.rmdir()
@@ -173,14 +173,14 @@ class RunWriter:
         if is_run(path):
             if not resume:
                 raise RunError(
-                    f"{str(path)!r} holds a run already. Continue it with {option('resume', True)}, or "
+                    f"{str(path)!r} already holds a run. Continue it with {option('resume', True)}, or "
                     f"give another {option('out')}."
                 )
         elif os.path.isdir(path):
             others = [p.name for p in path.iterdir() if p.name != LOCK and not p.name.endswith(".partial")]
             if lost := [name for name in (SUMMARY, METRICS, STATE) if name in others]:
                 raise RunError(
-                    f"{str(path / RECIPE)!r} is missing, but its folder holds a run's {lost[0]!r}. Restore it from a copy, "
+                    f"{str(path / RECIPE)!r} is missing, but the folder holds a run's {lost[0]!r}. Restore it from a copy, "
                     f"or give another {option('out')}."
                 )
             if others:
@@ -201,7 +201,7 @@ class RunWriter:
         atomic_write(self.path / RECIPE, text.encode())
 
     def write_summary(self, summary: Summary) -> None:
-        """Write what is known so far, as JSON."""
+        """Write the summary as JSON."""
         atomic_write(self.path / SUMMARY, summary.to_json().encode())
 
     def save_network(self, job: str, state: dict[str, Tensor], texts: dict[str, str] | None = None) -> str:
@@ -245,11 +245,11 @@ class RunWriter:
         return load_state(self.path, lazy=lazy)
 
     def leave_damaged_state(self) -> None:
-        """Put the state before the last one in the place of a damaged one, with a warning."""
+        """Replace a damaged state by the one saved before it, with a warning."""
         states = states_in(self.path)
         if len(states) == 2 and (reason := damage(states[0])) and not damage(states[1]):
             _log.warning(
-                "%r is damaged, %s. The run continues from the state saved before it: a few updates are made again, "
+                "%r is damaged, %s. The run continues from the state saved before it and repeats a few updates, "
                 "with the same result.",
                 str(states[0]),
                 reason,
