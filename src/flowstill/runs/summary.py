@@ -178,8 +178,14 @@ class Summary(_Record):
                 f"{source!r} cannot be read: {where}: {first['msg']}. Received: {first['input']!r}. "
                 "It was edited by hand; restore it."
             ) from None
-        except json.JSONDecodeError as error:
-            raise RunError(f"{source!r} cannot be read: {error}") from None
+        except (ValueError, RecursionError) as error:  # no JSON
+            raise RunError(f"{source!r} cannot be read: {error}. Restore it from a copy.") from None
+        for name, row in {**summary.ensembles, **summary.jobs}.items():
+            if row.accuracy is not None and not 0 <= row.accuracy <= 100:
+                raise RunError(
+                    f"{source!r} cannot be read: the accuracy of {name!r}: expected a number from 0 to 100. "
+                    f"Received: {row.accuracy}. It was edited by hand; restore it."
+                )
         return summary
 
 
