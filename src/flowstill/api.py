@@ -127,6 +127,7 @@ def distill(
     if "student" in networks:
         load_weights(networks["student"], run.path / "student.safetensors")
         objects["student"].eval()
+    run.trust()  # the caller has named all its files
     for name, network in objects.items():
         run.keep(name, network)
     return run

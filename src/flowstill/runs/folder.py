@@ -37,6 +37,7 @@ class Run:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._objects: dict[str, nn.Module] = {}
+        self._trusted = False
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
@@ -133,6 +134,7 @@ class Run:
 
         from flowstill.nets import Net, build, needs_trust
 
+        trust_code = trust_code or self._trusted
         if job in self._objects:
             return self._objects[job]
         if job not in self.jobs:
@@ -207,6 +209,10 @@ class Run:
                 f"{str(self.path / RECIPE)!r} does not say how images become the input of {job!r}: it was written by an "
                 "earlier version, or edited by hand. Train again, or normalise as for training (data.mean, data.std)."
             ) from None
+
+    def trust(self) -> None:
+        """Let ``network`` run the recipe's Python files without asking, since the caller named them."""
+        self._trusted = True
 
     def keep(self, job: str, network: nn.Module) -> None:
         """Let ``network(job)`` return this very object, which holds the job's weights already."""
