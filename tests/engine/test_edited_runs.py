@@ -126,7 +126,6 @@ EDITS = {
         SUMMARY,
         EVERY - {"metrics"},
     ),
-    "an accuracy of 1000": (changed(SUMMARY, (["jobs", "student", "accuracy"], 1000)), SUMMARY, EVERY - {"metrics"}),
     "preprocessing is a folder": (folder("preprocessor_config.json"), "preprocessor_config.json", {"resume", "report"}),
     "events are a file": (events_file, "tensorboard", {"resume", "report"}),
     "no network file": (lambda path: (path / STUDENT).unlink(), STUDENT, {"resume", "network"}),
