@@ -129,6 +129,7 @@ def distill(
         load_weights(networks["student"], run.path / "student.safetensors")
         objects["student"].eval()
         note_preprocessing(networks["student"], run.preprocessing("student"))
+    run.trust()  # the caller has named all its files
     for name, network in objects.items():
         run.keep(name, network)
     return run

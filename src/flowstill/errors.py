@@ -126,10 +126,15 @@ def _cut(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[: length - end - 3]}...{text[-end:]}"
 
 
+def called_from_command_line() -> bool:
+    """Whether messages name options as the command line does."""
+    return _from_command_line.get()
+
+
 @contextmanager
-def command_line_words() -> Iterator[None]:
-    """Inside, messages name options as the command line does (``option``)."""
-    token = _from_command_line.set(True)
+def command_line_words(used: bool = True) -> Iterator[None]:
+    """Inside, messages name options as the command line does (``option``), or as Python does if not ``used``."""
+    token = _from_command_line.set(used)
     try:
         yield
     finally:
@@ -150,7 +155,7 @@ def option(name: str, value: object = None) -> str:
         ...     option("out"), option("resume", True), option("set", "seed=5")
         ('--out', '--resume', '--set seed=5')
     """
-    if not _from_command_line.get():
+    if not called_from_command_line():
         return f"{name}=" + ("" if value is None else repr(value))
     dashed = "--" + name.replace("_", "-")
     return dashed if value is None or value is True else f"{dashed} {shlex.quote(str(value))}"

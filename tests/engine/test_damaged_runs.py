@@ -9,7 +9,7 @@ import flowstill as fs
 from flowstill.engine import context
 from flowstill.recipes.recipe import AfterStage, Job
 from flowstill.reports import write_report
-from flowstill.transfer.procedures import alone
+from flowstill.transfer.procedures import alone, two_stage
 from support.compared_runs import PLAIN, assert_same, rows, stop_at, weights
 from support.damage import flip
 from support.engine_recipes import NET, recipe
@@ -149,7 +149,7 @@ def test_a_state_of_another_run_is_refused(run, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fs.train(other, tmp_path / "other", on_step=stop_at(("student", "task", 8)), **PLAIN)
     shutil.copy(tmp_path / "other" / STATE, run / STATE)
-    with pytest.raises(fs.RunError, match="'student' has no update 8 of stage 0"):
+    with pytest.raises(fs.RunError, match=r"state\.pt': it belongs to another run"):
         resume(run)
     wider = recipe(steps=4)
     with pytest.raises(KeyboardInterrupt):
@@ -168,3 +168,50 @@ def test_a_run_killed_before_it_cleared_up_is_cleared_up_when_it_is_resumed(whol
         shutil.copy(interrupted / STATE, done / name)
     assert_same(resume(done), whole)
     assert not list(done.glob("state*.pt"))
+
+
+def test_a_state_of_another_run_with_the_same_networks_is_refused(run, tmp_path):
+    stages = two_stage("attention", transfer_steps=4, transfer_lr=0.01, task_steps=4, task_lr=0.05)
+    other = recipe(steps=4, student=stages, second=Job(NET, alone(2, 0.05), start=AfterStage("student", "transfer")))
+    with pytest.raises(KeyboardInterrupt):
+        fs.train(other, tmp_path / "other", on_step=stop_at(("student", "task", 3)), **PLAIN)
+    shutil.copy(tmp_path / "other" / STATE, run / STATE)
+    with pytest.raises(fs.RunError, match=r"state\.pt': it belongs to another run"):
+        resume(run)
+
+
+LACKING = {
+    "a weight": lambda state: state["loop"]["runners"]["student"]["learner"].popitem(),
+    "all weights": lambda state: state["loop"]["runners"]["student"]["learner"].clear(),
+    "the momenta": lambda state: state["loop"]["runners"]["student"]["movers"]["student"]["optimizer"]["state"].clear(),
+    "the means": lambda state: state["loop"]["meters"].clear(),
+    "the random sequences": lambda state: state.pop("draws"),
+}
+
+
+@pytest.mark.parametrize("what", LACKING)
+def test_a_state_that_lacks_something_is_refused(run, what):
+    writer = fs.runs.RunWriter(run)
+    state = writer.load_state()
+    LACKING[what](state)
+    writer.save_state(state)
+    with pytest.raises(fs.RunError, match="does not fit 'student'"):
+        resume(run)
+
+
+def test_a_state_of_seconds_that_are_no_number_is_refused(run):
+    writer = fs.runs.RunWriter(run)
+    writer.save_state({**writer.load_state(), "seconds": float("nan")})
+    with pytest.raises(fs.RunError, match="'seconds'"):
+        resume(run)
+
+
+@pytest.mark.parametrize("job", ["teacher", "student"])
+def test_a_finished_job_whose_network_is_gone_is_said(whole, tmp_path, job):
+    path = Path(shutil.copytree(whole.path, tmp_path / "run"))
+    (path / f"{job}.safetensors").unlink()
+    with pytest.raises(fs.RunError, match=rf"{job}\.safetensors' is missing, .*finished job '{job}'. Restore it"):
+        resume(path)
+    with pytest.raises(fs.RunError, match=rf"{job}\.safetensors' is missing"):
+        fs.Run.open(path).network(job)
+    write_report(path)  # needs no network

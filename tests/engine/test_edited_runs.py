@@ -70,6 +70,11 @@ def folder(name):
     return apply
 
 
+def events_file(path):
+    shutil.rmtree(path / "tensorboard", ignore_errors=True)
+    (path / "tensorboard").write_text("x")
+
+
 RECIPE, SUMMARY, METRICS, STUDENT = "recipe.yaml", "summary.json", "metrics.csv", "student.safetensors"
 # Name: what is done, the file that every error names, and the ways in that must fail.
 EDITS = {
@@ -112,7 +117,18 @@ EDITS = {
     "metrics of other columns": (text(METRICS, b"a,b\n1,2\n"), METRICS, {"metrics", "report"}),
     "metrics are a folder": (folder(METRICS), METRICS, {"resume", "metrics", "report"}),
     "a network is a folder": (folder(STUDENT), STUDENT, {"resume", "evaluate", "network", "report"}),
-    "no network file": (lambda path: (path / STUDENT).unlink(), STUDENT, {"network"}),
+    "versions as a number": (changed(RECIPE, (["run", "versions"], 3)), RECIPE, EVERY - {"summary", "metrics"}),
+    "files as a number": (changed(RECIPE, (["run", "files"], 3)), RECIPE, EVERY - {"summary", "metrics"}),
+    "threads as a text": (changed(RECIPE, (["run", "threads"], "many")), RECIPE, EVERY - {"summary", "metrics"}),
+    "a deep summary": (text(SUMMARY, b"[" * 100_000), SUMMARY, EVERY - {"metrics"}),
+    "an accuracy of NaN": (
+        changed(SUMMARY, (["jobs", "student", "accuracy"], float("nan"))),
+        SUMMARY,
+        EVERY - {"metrics"},
+    ),
+    "preprocessing is a folder": (folder("preprocessor_config.json"), "preprocessor_config.json", {"resume", "report"}),
+    "events are a file": (events_file, "tensorboard", {"resume", "report"}),
+    "no network file": (lambda path: (path / STUDENT).unlink(), STUDENT, {"resume", "network"}),
 }
 
 

@@ -9,6 +9,7 @@ import flowstill
 from flowstill.errors import FlowstillError
 from flowstill.reports import results_tables, table_text, write_report
 from flowstill.reports.columns import COLUMNS
+from flowstill.reports.results import Result
 from flowstill.runs import JobSummary, Run, RunWriter, Summary
 
 JOBS = {name: {"network": {"name": "resnet8"}, "stages": []} for name in ("small", "large")}
@@ -88,3 +89,9 @@ def test_a_column_of_a_file_that_the_recipe_uses_is_shown_if_its_code_may_run(ru
     file.unlink()
     write_report(run)
     assert "leaves out" in caplog.text
+
+
+def test_a_diverged_job_has_a_gain_only_where_it_is_compared():
+    gain = COLUMNS.find("gain")
+    assert gain.cell(Result("student", teacher="teacher", missing="diverged")) in (None, "", "–")
+    assert gain.cell(Result("student", teacher="teacher", missing="diverged", baseline="alone")) == "diverged"

@@ -81,6 +81,8 @@ class ActivePlayer:
 
     def load(self, state: dict[str, Any]) -> None:
         """Continue from ``state``."""
+        if self.optimizer.state_dict()["state"].keys() - state["optimizer"]["state"].keys():
+            raise LookupError("the optimiser's state is incomplete")
         self.optimizer.load_state_dict(state["optimizer"])
         if self.recoder is not None:
             self.recoder.load_state_dict(state["recoder"])

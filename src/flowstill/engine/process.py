@@ -19,6 +19,7 @@ from flowstill.engine.facts import new_summary
 from flowstill.engine.hardware import make_fabric
 from flowstill.engine.progress import Progress
 from flowstill.engine.session import Session
+from flowstill.engine.spawned import Failures
 from flowstill.runs import Run, RunWriter
 from flowstill.schema.code import import_used
 
@@ -32,13 +33,19 @@ def run_work(work: Work, out: Path, device: str, devices: int, progress: bool | 
     Args:
         out: the run's folder.
         data: the images, for this process; spawned ones open them again.
+
+    Raises:
+        ChildProcessError: a spawned process ended without a word. What one raises is raised here too.
     """
     fabric = make_fabric(device, devices, work.precision)
     if devices == 1:
         do_part(fabric, work, out, progress, data)
     else:
+        failures = Failures()
         # As a partial: Fabric walks through arguments, and stops at frozen dataclasses.
-        fabric.launch(partial(_do_spawned_part, UsedCode(work.recipe.uses), work=work, out=out, progress=progress))
+        part = partial(_do_spawned_part, UsedCode(work.recipe.uses), failures, work=work, out=out, progress=progress)
+        with failures.outside():
+            fabric.launch(part)
 
 
 class UsedCode:
@@ -55,10 +62,11 @@ class UsedCode:
         return UsedCode, (self.names,)
 
 
-def _do_spawned_part(used: UsedCode, fabric: Fabric, **arguments: Any) -> None:
+def _do_spawned_part(used: UsedCode, failures: Failures, fabric: Fabric, **arguments: Any) -> None:
     """A spawned process's part, after importing what the recipe uses."""
     _end_with_parent()
-    do_part(fabric, **arguments)
+    with failures.inside():
+        do_part(fabric, **arguments)
 
 
 def _end_with_parent() -> None:

@@ -18,6 +18,7 @@ from flowstill.nets import fitted_weights, read_weights, weights_file
 from flowstill.recipes.load import load_recipe
 from flowstill.recipes.recipe import AfterStage, Job, Recipe, Weights
 from flowstill.runs import Run, RunWriter, is_run
+from flowstill.runs.kept import check_files, check_nothing_lost
 from flowstill.runs.recipe_file import RECIPE
 
 
@@ -71,7 +72,8 @@ def past_run(recipe: Recipe, out: Path, networks: Mapping[str, nn.Module] | None
     if not is_run(out):
         return None
     run = Run.open(out)
-    run.check_files()
+    check_files(run)
+    check_nothing_lost(run)
     for conflict in conflicts(recipe, out, networks):
         raise RunError(conflict)
     return run

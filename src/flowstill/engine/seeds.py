@@ -61,7 +61,8 @@ class RandomSequences:
 
     def load(self, state: dict[str, list[list[Tensor]]]) -> None:
         """Continue from ``state``."""
-        self.states = {job: states[min(self.fabric.global_rank, len(states) - 1)] for job, states in state.items()}
+        rank = self.fabric.global_rank
+        self.states = {job: state[job][min(rank, len(state[job]) - 1)] for job in self.states}
 
 
 def _own_states(fabric: Fabric) -> list[Tensor]:

@@ -23,7 +23,8 @@ from flowstill.engine.stage import StageRun
 from flowstill.nets import load_weights
 from flowstill.recipes.recipe import AfterStage, Job, Weights
 from flowstill.runs import JobSummary, Scores, Summary
-from flowstill.runs.folder import check_network, student_of
+from flowstill.runs.folder import student_of
+from flowstill.runs.kept import check_network
 
 _log = logging.getLogger("flowstill")
 

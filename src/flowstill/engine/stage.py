@@ -176,7 +176,7 @@ class StageRun:
             sums = {name: total.to(device) for name, total in loop["meters"][job]["sums"].items()}
             self.step.means[job] = RunningMeans(**{**loop["meters"][job], "sums": sums})
         restore_random_states(self.context.fabric, state["rng"])
-        self.step.sequences.load(state.get("draws", {}))
+        self.step.sequences.load(state["draws"])
 
 
 def marks(steps: int, count: int) -> set[int]:

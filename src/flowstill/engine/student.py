@@ -173,6 +173,8 @@ class Student:
     def load(self, state: dict[str, Any]) -> None:
         """Continue from ``state``."""
         whole = self.module.state_dict()  # what could not be saved stays unchanged
+        if missing := saved_state(self.module).keys() - state["learner"].keys():
+            raise LookupError(f"it lacks {min(missing)!r}")
         whole.update(state["learner"])
         self.module.load_state_dict(whole)
         for name, player in self.players.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
@@ -97,8 +98,10 @@ def train(
             past_run(recipe, writer.path, networks)  # checked again, now that no other process can change it
             writer.leave_damaged_state()
             writer.forget(to_repeat(recipe, writer.path))
-        noted = {"run": {**ready.facts, "files": files_of(recipe)}}
-        writer.write_recipe(dump_recipe(recipe) + yaml.safe_dump(noted, sort_keys=False))
+        text, facts = dump_recipe(recipe), {**ready.facts, "files": files_of(recipe)}
+        if not ready.past:
+            facts["id"] = hashlib.sha256(f"{text}{facts}".encode()).hexdigest()[:16]
+        writer.write_recipe(text + yaml.safe_dump({"run": facts}, sort_keys=False))
         work = Work(recipe, ready.plans, ready.precision, ready.interfaces, ready.networks, on_step)
         run_work(work, writer.path, ready.device, devices, progress, ready.data)
     run = Run.open(out)

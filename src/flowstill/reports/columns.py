@@ -122,7 +122,7 @@ def _direction(row: Result) -> str:
 
 @register_column("gain", width="narrow", optional=True, css=_direction)
 def _gain(row: Result) -> str | None:
-    if row.missing and row.teacher:
+    if row.missing and row.teacher and row.baseline:
         return row.missing
     return None if row.gain is None else points(row.gain)
 

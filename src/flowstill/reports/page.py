@@ -13,6 +13,7 @@ from flowstill.reports.columns import shown_columns
 from flowstill.reports.results import gain_over, results, verdict
 from flowstill.reports.snippet import IMPORTS, snippet
 from flowstill.runs import Run
+from flowstill.runs.kept import check_files
 from flowstill.schema.code import import_code, was_run
 
 NAME = "report.html"
@@ -36,7 +37,7 @@ def write_report(run: Run | str | Path, *, trust_code: bool = False) -> Path:
         RunError: not a run folder, or a file in it cannot be read or was damaged.
     """
     run = Run.open(run.path if isinstance(run, Run) else run)  # it may have progressed since it was opened
-    run.check_files()
+    check_files(run)
     _import_used(run, trust_code)
     path = run.path / NAME
     atomic_write(path, render(run).encode())

@@ -141,11 +141,14 @@ def gain_over(rows: Sequence[Result]) -> str:
     Example:
         >>> gain_over([Result("a", gain=1.0, baseline="alone"), Result("b", gain=2.0, baseline="narrow")])
         'alone; narrow for b'
+        >>> gain_over([Result("alone", accuracy=90.0), Result("taught", baseline="alone", missing="diverged")])
+        'alone'
     """
     names: dict[str, list[str]] = {}
     lost = {row.name: f"{row.name} ({row.missing})" for row in rows if row.missing}
     for row in rows:
-        if row.baseline and (row.gain is not None or (row.accuracy is not None and row.baseline in lost)):
+        compared = row.gain is not None or row.missing or (row.accuracy is not None and row.baseline in lost)
+        if row.baseline and compared:
             names.setdefault(lost.get(row.baseline, row.baseline), []).append(row.name)
     return "; ".join(f"{base} for {', '.join(of)}" if n else base for n, (base, of) in enumerate(names.items()))
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from flowstill.errors import NetworkError, RecipeError, RunError, did_you_mean, option
-from flowstill.files import digest_of
+from flowstill.runs.kept import check_network, lost
 from flowstill.runs.metrics import METRICS, Measurement, read_metrics
 from flowstill.runs.recipe_file import RECIPE, fact, read_recipe, read_text
-from flowstill.runs.state import PREVIOUS, STATE
+from flowstill.runs.state import STATE
 from flowstill.runs.summary import Summary
 from flowstill.schema.code import import_code
 
@@ -37,6 +37,7 @@ class Run:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._objects: dict[str, nn.Module] = {}
+        self._trusted = False
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
@@ -90,26 +91,6 @@ class Run:
                 raise
             raise RunError(f"{error} Or delete it and resume: {STATE} holds the same.") from None
 
-    def check_files(self) -> None:
-        """Check that the files that the run has saved so far exist and have not changed.
-
-        Raises:
-            RunError: the summary is missing, a folder stands in place of a file, or a network was damaged or replaced.
-        """
-        networks = [f"{job}.safetensors" for job in self.jobs]
-        for name in (SUMMARY, METRICS, STATE, PREVIOUS, "report.html", *networks):
-            if (self.path / name).is_dir():
-                raise RunError(f"{str(self.path / name)!r}: expected a file, found a folder. Move it away.")
-        if not any((self.path / name).exists() for name in (SUMMARY, STATE, PREVIOUS)):
-            for name in networks:
-                if (self.path / name).exists():
-                    raise RunError(
-                        f"{str(self.path / SUMMARY)!r} is missing, so {name!r} may be unfinished. Restore the summary "
-                        f"from a copy, or give another {option('out')}."
-                    )
-        for job in self.summary.jobs:
-            self.check_network(job)
-
     def check_network(self, job: str) -> None:
         """Check that a finished job's network has not changed since it was saved; a missing file passes.
 
@@ -153,6 +134,7 @@ class Run:
 
         from flowstill.nets import Net, build, needs_trust
 
+        trust_code = trust_code or self._trusted
         if job in self._objects:
             return self._objects[job]
         if job not in self.jobs:
@@ -163,6 +145,8 @@ class Run:
                 f"Job {job!r} has no network: {why}. Change its recipe, for example to a lower learning rate, "
                 f"and train it again with {option('resume', True)}."
             )
+        if not weights.exists() and job in self.summary.jobs:
+            raise RunError(lost(self.path, job))
         if not weights.exists():
             raise RunError(
                 f"Job {job!r} has no network yet: no file {str(weights)!r}. Finish the run with {option('resume', True)}."
@@ -226,6 +210,10 @@ class Run:
                 "earlier version, or edited by hand. Train again, or normalise as for training (data.mean, data.std)."
             ) from None
 
+    def trust(self) -> None:
+        """Let ``network`` run the recipe's Python files without asking, since the caller named them."""
+        self._trusted = True
+
     def keep(self, job: str, network: nn.Module) -> None:
         """Let ``network(job)`` return this object, which already holds the job's weights."""
         self._objects[job] = network
@@ -247,24 +235,6 @@ def student_of(jobs: Iterable[str]) -> str:
     """
     names = list(jobs)
     return "student" if "student" in names else names[-1]
-
-
-def check_network(path: Path, sha256: str) -> None:
-    """Check that a network's file has not changed since it was saved.
-
-    Raises:
-        RunError: it was damaged or replaced, or cannot be read.
-    """
-    try:
-        found = digest_of(path)
-    except OSError as error:
-        raise RunError(f"{str(path)!r} cannot be read: {error.strerror}. Restore it from a copy.") from None
-    if found != sha256:
-        raise RunError(
-            f"{str(path)!r} is not the network that the run saved: its SHA-256 is {found[:12]}..., and was "
-            f"{sha256[:12]}... The file was damaged or replaced. Restore it from a copy, or train it again "
-            f"in another {option('out')}."
-        )
 
 
 def folder_of(name: str) -> Path:

@@ -47,13 +47,24 @@ class _Paper:
 
 
 @dataclass
+class _Facts:
+    id: str | None = None
+    device: str | None = None
+    devices: int | None = None
+    threads: int | None = None
+    versions: dict[str, str] | None = None
+    files: dict[str, str] | None = None
+    preprocessing: dict[str, dict[str, Any]] | None = None
+
+
+@dataclass
 class _Recipe:
     jobs: dict[str, _Job]
     ensembles: dict[str, _Ensemble] | None = None
     paper: _Paper | None = None
     data: dict[str, Any] | None = None
     uses: list[str] | None = None
-    run: dict[str, Any] | None = None
+    run: _Facts | None = None
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -67,7 +78,8 @@ def read_recipe(path: Path) -> dict[str, Any]:
     try:
         recipe = yaml.safe_load(read_text(path))
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise RunError(f"{str(path)!r} cannot be read: {error}. {_RESTORE}") from None
+        reason = " ".join(str(error).split())
+        raise RunError(f"{str(path)!r} cannot be read: {reason}. {_RESTORE}") from None
     if not isinstance(recipe, dict):
         raise RunError(f"{str(path)!r}: expected a mapping. Received: {type(recipe).__name__}. {_RESTORE}")
     try:
@@ -121,4 +133,4 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RunError(f"{str(path)!r} cannot be read: {error}") from None
+        raise RunError(f"{str(path)!r} cannot be read: {error}. Restore it from a copy.") from None

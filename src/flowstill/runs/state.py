@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import warnings
 from pathlib import Path
 from typing import IO, Any, cast
@@ -115,12 +116,22 @@ def damage(path: Path) -> str | None:
     return None
 
 
-def check_content(state: dict[str, Any], folder: Path) -> None:
-    """Check that a state holds what a run needs.
+def check_content(state: dict[str, Any], folder: Path, run: str | None) -> None:
+    """Check that a state is of this run and holds what it needs of it.
+
+    Args:
+        state: as it was read.
+        folder: the run's folder.
+        run: the run's ``id``; None in runs of earlier versions.
 
     Raises:
-        RunError: something is missing, or of another type.
+        RunError: it is of another run, or something is missing, or of another type.
     """
+    if run is not None and state.get("run", run) != run:
+        raise RunError(
+            f"Cannot resume from {str(folder / STATE)!r}: it belongs to another run. Restore it from a copy, or give another "
+            f"{option('out')}."
+        )
     loop = state.get("loop")
     step = loop.get("step") if isinstance(loop, dict) else None
     wrong = [name for name, kind in _KINDS.items() if not isinstance(state.get(name), kind)]
@@ -128,6 +139,8 @@ def check_content(state: dict[str, Any], folder: Path) -> None:
         wrong = ["loop"]
     if not wrong and not all(isinstance(job, str) for job in state["group"]):
         wrong = ["group"]
+    if not wrong and not math.isfinite(state["seconds"]):
+        wrong = ["seconds"]
     if wrong:
         held = f"of type {type(state[wrong[0]]).__name__}" if wrong[0] in state else "missing"
         raise RunError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
@@ -178,8 +179,14 @@ class Summary(_Record):
                 f"{source!r} cannot be read: {where}: {first['msg']}. Received: {first['input']!r}. "
                 "It was edited by hand; restore it."
             ) from None
-        except json.JSONDecodeError as error:
-            raise RunError(f"{source!r} cannot be read: {error}") from None
+        except (ValueError, RecursionError) as error:  # no JSON
+            raise RunError(f"{source!r} cannot be read: {error}. Restore it from a copy.") from None
+        for name, row in {**summary.ensembles, **summary.jobs}.items():
+            if row.accuracy is not None and not math.isfinite(row.accuracy):
+                raise RunError(
+                    f"{source!r} cannot be read: the accuracy of {name!r}: expected a number. "
+                    f"Received: {row.accuracy}. It was edited by hand; restore it."
+                )
         return summary
 
 

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -228,7 +229,13 @@ class RunWriter:
 
     def save_state(self, state: dict[str, Any]) -> None:
         """Write the state to resume from: tensors, numbers, strings and containers of them, nothing else."""
-        save_state(self.path, state)
+        save_state(self.path, {**state, "run": self._id} if self._id else state)
+
+    @cached_property
+    def _id(self) -> str | None:
+        """What tells this run from others; None in runs of earlier versions."""
+        facts = Run(self.path).recipe.get("run") if is_run(self.path) else None
+        return str(facts["id"]) if facts and "id" in facts else None
 
     def load_state(self, *, lazy: bool = False) -> dict[str, Any] | None:
         """Read the last saved state that is whole, on the CPU.
@@ -266,7 +273,7 @@ class RunWriter:
         if state is None:
             summary = Run.open(self.path).summary
             return Progress(tuple(summary.jobs), failed=tuple(summary.failed))
-        check_content(state, self.path)
+        check_content(state, self.path, self._id)
         summary = Summary.from_json(state["summary"], f"summary in {STATE}")
         step = state["loop"]["step"] if state["group"] else 0
         return Progress(tuple(summary.jobs), tuple(state["group"]), state["stage"], step, tuple(summary.failed))
