@@ -191,3 +191,13 @@ def test_no_order_is_found_in_noise_nor_where_the_order_is_right():
     assert class_order(torch.randn(800, 100), many) is None
     moved = torch.eye(100)[(many + 7) % 100]
     assert class_order(moved, many) == [(number - 7) % 100 for number in range(100)]
+
+
+def test_what_a_file_needs_is_said_once(tmp_path, caplog):
+    state = fs.create("resnet8", num_classes=10, in_channels=1).state_dict()
+    torch.save({"model": {f"net.{key}": value for key, value in state.items()}, "ema": state}, tmp_path / "t.pth")
+    fs.distill(
+        "resnet8", "resnet8", "digits", out=tmp_path / "run", teacher_weights=tmp_path / "t.pth", scale=5e-5, **PLAIN
+    )
+    assert said(caplog).count("read from 'model'") == 1
+    assert said(caplog).count("its names begin with 'net.'") == 1

@@ -18,7 +18,7 @@ from flowstill.engine.interface import Interface, Output
 from flowstill.engine.networks import ready
 from flowstill.errors import NetworkError
 from flowstill.features.modules import logits_in
-from flowstill.nets import load_weights, recorded_accuracy, weights_file
+from flowstill.nets import fit_weights, recorded_accuracy, weights_file
 from flowstill.nets.published import metadata_in
 from flowstill.recipes.check import JobPlan
 from flowstill.recipes.recipe import Job, Recipe, Weights
@@ -81,11 +81,7 @@ class Look:
             network = ready(self.networks.get(name), job.network, shape, classes, trains=job.trains)
         path = job.weights or (job.start.weights if isinstance(job.start, Weights) else None)
         if path:
-            disabled, _log.disabled = _log.disabled, True  # the notices were given when the recipe was checked
-            try:
-                load_weights(network, path)
-            finally:
-                _log.disabled = disabled
+            fit_weights(network, path)  # its notices were given when the recipe was checked
         return network.to(self.device).eval()
 
     def _look(self, name: str, job: Job, network: nn.Module) -> None:
@@ -106,6 +102,8 @@ class Look:
                 f"{whose} gives probabilities, as from a softmax. Their logarithm is used as logits; a network without "
                 "its softmax would be more exact."
             )
+        elif bool((outputs <= 0).all()) and bool((outputs.logsumexp(1).abs() < 1e-3).all()):
+            _log.info(f"{whose} gives log-probabilities, as from a log_softmax. They serve as logits as they are.")
         self.interfaces[name] = interface = replace(interface, output=output)
         if self.data.synthetic:
             return
