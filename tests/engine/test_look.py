@@ -140,6 +140,36 @@ def test_another_normalisation_is_named_with_what_mends_it(tmp_path, caplog, mea
     assert mended.summary.jobs["teacher"].accuracy == pytest.approx(100 * float(torch.cat(right).mean()), abs=0.3)
 
 
+def test_another_size_is_named_where_it_costs_little_to_try(tmp_path, caplog):
+    """A teacher of 32 x 32 pixels is above chance at 8 x 8, and its file records nothing."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 32, 7, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(512, 10)]
+    teacher = nn.Sequential(*layers)
+    adam = torch.optim.Adam(teacher.parameters(), 3e-3)
+    for batch in digits().train_batches("all", batch=128, steps=120):
+        adam.zero_grad()
+        large = nn.functional.interpolate(batch.images, (32, 32), mode="bilinear", antialias=True)
+        nn.functional.cross_entropy(teacher(large), batch.labels).backward()
+        adam.step()
+    fs.distill(teacher.eval(), flat(), "digits", out=tmp_path / "run", **TINY)
+    assert "images of 32 x 32 pixels" in said(caplog)
+    assert "set='teacher.network.preprocessing={size: [32, 32]}'" in said(caplog)
+
+
+def test_no_cause_is_named_that_leaves_a_teacher_at_chance(tmp_path, caplog):
+    class Negated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = trained()
+
+        def forward(self, x):
+            return -self.inner(x)
+
+    fs.distill(Negated(), flat(), "digits", out=tmp_path / "run", **TINY)
+    assert "no more than by chance" in said(caplog)
+    assert "it would be" not in said(caplog)
+
+
 def test_an_untrained_teacher_is_told_from_a_trained_one(tmp_path, caplog):
     torch.manual_seed(2)
     with pytest.raises(FlowstillError, match="no more than by chance"):

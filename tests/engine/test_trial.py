@@ -144,14 +144,22 @@ class Cut(nn.Module):
         return self.fc(self.conv(x).detach().mean((2, 3)))
 
 
+class Ended(nn.Sequential):
+    """A student that ends in a softmax."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(64, 10), nn.Softmax(1))
+
+
 @pytest.mark.parametrize(
     ("made", "said"),
     [
         (Listed, "Listed: 'blocks' holds weights where PyTorch does not find them"),
+        (Ended, "Ended gives probabilities, as from a softmax"),
         (Cut, "Cut: no gradient reaches 40 of its 90 parameters in training mode, so 'conv.weight' and 1 more"),
     ],
 )
-def test_weights_that_would_not_learn_are_named(tmp_path, caplog, made, said):
+def test_what_would_not_learn_is_named(tmp_path, caplog, made, said):
     distilled(tmp_path, made())
     assert sum(said in record.getMessage() for record in caplog.records) == 1
 

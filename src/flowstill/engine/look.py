@@ -69,7 +69,7 @@ class Look:
             if not (name in names or name in teachers) or not (begins or finished or name in self.networks):
                 continue
             network = self._network(name, job)
-            check_finite_weights(network, f"job {name!r}: {job.network.name}")
+            check_finite_weights(network, f"job {name!r}: {job.network.name.removeprefix('object:')}")
             if finished and name in teachers:
                 self._look(name, job, network)
         return self.interfaces
@@ -166,7 +166,7 @@ def meaning(outputs: Tensor, whose: str) -> Output:
         return "logits"
     if bool(((outputs.sum(1) - 1).abs() < 1e-2).all()):
         return "probabilities"
-    if len(outputs) * outputs.shape[1] < 64:  # too few numbers to tell
+    if len(outputs) * outputs.shape[1] < 64 or bool((outputs == outputs[0, 0]).all()):  # too few numbers to tell
         return "logits"
     raise NetworkError(
         f"{whose}: all its outputs lie between 0 and 1 but do not sum to 1, as from a sigmoid. Expected logits. Let its "

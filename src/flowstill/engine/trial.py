@@ -147,12 +147,22 @@ def _try_training(network: nn.Module, images: Tensor) -> None:
         NetworkError: it cannot, or its logits have no gradient.
     """
     logits = logits_in(run_once(network, images.clone()))
+    if logits.ndim == 2 and logits.shape[1] > 1 and bool((logits >= 0).all()) and _sums_to_one(logits):
+        _log.warning(
+            f"{type(network).__name__} gives probabilities, as from a softmax, and the losses take the softmax of them once "
+            "more, which leaves little to learn from. Let its forward return what goes into the softmax."
+        )
     if logits.requires_grad or not any(p.requires_grad for p in network.parameters()):
         return
     raise NetworkError(
         f"{type(network).__name__} cannot learn: no gradient leads from its logits to its weights in training mode. It "
         "most likely detaches, or runs under no_grad or in inference mode."
     )
+
+
+def _sums_to_one(shares: Tensor) -> bool:
+    """Whether each row does, up to the rounding of half precision."""
+    return bool(((shares.sum(1) - 1).abs() < 2e-3).all())
 
 
 def _try_tap(network: nn.Module, tap: Tap, images: Tensor) -> None:

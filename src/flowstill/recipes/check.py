@@ -183,7 +183,7 @@ def _class_mismatch(name: str, job: Job, network: nn.Module, shape: Shape, class
     if logits is not None and logits.ndim == 2 and logits.shape[1] == classes:
         return ""
     output = "no logits" if logits is None else f"an output of shape {('images', *logits.shape[1:])}"
-    mismatch = f"{job.network.name} gives {output}, but the data has {classes} classes"
+    mismatch = f"{job.network.name.removeprefix('object:')} gives {output}, but the data has {classes} classes"
     if task:
         raise NetworkError(f"job {name!r}: {mismatch}, so it cannot learn them. Give it a head of {classes} outputs.")
     return f"{mismatch}."
