@@ -44,8 +44,8 @@ def _notices(
         if outside:
             yield (
                 f"The {role} {type(network).__name__} is paired in {len(sections)} section{'s' * (len(sections) > 1)}, but "
-                f"{outside}. Knowledge that reads sections compares nothing there. To read other maps, name taps in the job: "
-                f"{_FLOWS}; or choose knowledge that reads no sections, such as 'soft_logits'."
+                f"{outside}. Knowledge that reads sections compares nothing there. To read other maps, name taps in the "
+                f"job: {_FLOWS}; or choose knowledge that reads no sections, such as 'soft_logits'."
             )
     said = "; ".join(unlike(pairs))
     if said:
