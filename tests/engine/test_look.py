@@ -150,6 +150,36 @@ def test_a_different_normalisation_is_detected_with_its_fix(tmp_path, caplog, me
     assert mended.summary.jobs["teacher"].accuracy == pytest.approx(100 * float(torch.cat(right).mean()), abs=0.3)
 
 
+def test_another_size_is_named_where_it_costs_little_to_try(tmp_path, caplog):
+    """A teacher of 32 x 32 pixels is above chance at 8 x 8, and its file records nothing."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 32, 7, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(512, 10)]
+    teacher = nn.Sequential(*layers)
+    adam = torch.optim.Adam(teacher.parameters(), 3e-3)
+    for batch in digits().train_batches("all", batch=128, steps=120):
+        adam.zero_grad()
+        large = nn.functional.interpolate(batch.images, (32, 32), mode="bilinear", antialias=True)
+        nn.functional.cross_entropy(teacher(large), batch.labels).backward()
+        adam.step()
+    fs.distill(teacher.eval(), flat(), "digits", out=tmp_path / "run", **TINY)
+    assert "images of 32 x 32 pixels" in said(caplog)
+    assert "set='teacher.network.preprocessing={size: [32, 32]}'" in said(caplog)
+
+
+def test_no_cause_is_named_that_leaves_a_teacher_at_chance(tmp_path, caplog):
+    class Negated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = trained()
+
+        def forward(self, x):
+            return -self.inner(x)
+
+    fs.distill(Negated(), flat(), "digits", out=tmp_path / "run", **TINY)
+    assert "no more than by chance" in said(caplog)
+    assert "it would be" not in said(caplog)
+
+
 def test_an_untrained_teacher_is_detected(tmp_path, caplog):
     torch.manual_seed(2)
     with pytest.raises(FlowstillError, match="no more than by chance"):
@@ -201,3 +231,13 @@ def test_no_order_is_found_in_noise_nor_where_the_order_is_right():
     assert class_order(torch.randn(800, 100), many) is None
     moved = torch.eye(100)[(many + 7) % 100]
     assert class_order(moved, many) == [(number - 7) % 100 for number in range(100)]
+
+
+def test_what_a_file_needs_is_said_once(tmp_path, caplog):
+    state = fs.create("resnet8", num_classes=10, in_channels=1).state_dict()
+    torch.save({"model": {f"net.{key}": value for key, value in state.items()}, "ema": state}, tmp_path / "t.pth")
+    fs.distill(
+        "resnet8", "resnet8", "digits", out=tmp_path / "run", teacher_weights=tmp_path / "t.pth", scale=5e-5, **PLAIN
+    )
+    assert said(caplog).count("read from 'model'") == 1
+    assert said(caplog).count("its names begin with 'net.'") == 1

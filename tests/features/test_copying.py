@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 import threading
 
 import pytest
@@ -116,3 +117,9 @@ def test_lazy_layers_get_their_sizes():
     assert copy.deepcopy(network)(torch.rand(2, 1, 8, 8)).shape == (2, 5)
     with pytest.raises(NetworkError, match=r"'unused\.weight' has no size yet"):
         fill_lazy(Holding(_modules={"fc": nn.Linear(8, 3), "unused": nn.LazyLinear(3)}), (1, 8, 8))
+
+
+def test_a_python_module_as_an_attribute_is_shared():
+    network = nn.Linear(2, 2)
+    network.math = math
+    assert copied(network).math is math

@@ -96,13 +96,15 @@ def doubts(
         )
     count = len(seen.labels)
     share = float(seen.labels.bincount().max()) / count  # correct if it always predicted the most common class
-    by_chance = seen.accuracy / 100 <= share + 2 * math.sqrt(share * (1 - share) / count)
+    chance = share + 2 * math.sqrt(share * (1 - share) / count)
+    by_chance = seen.accuracy / 100 <= chance
     error = 300 * math.sqrt(max(0.0, seen.accuracy / 100 * (1 - seen.accuracy / 100)) / count)
     below = recorded is not None and seen.accuracy < recorded - max(CLEAR, error)
     odd = by_chance or below
     causes: list[Cause] = []
     if (odd or spare > 20 * count) and not renamed:
-        causes = sorted(_causes(seen, classes, thoroughly=odd), key=lambda cause: -cause.accuracy)
+        found = _causes(seen, classes, math.inf if odd else spare / (20 * count))
+        causes = sorted((c for c in found if c.accuracy / 100 > chance), key=lambda cause: -cause.accuracy)
     if not (odd or causes):
         return
     says = f"{seen.whose}: {seen.accuracy:.1f} % of {count} test images are classified correctly"
@@ -122,14 +124,14 @@ def doubts(
     yield says
 
 
-def _causes(seen: Seen, classes: Sequence[str], thoroughly: bool) -> Iterator[Cause]:
+def _causes(seen: Seen, classes: Sequence[str], larger: float) -> Iterator[Cause]:
     order = class_order(seen.outputs, seen.labels)
     if order is not None:
         names = [classes[number] for number in order]
         permuted = torch.tensor(order)[seen.outputs.argmax(1)]
         accuracy = 100 * float((permuted == seen.labels).float().mean())
         yield Cause(f"the classes in the order {_listed(names)}", accuracy, f"data.classes={_flow(names)}")
-    for what, own in _views(seen, thoroughly):
+    for what, own in _views(seen, larger):
         right = _tried(seen, replace(seen.interface, own=own))
         if right is not None and clearly_better(right, seen.right):
             changed = {key: value for key, value in _changes(seen.interface.own, own)}
@@ -148,8 +150,8 @@ def _changes(old: Preprocessing, new: Preprocessing) -> Iterator[tuple[str, str]
         yield "size", _flow(new.size or ())
 
 
-def _views(seen: Seen, thoroughly: bool) -> Iterator[tuple[str, Preprocessing]]:
-    """Other ways to see the images, each with its name."""
+def _views(seen: Seen, larger: float) -> Iterator[tuple[str, Preprocessing]]:
+    """Other ways to see the images, each with its name; of other sizes, those of up to ``larger`` times the pixels."""
     interface, channels = seen.interface, seen.interface.shape[0]
     own = interface.own
     scales = {**USUAL, "the data's own mean and deviation": (interface.data.mean or (), interface.data.std or ())}
@@ -168,10 +170,10 @@ def _views(seen: Seen, thoroughly: bool) -> Iterator[tuple[str, Preprocessing]]:
                 f"channels in the order {'red, green, blue' if own.order == 'bgr' else 'blue, green, red'}{with_}",
                 swapped,
             )
-    if thoroughly:
-        for side in SIZES:
-            if own.size != (side, side) and side <= 4 * max(interface.data.size or (side,)):
-                yield f"images of {side} x {side} pixels", replace(own, size=(side, side))
+    for side in SIZES:
+        small = side <= 4 * max(interface.data.size or (side,)) and side**2 <= larger * math.prod(own.size or (side,))
+        if small and own.size != (side, side):
+            yield f"images of {side} x {side} pixels", replace(own, size=(side, side))
 
 
 @torch.no_grad()

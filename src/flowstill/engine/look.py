@@ -19,7 +19,7 @@ from flowstill.engine.interface import Interface, Output
 from flowstill.engine.networks import ready
 from flowstill.errors import NetworkError
 from flowstill.features.modules import logits_in
-from flowstill.nets import load_weights, recorded_accuracy, weights_file
+from flowstill.nets import fit_weights, recorded_accuracy, weights_file
 from flowstill.nets.published import metadata_in
 from flowstill.recipes.check import JobPlan
 from flowstill.recipes.recipe import Job, Recipe, Weights
@@ -70,7 +70,7 @@ class Look:
             if not (name in names or name in teachers) or not (begins or finished or name in self.networks):
                 continue
             network = self._network(name, job)
-            check_finite_weights(network, f"job {name!r}: {job.network.name}")
+            check_finite_weights(network, f"job {name!r}: {job.network.name.removeprefix('object:')}")
             if finished and name in teachers:
                 self._look(name, job, network)
         return self.interfaces
@@ -82,11 +82,7 @@ class Look:
             network = ready(self.networks.get(name), job.network, shape, classes, trains=job.trains)
         path = job.weights or (job.start.weights if isinstance(job.start, Weights) else None)
         if path:
-            disabled, _log.disabled = _log.disabled, True  # the notices were given when the recipe was checked
-            try:
-                load_weights(network, path)
-            finally:
-                _log.disabled = disabled
+            fit_weights(network, path)  # its notices were given when the recipe was checked
         return network.to(self.device).eval()
 
     def _look(self, name: str, job: Job, network: nn.Module) -> None:
@@ -107,6 +103,8 @@ class Look:
                 f"{whose} returns probabilities, as from a softmax. Their logarithm is used as logits; removing the "
                 "softmax from the network is more exact."
             )
+        elif bool((outputs <= 0).all()) and bool((outputs.logsumexp(1).abs() < 1e-3).all()):
+            _log.info(f"{whose} gives log-probabilities, as from a log_softmax. They serve as logits as they are.")
         self.interfaces[name] = interface = replace(interface, output=output)
         if self.data.synthetic:
             return
@@ -172,7 +170,7 @@ def meaning(outputs: Tensor, whose: str) -> Output:
         return "logits"
     if bool(((outputs.sum(1) - 1).abs() < 1e-2).all()):
         return "probabilities"
-    if len(outputs) * outputs.shape[1] < 64:  # too few numbers to tell
+    if len(outputs) * outputs.shape[1] < 64 or bool((outputs == outputs[0, 0]).all()):  # too few numbers to tell
         return "logits"
     raise NetworkError(
         f"{whose}: all outputs lie between 0 and 1 but do not sum to 1, as from a sigmoid. Expected logits. Return the "

@@ -20,7 +20,7 @@ from flowstill.engine.networks import placed, ready
 from flowstill.engine.resuming import forget_stages, stage_file
 from flowstill.engine.seeds import derive, random_states
 from flowstill.engine.stage import StageRun
-from flowstill.nets import load_weights
+from flowstill.nets import fit_weights
 from flowstill.recipes.recipe import AfterStage, Job, Weights
 from flowstill.runs import JobSummary, Scores, Summary
 from flowstill.runs.folder import student_of
@@ -165,12 +165,12 @@ class Session:
         torch.manual_seed(derive(self.recipe.seed, job.seed, "init"))
         network = self._built(name)
         if job.weights:
-            load_weights(network, job.weights)
+            fit_weights(network, job.weights)
         elif isinstance(job.start, Weights):
-            load_weights(network, job.start.weights)
+            fit_weights(network, job.start.weights)
         elif isinstance(job.start, AfterStage):
             file = stage_file(self.writer.path, self.recipe, job.start.job, job.start.stage)
-            load_weights(network, self._as_saved(file))
+            fit_weights(network, self._as_saved(file))
         return placed(network, self.context.fabric, self.context.work.precision)
 
     def network(self, name: str) -> nn.Module:
@@ -180,7 +180,7 @@ class Session:
                 network = self._built(name)
             job = self.recipe.jobs[name]
             if name not in self.context.work.networks or job.stages or job.start or job.weights:
-                load_weights(network, self._as_saved(self.writer.path / f"{name}.safetensors"))
+                fit_weights(network, self._as_saved(self.writer.path / f"{name}.safetensors"))
             self.networks[name] = placed(network, self.context.fabric, self.context.work.precision)
         nn.Module.requires_grad_(self.networks[name], False)  # TorchScript has no method of its own
         return self.networks[name].eval()
@@ -206,10 +206,12 @@ class Session:
         steps = sum(stage.steps for stage in stages)
         last, reached = (stages[-1].name, stages[-1].steps) if stages else ("", 0)
         scores = self.context.record.score(name, last, reached, network) if self.context.plans[name].measured else {}
-        if not math.isfinite(scores.get("loss", 0.0)):
+        accuracy, loss, top5 = (scores.get(metric) for metric in ("accuracy", "loss", "top5"))
+        if loss is not None and (
+            math.isnan(loss) or (steps and math.isinf(loss))
+        ):  # a given teacher may rule out classes
             self._diverge(name, "after training: its loss on the test images is not finite", steps, seconds)
             return
-        accuracy, loss, top5 = (scores.get(metric) for metric in ("accuracy", "loss", "top5"))
         self.summary.jobs[name] = replace(
             self._facts_of(name), accuracy=accuracy, loss=loss, top5=top5, steps=steps, seconds=round(seconds, 2)
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import safetensors.torch
 import torch
@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from flowstill.engine.networks import ready
 from flowstill.errors import NetworkError, TapError
 from flowstill.features.copying import copied
-from flowstill.features.modules import Shape, logits_in
+from flowstill.features.modules import Shape, logits_in, unregistered
 from flowstill.features.taps import Tap, Tapped
 from flowstill.features.tracing import example_images, run_once, undisturbed
 from flowstill.nets.beside import read_beside
 from flowstill.nets.checkpoints import as_bytes, left_out
+from flowstill.nets.contents import find_state
 from flowstill.nets.weights import load_state
 from flowstill.recipes.check import JobPlan
 from flowstill.recipes.recipe import Job, Recipe
@@ -75,8 +76,10 @@ def _try(job: Job, plan: JobPlan, given: nn.Module | None, shape: Shape, classes
                 return
             network.train()
             _try_training(network, images)
-            for tap in dict.fromkeys(tap for terms in plan.terms.values() for _, _, taps in terms for tap in taps):
-                _try_tap(network, Tap.parse(tap), images)
+            taps = [Tap.parse(tap) for terms in plan.terms.values() for _, _, read in terms for tap in read]
+            for tap in dict.fromkeys(taps):
+                _try_tap(network, tap, images)
+            _doubt_gradients(network, dict.fromkeys(taps), images)
 
 
 def _noise(network: nn.Module, shape: Sequence[int]) -> Tensor:
@@ -90,7 +93,16 @@ def _try_saving(network: nn.Module) -> None:
     Raises:
         NetworkError: the copy does not hold the same weights.
     """
-    state = network.state_dict()
+    whose = type(network).__name__
+    for place in unregistered(network):
+        _log.warning(
+            f"{whose}: {place!r} holds weights where PyTorch does not find them, so they are neither trained nor saved. "
+            "Keep layers in an nn.ModuleList or nn.ModuleDict, and tensors in an nn.Parameter."
+        )
+    try:
+        state = network.state_dict()
+    except Exception as error:
+        raise NetworkError(f"{whose} cannot be saved: its state_dict raises {type(error).__name__}: {error}") from error
     content, lost = as_bytes(state)
     for name in lost:
         _log.warning(f"{type(network).__name__}: {name!r} will not be saved: {left_out(state[name])}")
@@ -102,11 +114,10 @@ def _try_saving(network: nn.Module) -> None:
         for tensor in (*copy.parameters(), *copy.buffers()):
             tensor.zero_()
     try:
-        load_state(copy, safetensors.torch.load(content), read_beside(content), "the saved state")
+        saved, _ = find_state(safetensors.torch.load(content), "", "the saved state")
+        load_state(copy, saved, read_beside(content), "the saved state")
     except Exception as error:
-        raise NetworkError(
-            f"{type(network).__name__} cannot be loaded after it was saved: {type(error).__name__}: {error}"
-        ) from error
+        raise NetworkError(f"{whose} cannot be loaded after it was saved: {type(error).__name__}: {error}") from error
     again = {**dict(copy.named_parameters()), **copy.state_dict()}
     for name, tensor in {**dict(network.named_parameters()), **state}.items():
         other = again.get(name)
@@ -134,12 +145,22 @@ def _try_training(network: nn.Module, images: Tensor) -> None:
         NetworkError: it cannot, or its logits have no gradient.
     """
     logits = logits_in(run_once(network, images.clone()))
+    if logits.ndim == 2 and logits.shape[1] > 1 and bool((logits >= 0).all()) and _sums_to_one(logits):
+        _log.warning(
+            f"{type(network).__name__} gives probabilities, as from a softmax, and the losses take the softmax of them once "
+            "more, which leaves little to learn from. Let its forward return what goes into the softmax."
+        )
     if logits.requires_grad or not any(p.requires_grad for p in network.parameters()):
         return
     raise NetworkError(
         f"{type(network).__name__} cannot learn: no gradient leads from its logits to its weights in training mode. It "
         "most likely detaches its output, or runs under no_grad or in inference mode."
     )
+
+
+def _sums_to_one(shares: Tensor) -> bool:
+    """Whether each row does, up to the rounding of half precision."""
+    return bool(((shares.sum(1) - 1).abs() < 2e-3).all())
 
 
 def _try_tap(network: nn.Module, tap: Tap, images: Tensor) -> None:
@@ -156,6 +177,43 @@ def _try_tap(network: nn.Module, tap: Tap, images: Tensor) -> None:
         "from it. The module most likely runs inside torch.utils.checkpoint(..., use_reentrant=True), under no_grad, or "
         "detaches its map. Use checkpoint(..., use_reentrant=False), or tap a module outside."
     )
+
+
+def _doubt_gradients(network: nn.Module, taps: Iterable[Tap], images: Tensor) -> None:
+    """Warn of weights that are to be trained, but that nothing the training reads depends on.
+
+    Raises:
+        NetworkError: the gradient cannot be computed.
+    """
+    learned = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+    for parameter in learned.values():
+        parameter.grad = None  # of the user's own training
+    left = list(learned)
+    for output in _outputs(network, taps, images):
+        try:
+            if output.requires_grad:
+                torch.autograd.backward(output.sum())
+        except Exception as error:
+            raise NetworkError(
+                f"{type(network).__name__} cannot learn: its gradient raises {type(error).__name__}: {error}"
+            ) from error
+        left = [name for name, parameter in learned.items() if parameter.grad is None]
+        if not left:
+            return
+    count, of = (sum(learned[name].numel() for name in names) for names in (left, learned))
+    more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+    _log.warning(
+        f"{type(network).__name__}: no gradient reaches {count:,} of its {of:,} parameters in training mode, so "
+        f"{left[0]!r}{more} will not learn. The network most likely detaches a map, runs under no_grad, or does not use "
+        "them. If that is meant, freeze them with requires_grad_(False)."
+    )
+
+
+def _outputs(network: nn.Module, taps: Iterable[Tap], images: Tensor) -> Iterator[Tensor]:
+    """What training may read: the logits, then each tap's map, by a forward of its own each."""
+    yield logits_in(run_once(network, images.clone()))
+    for tap in taps:
+        yield _read(network, tap, images)
 
 
 def _read(network: nn.Module, tap: Tap, images: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -120,6 +121,8 @@ def _uncopyable(value: Any, path: str, seen: set[int]) -> Iterator[tuple[str, An
         parts = [(f"{path}.{key}".lstrip("."), part) for key, part in [*kept.items(), *value._modules.items()]]
     else:
         parts = [(f"{path}.{key}", part) for key, part in getattr(value, "__dict__", {}).items()]
+    if isinstance(value, (types.ModuleType, type)):
+        parts = []
     found = False
     for where, part in parts:
         for inner in _uncopyable(part, where, seen):

@@ -15,6 +15,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from flowstill.errors import TapError
 
 Shape = tuple[int, int, int]  # of a map or an image: channels, height, width
+_REGISTERED = {"_parameters", "_buffers", "_modules"}  # where PyTorch itself looks
 
 
 def shape_of(maps: Tensor) -> Shape:
@@ -84,6 +85,33 @@ def inplace_beside(network: nn.Module, path: str, itself: bool) -> str | None:
     beside = (inner for child, module in after for inner in module.named_modules(prefix=child))
     found = next((inner for inner, module in beside if getattr(module, "inplace", False)), None)
     return f"{parent}.{found}".strip(".") if found else None
+
+
+def unregistered(network: nn.Module) -> Iterator[str]:
+    """Where a network keeps layers or weights in plain lists, tuples and dicts, which PyTorch does not look into.
+
+    >>> network = nn.Sequential(nn.ReLU())
+    >>> network.blocks = [nn.Conv2d(3, 8, 3)]
+    >>> list(unregistered(network))
+    ['blocks']
+    """
+    known = {id(tensor) for tensor in (*network.parameters(), *network.buffers())}
+    for path, module in network.named_modules():
+        for key, value in vars(module).items():
+            if key not in _REGISTERED and any(id(tensor) not in known for tensor in _weights_in(value)):
+                yield f"{path}.{key}".lstrip(".")
+
+
+def _weights_in(value: object) -> Iterator[Tensor]:
+    """What could be trained in an attribute of a module."""
+    if isinstance(value, nn.Module):
+        yield from value.parameters()
+    elif isinstance(value, Tensor):
+        if value.is_leaf and value.requires_grad:
+            yield value
+    elif isinstance(value, (list, tuple, dict)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _weights_in(part)
 
 
 def tensors_in(value: object) -> Iterator[Tensor]:

@@ -184,6 +184,12 @@ def _instead(path: Path) -> str:
 def _unreadable(path: Path, error: Exception) -> NetworkError:
     if path.stat().st_size == 0:
         return NetworkError(f"{path} is empty. Write it again, or name another file.")
+    with path.open("rb") as file:
+        begins = file.read(64).lstrip().lower()
+    if begins.startswith(b"version https://git-lfs"):
+        return NetworkError(f"{path} is a pointer of Git LFS, not the weights. Fetch them: git lfs pull.")
+    if begins.startswith((b"<!doctype", b"<html")):
+        return NetworkError(f"{path} is a web page, not weights. Download the file itself.")
     reason = re.split(r"\.\s|\n", f"{type(error).__name__}: {error}")[0]
     return NetworkError(
         f"{path} is not a checkpoint, or is damaged ({reason}). "

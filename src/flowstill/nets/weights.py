@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from flowstill.nets.beside import is_plain, read_beside
@@ -34,16 +35,17 @@ def load_weights(network: nn.Module, path: str | Path) -> list[str]:
     Raises:
         NetworkError: the file cannot be read, or names or shapes do not fit; the network is then untouched.
     """
-    return fit_weights(network, path).notices
+    notices = fit_weights(network, path).notices
+    for notice in notices:
+        _log.warning(notice)
+    return notices
 
 
 def fit_weights(network: nn.Module, path: str | Path) -> Fit:
-    """``load_weights``, with more about what was changed: ``heads`` tells of those that stay fresh."""
+    """``load_weights`` without its warnings: ``notices`` holds them, and ``heads`` tells of heads that stay fresh."""
     state, notices = read_state(path)
     fitted = load_state(network, state, read_beside(weights_file(path)[0]), str(path))
     fitted.notices[:0] = notices
-    for notice in fitted.notices:
-        _log.warning(notice)
     return fitted
 
 
@@ -70,7 +72,8 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], beside: Mapping[
         given = OrderedDict({**fitted.kept, **more})
         if beside and hasattr(whole, "_metadata"):
             given._metadata = whole._metadata  # type: ignore[attr-defined]  # quantised layers ask for their version
-        network.load_state_dict(given, strict=False)
+        with torch.inference_mode(any(tensor.is_inference() for tensor in own.values())):  # only there can they be set
+            network.load_state_dict(given, strict=False)
     return fitted
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -22,6 +23,7 @@ from flowstill.recipes.storage import StoredFile, stored_files
 from flowstill.transfer.knowledge import Knowledge, Loss, Setting
 
 Shape = tuple[int, int, int]
+_log = logging.getLogger("flowstill")
 
 
 @dataclass(frozen=True)
@@ -83,11 +85,12 @@ def check(
             name: objects[name] if objects and name in objects else built[repr(job.network)]
             for name, job in recipe.jobs.items()
         }
+    told: set[str] = set()
     mismatches = {
         name: mismatch
         for name, job in recipe.jobs.items()
         if (
-            mismatch := _check_weights(name, job, networks[name])
+            mismatch := _check_weights(name, job, networks[name], told)
             or _class_mismatch(name, job, networks[name], sees[name], classes)
         )
     }
@@ -126,8 +129,14 @@ def on_meta(job: Job, shape: Shape, classes: int) -> nn.Module:
         return build(job.network, num_classes=classes, in_channels=shape[0])
 
 
-def _check_weights(name: str, job: Job, network: nn.Module) -> str:
-    """Load the file that the job starts from once, to find a bad one before anything runs.
+def _check_weights(name: str, job: Job, network: nn.Module, told: set[str]) -> str:
+    """Load the file that the job starts from once, to find a bad one before anything runs; log its notices.
+
+    Args:
+        name: the job's.
+        job: the job.
+        network: its network.
+        told: the notices of jobs before, which are not logged again.
 
     Returns:
         A sentence if the file holds a finished network with classes other than the data's, else empty.
@@ -139,9 +148,14 @@ def _check_weights(name: str, job: Job, network: nn.Module) -> str:
     if not path:
         return ""
     try:
-        heads = fit_weights(network, path).heads
+        fitted = fit_weights(network, path)
     except FlowstillError as error:
         raise type(error)(f"job {name!r}: {error}") from None
+    for notice in fitted.notices:
+        if notice not in told:
+            _log.warning(notice)
+    told.update(fitted.notices)
+    heads = fitted.heads
     if not job.weights or not heads:
         return ""
     head, (stored, wanted) = next(iter(heads.items()))
@@ -169,7 +183,7 @@ def _class_mismatch(name: str, job: Job, network: nn.Module, shape: Shape, class
     if logits is not None and logits.ndim == 2 and logits.shape[1] == classes:
         return ""
     output = "no logits" if logits is None else f"an output of shape {('images', *logits.shape[1:])}"
-    mismatch = f"{job.network.name} gives {output}, but the data has {classes} classes"
+    mismatch = f"{job.network.name.removeprefix('object:')} gives {output}, but the data has {classes} classes"
     if task:
         raise NetworkError(f"job {name!r}: {mismatch}, so it cannot learn them. Give it a head of {classes} outputs.")
     return f"{mismatch}."

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from flowstill.data import Data, find_facts
@@ -117,6 +118,8 @@ def _net(role: str, given: Given) -> Net:
         return Net(f"object:{type(network).__name__}", {"parameters": 0 if is_lazy(network) else _size(network)})
     if isinstance(given, Net):
         return given
+    if isinstance(given, torch.export.ExportedProgram):
+        raise RecipeError(f"The {role} is an ExportedProgram. Give its module: {role}=program.module().")
     if not isinstance(given, (str, os.PathLike)):
         raise RecipeError(
             f"Expected a network or its name (see `flowstill list nets`) as the {role}. Received: {given!r}."

@@ -43,9 +43,9 @@ def _notices(
         outside = find_shares(network, sections, example).mostly_outside()
         if outside:
             yield (
-                f"The {role} {type(network).__name__} is paired in {len(sections)} sections, but {outside}. Knowledge "
-                f"that reads sections compares nothing there. To read other maps, name taps in the job: {_FLOWS}; or "
-                "choose knowledge that reads no sections, such as 'soft_logits'."
+                f"The {role} {type(network).__name__} is paired in {len(sections)} section{'s' * (len(sections) > 1)}, but "
+                f"{outside}. Knowledge that reads sections compares nothing there. To read other maps, name taps in the "
+                f"job: {_FLOWS}; or choose knowledge that reads no sections, such as 'soft_logits'."
             )
     said = "; ".join(unlike(pairs))
     if said:
