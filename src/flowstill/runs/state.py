@@ -129,8 +129,8 @@ def check_content(state: dict[str, Any], folder: Path, run: str | None) -> None:
     """
     if run is not None and state.get("run", run) != run:
         raise RunError(
-            f"Cannot resume from {str(folder / STATE)!r}: it belongs to another run. Restore it from a copy, or give another "
-            f"{option('out')}."
+            f"Cannot resume from {str(folder / STATE)!r}: it belongs to another run. Restore it from a copy, or "
+            f"give another {option('out')}."
         )
     loop = state.get("loop")
     step = loop.get("step") if isinstance(loop, dict) else None
