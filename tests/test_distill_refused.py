@@ -73,7 +73,7 @@ def test_one_object_cannot_be_teacher_and_student(teacher):
 
 def test_a_student_for_other_classes_is_refused_before_anything_is_created(tmp_path, teacher):
     student = fs.create("resnet8", 7, 1)
-    with pytest.raises(NetworkError, match=r"job 'student': object:ResNet gives .*7.*10 classes.*head of 10"):
+    with pytest.raises(NetworkError, match=r"job 'student': ResNet gives .*7.*10 classes.*head of 10"):
         fs.distill(fs.create("resnet8", 10, 1, weights=teacher), student, DATA, "fsp", out=tmp_path / "run", **PLAIN)
     assert not (tmp_path / "run").exists()
 

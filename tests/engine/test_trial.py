@@ -105,7 +105,7 @@ class Unsaveable(nn.Linear):
 @pytest.mark.parametrize(
     ("made", "said"),
     [
-        (Nested, "Nested cannot be loaded again"),
+        (Nested, "Nested cannot be loaded after it was saved"),
         (Unsaveable, "cannot be saved: its state_dict raises KeyError: 'scale'"),
     ],
 )

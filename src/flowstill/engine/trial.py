@@ -114,8 +114,10 @@ def _try_saving(network: nn.Module) -> None:
         for tensor in (*copy.parameters(), *copy.buffers()):
             tensor.zero_()
     try:
-        saved, _ = find_state(safetensors.torch.load(content), "", "the saved state")
-        load_state(copy, saved, read_beside(content), "the saved state")
+        tensors = safetensors.torch.load(content)
+        if tensors or any(True for _ in network.parameters()):  # frozen TorchScript keeps its weights elsewhere
+            tensors, _ = find_state(tensors, "", "the saved state")
+        load_state(copy, tensors, read_beside(content), "the saved state")
     except Exception as error:
         raise NetworkError(f"{whose} cannot be loaded after it was saved: {type(error).__name__}: {error}") from error
     again = {**dict(copy.named_parameters()), **copy.state_dict()}
