@@ -14,6 +14,8 @@ from flowstill.files import alone_in
 from support.compared_runs import PLAIN
 from support.engine_recipes import recipe
 
+WITH_SUPPORT = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}  # for processes of their own
+
 
 def test_a_few_killed_runs_resume_to_the_same_networks():
     """``make soak`` does the same 200 times."""
@@ -23,6 +25,7 @@ def test_a_few_killed_runs_resume_to_the_same_networks():
         text=True,
         check=False,
         timeout=500,
+        env=WITH_SUPPORT,
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert "3 kills, " in result.stdout
@@ -43,7 +46,7 @@ if __name__ == "__main__":
 def test_spawned_processes_end_with_their_parent_and_the_run_resumes(tmp_path):
     script, folder = tmp_path / "two.py", tmp_path / "run"
     script.write_text(TWO)
-    parent = subprocess.Popen([sys.executable, str(script), str(folder), "400"])
+    parent = subprocess.Popen([sys.executable, str(script), str(folder), "400"], env=WITH_SUPPORT)
     try:
         children = _wait_for(lambda: (folder / "metrics.csv").exists() and _children(parent.pid))
     finally:
