@@ -103,8 +103,13 @@ def test_jobs_that_build_on_a_diverged_job_are_not_run_and_others_are(tmp_path):
     assert torch.equal(weights(run, "alone")["conv1.weight"], weights(apart, "alone")["conv1.weight"])
     assert list(fs.evaluate(run, device="cpu")) == ["alone", "one"]
     assert {row.name: row.missing for row in results(run)} == {
-        "teacher": "diverged", "student": "not run", "after": "not run", "alone": "", "both": "not run", "one": "",
-    }  # fmt: skip
+        "teacher": "diverged",
+        "student": "not run",
+        "after": "not run",
+        "alone": "",
+        "both": "not run",
+        "one": "",
+    }
     assert [line.split()[2] for line in table_text(run).splitlines()[2:4]] == ["diverged", "not"]
     assert "student: not run, as 'teacher' diverged." not in verdict(run)[0]
     assert verdict(run)[1] == "student: not run, as 'teacher' diverged."

@@ -34,7 +34,11 @@ NARROW = START.replace("teacher: teacher\n", "teacher: teacher\n    # narrow\n")
 )
 # a recipe, what is wrong with it, what the message proposes, and where that is written
 PROPOSALS = {
-    "a job's teacher": (START.replace("    teacher: teacher\n", ""), "teacher: JOB", ("  student:\n", "  student:\n    teacher: teacher\n")),
+    "a job's teacher": (
+        START.replace("    teacher: teacher\n", ""),
+        "teacher: JOB",
+        ("  student:\n", "  student:\n    teacher: teacher\n"),
+    ),
     "a name in quotes": (
         START.replace("student:", "7:"),
         "put it in quotes",
@@ -43,13 +47,29 @@ PROPOSALS = {
     "the nearest key": (START.replace("batch", "bacth"), "'batch'", ("bacth", "batch")),
     "the nearest network": (START.replace("resnet8", "resnt8"), "'resnet8'", ("resnt8", "resnet8")),
     "the nearest knowledge": (START.replace("fsp", "fps"), "'fsp'", ("fps", "fsp")),
-    "another library": (OTHER.replace("{name: resnet8, options: {width: 0.5}}", "resnet18", 1), "'timm:resnet18'", ("resnet18", "timm:resnet18")),
-    "the same in torchvision": (OTHER.replace("{name: resnet8, options: {width: 0.5}}", "resnet18", 1), "'torchvision:resnet18'", ("resnet18", "torchvision:resnet18")),
+    "another library": (
+        OTHER.replace("{name: resnet8, options: {width: 0.5}}", "resnet18", 1),
+        "'timm:resnet18'",
+        ("resnet18", "timm:resnet18"),
+    ),
+    "the same in torchvision": (
+        OTHER.replace("{name: resnet8, options: {width: 0.5}}", "resnet18", 1),
+        "'torchvision:resnet18'",
+        ("resnet18", "torchvision:resnet18"),
+    ),
     "a number as the rate": (START.replace("0.05", "fast"), "a number", ("fast", "0.1")),
-    "milestones": (START.replace("0.05", "fast").replace("steps: 4", "steps: 200"), "{0: 0.1, 100: 0.01}", ("fast", "{0: 0.1, 100: 0.01}")),
+    "milestones": (
+        START.replace("0.05", "fast").replace("steps: 4", "steps: 200"),
+        "{0: 0.1, 100: 0.01}",
+        ("fast", "{0: 0.1, 100: 0.01}"),
+    ),
     "a line": (START.replace("0.05", "fast"), "{linear: [4, 1]}", ("fast", "{linear: [4, 1]}")),
     "a cosine": (START.replace("0.05", "fast"), "{cosine: 0.1}", ("fast", "{cosine: 0.1}")),
-    "fixed views": (START.replace("batch: 16", "batch: 16, augment: {views: 8}"), "'shift'", ("views: 8", "views: 8, shift: 1")),
+    "fixed views": (
+        START.replace("batch: 16", "batch: 16, augment: {views: 8}"),
+        "'shift'",
+        ("views: 8", "views: 8, shift: 1"),
+    ),
     "all views": (VIEWS, "'views: 9'", ("name: stored", "name: stored, views: 9")),
     "few views": (
         VIEWS.replace("shift: 1", "rotate: 5"),
@@ -58,7 +78,11 @@ PROPOSALS = {
     ),
     "live knowledge for many views": (VIEWS, "'knowledge: live'", ("knowledge: {name: stored}", "knowledge: live")),
     "knowledge that takes any channels": (NARROW, "'attention'", ("transfer: fsp", "transfer: attention")),
-    "a step": (START.replace("transfer: fsp", "transfer: {name: dense, anchor: end}"), "add 'step'", ("anchor: end", "anchor: end, step: 1")),
+    "a step": (
+        START.replace("transfer: fsp", "transfer: {name: dense, anchor: end}"),
+        "add 'step'",
+        ("anchor: end", "anchor: end, step: 1"),
+    ),
     "both forms of noise": (
         START.replace("name: digits", "name: tcifar10, distortion: noise_calibrated"),
         "give both",
@@ -75,12 +99,18 @@ PROPOSALS = {
         (", options: {checkpoint_path: x}}", "}\n    weights: timm.safetensors"),
     ),
     "a square size": (
-        START.replace("batch: 16", "batch: 16, augment: {resized_crop: true}").replace("name: digits", "name: pictures, hold_out: 4"),
+        START.replace("batch: 16", "batch: 16, augment: {resized_crop: true}").replace(
+            "name: digits", "name: pictures, hold_out: 4"
+        ),
         "set 'size'",
         ("hold_out: 4", "hold_out: 4, size: 8"),
     ),
-    "images held out": (START.replace("name: digits", "name: pictures"), "'hold_out'", ("name: pictures", "name: pictures, hold_out: 4")),
-}  # fmt: skip
+    "images held out": (
+        START.replace("name: digits", "name: pictures"),
+        "'hold_out'",
+        ("name: pictures", "name: pictures, hold_out: 4"),
+    ),
+}
 
 
 @pytest.fixture

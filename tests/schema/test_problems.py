@@ -19,7 +19,7 @@ from flowstill.recipes.recipe import (
 )
 from flowstill.schema import specification, validated
 from flowstill.schema.problems import Problems, members, path_text, shown
-from flowstill.transfer.stages import Name
+from flowstill.schema.text import Name
 
 
 @specification

@@ -17,7 +17,6 @@ from flowstill.cli.options import (
     Seed,
     Settings,
     Strict,
-    TrustCode,
     Uses,
     whole_number,
 )
@@ -59,7 +58,9 @@ def distill(
     devices: Devices = 1,
     precision: PrecisionOption = Precision.auto,
     uses: Uses = None,
-    trust_code: TrustCode = False,
+    trust_code: Annotated[
+        bool, typer.Option("--trust-code", help="Accepted as in `train`; files that you name here run without it.")
+    ] = False,
     strict: Strict = False,
 ) -> None:
     """Teach a small network with a large trained one, by a named method.

@@ -17,10 +17,10 @@ from flowstill.nets.spec import Net
 from flowstill.recipes.references import check_references
 from flowstill.schema import specification
 from flowstill.schema.code import located
-from flowstill.schema.text import Text, path_as_text
+from flowstill.schema.text import Name, Text, path_as_text
 from flowstill.transfer.rules import AdaptiveClip, Rule, Sum
 from flowstill.transfer.schedules import Constant, Cosine, Linear, Milestones, Schedule
-from flowstill.transfer.stages import Name, Optimizer, Player, Stage, Term, Update
+from flowstill.transfer.stages import Optimizer, Player, Stage, Term, Update
 
 __all__ = [
     "AdaptiveClip",

@@ -1,11 +1,11 @@
-"""Text that may be given as a path."""
+"""Text of a certain form: what may be given as a path, and names that files are called after."""
 
 from __future__ import annotations
 
 import os
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 
 def path_as_text(value: Any) -> Any:
@@ -19,3 +19,13 @@ def path_as_text(value: Any) -> Any:
 
 
 Text = Annotated[str, BeforeValidator(path_as_text)]
+
+LONGEST_NAME = 100  # a file is named after a job and a stage, and file systems allow 255 characters
+Name = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_. -]*$",
+        max_length=LONGEST_NAME,
+        description=f"a name of letters, digits, spaces, '_', '-' and '.', at most {LONGEST_NAME} characters",
+    ),
+]

@@ -13,6 +13,7 @@ from pydantic_core import ArgsKwargs
 
 from flowstill.errors import did_you_mean
 from flowstill.schema import specification
+from flowstill.schema.text import Name
 from flowstill.transfer.knowledge import Knowledge, parse_knowledge
 from flowstill.transfer.recoding import Recoding
 from flowstill.transfer.rules import Rule, Sum, parse_rule
@@ -37,18 +38,6 @@ def _as_term(value: Any) -> Any:
 def _as_tuple(value: Any) -> Any:
     """A single item is short for a tuple of one."""
     return value if isinstance(value, (tuple, list)) else (value,)
-
-
-# Stages' and jobs' names are used as file names.
-LONGEST_NAME = 100  # a file is named after a job and a stage, and file systems allow 255 characters
-Name = Annotated[
-    str,
-    Field(
-        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_. -]*$",
-        max_length=LONGEST_NAME,
-        description=f"a name of letters, digits, spaces, '_', '-' and '.', at most {LONGEST_NAME} characters",
-    ),
-]
 
 
 @specification
